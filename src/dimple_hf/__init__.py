@@ -1,0 +1,74 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Dimple, the first discrete-diffusion multimodal language model, as an ordinary citizen of the Hugging Face
+ecosystem.
+
+Importing this package registers Dimple with transformers' Auto classes (here and nowhere else), so that
+`AutoModel.from_pretrained("rp-yu/Dimple-7B")` and its siblings need no remote code.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+
+from .modeling import (
+    DimpleConfig,
+    DimpleForConditionalGeneration,
+    DimpleGenerationConfig,
+    DimpleGenerationOutput,
+    DimpleVisionConfig,
+)
+from .processing import DimpleImageProcessor, DimpleProcessor, DimpleTokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DimpleConfig",
+    "DimpleForConditionalGeneration",
+    "DimpleGenerationConfig",
+    "DimpleGenerationOutput",
+    "DimpleImageProcessor",
+    "DimpleProcessor",
+    "DimpleTokenizer",
+    "DimpleVisionConfig",
+]
+
+
+class _TokenizerKey(PreTrainedConfig):
+    """
+    Stands for no model. Transformers finds a tokenizer by the name in a checkpoint's files as soon as its class is
+    registered under any configuration; under `DimpleConfig` itself, `trust_remote_code=True` would prefer the code
+    that a checkpoint's `auto_map` points to.
+    """
+
+    model_type = "dimple_tokenizer"
+
+
+def _register() -> None:
+    AutoConfig.register(DimpleConfig.model_type, DimpleConfig, exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        auto_class.register(DimpleConfig, DimpleForConditionalGeneration, exist_ok=True)
+    AutoImageProcessor.register(DimpleConfig, image_processor_classes={"pil": DimpleImageProcessor}, exist_ok=True)
+    AutoProcessor.register(DimpleConfig, DimpleProcessor, exist_ok=True)
+    AutoTokenizer.register(_TokenizerKey, tokenizer_class=DimpleTokenizer, exist_ok=True)
+
+
+_register()

@@ -1,0 +1,183 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of Dimple: a Qwen2.5-VL vision tower, a projector and a Dream-7B language model.
+
+Source: "Dimple: Discrete Diffusion Multimodal Large Language Model with Parallel Decoding" (arXiv 2505.16990) and the
+`config.json` of the released checkpoint, which loads as it is. Imported by every file of `modeling/`.
+"""
+
+import json
+import os
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+
+
+@strict
+class DimpleVisionConfig(Qwen2_5_VLVisionConfig):
+    r"""
+    Configuration of Dimple's vision tower. All fields are those of `Qwen2_5_VLVisionConfig`; the defaults are the
+    released model's.
+
+    Args:
+        out_hidden_size (`int`, defaults to 3584):
+            Width of the merged image features, which is also the width of the projector's input.
+        window_size (`int`, defaults to 112):
+            Side of an attention window, in pixels.
+        fullatt_block_indexes (`list[int]`, defaults to `[7, 15, 23, 31]`):
+            Blocks that attend to the whole image instead of one window.
+    """
+
+    model_type = "dimple_vision"
+
+    hidden_size: int = 1280
+    tokens_per_second: int = 2
+
+
+@strict
+class DimpleConfig(Qwen2_5_VLTextConfig):
+    r"""
+    Configuration of [`DimpleForConditionalGeneration`]: the language model's fields at the top level (the released
+    checkpoint's layout), the vision tower's in `vision_config`. The defaults are the released 7B model's.
+
+    Args:
+        vision_config (`dict` or `DimpleVisionConfig`, *optional*):
+            Configuration of the vision tower.
+        full_attn_mask (`bool`, defaults to `True`):
+            Which of its two modes the model is in. `True`: every token sees every token, `generate` denoises and
+            `forward(labels=...)` is the masked-diffusion loss. `False`: causal, `generate` is autoregressive and the
+            loss is next-token cross-entropy.
+        mrope_section (`list[int]`, defaults to `[16, 24, 24]`):
+            How many rotary frequencies take the temporal, height and width position. They sum to half the head size.
+        loss_weighting (`str`, defaults to `"uniform"`):
+            Weights of the masked-diffusion loss: `"uniform"` (the released code) or `"elbo"` (1 / t, the paper's
+            equation 3).
+        rope_theta (`float`, *optional*):
+            Base of the rotary frequencies; accepted as a keyword and kept in `rope_parameters`. 10000 when missing, as
+            the original's.
+        mask_token_id (`int`, defaults to 151666):
+            The token that stands for "not yet decided".
+        pad_token_id (`int`, defaults to 151643):
+            Fills batches, and ends answers: the released model closes an answer with a run of it.
+        image_token_id, video_token_id, vision_start_token_id, vision_end_token_id, vision_token_id (`int`):
+            Placeholder ids around and for picture features. Video is not supported by the model.
+
+    Raises:
+        ValueError: If `loss_weighting` is unknown, a sliding window is asked for, `mrope_section` does not sum to
+        half the head size, if heads do not divide each other or the
+            hidden size, or if a special token id lies outside the vocabulary.
+    """
+
+    model_type = "dimple"
+    base_config_key = ""
+    default_theta = 10000.0
+    sub_configs_defaults = {"vision_config": DimpleVisionConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int | None = 4
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float | int = 1e-6
+    max_window_layers: int | None = 28
+    tie_word_embeddings: bool = False
+    full_attn_mask: bool = True
+    loss_weighting: str = "uniform"
+    mrope_section: list[int] | tuple[int, ...] = (16, 24, 24)
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = 151643
+    mask_token_id: int = 151666
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    vision_token_id: int = 151654
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Pointers to code inside a checkpoint: our classes are registered, and re-saving them would leave them
+        # dangling.
+        kwargs.pop("auto_map", None)
+        if isinstance(self.vision_config, dict):
+            # The original writes "dimple" as the tower's type too; the class knows its own.
+            self.vision_config = {k: v for k, v in self.vision_config.items() if k != "model_type"}
+        super().__post_init__(**kwargs)
+        self._check_consistency()
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        kwargs = super().convert_rope_params_to_dict(**kwargs)
+        # The original keeps the sections at the top level, transformers' rotary embedding reads them from here. Our
+        # own files carry them in both places, and then they are equal.
+        self.rope_parameters.setdefault("mrope_section", list(self.mrope_section))
+        self.mrope_section = list(self.rope_parameters["mrope_section"])
+        return kwargs
+
+    def _check_consistency(self) -> None:
+        if self.loss_weighting not in ("uniform", "elbo"):
+            raise ValueError(f'`loss_weighting` must be "uniform" or "elbo" (got {self.loss_weighting!r})')
+        if self.use_sliding_window:
+            raise ValueError("`use_sliding_window` must be False: the model attends to the whole sequence (got True)")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads` (got {self.hidden_size} and "
+                f"{self.num_attention_heads})"
+            )
+        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
+            raise ValueError(
+                "`num_attention_heads` must be a multiple of `num_key_value_heads` "
+                f"(got {self.num_attention_heads} and {self.num_key_value_heads})"
+            )
+        head_dim = self.hidden_size // self.num_attention_heads
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != head_dim:
+            raise ValueError(
+                f"`mrope_section` must be three numbers that sum to half the head size, {head_dim // 2} "
+                f"(got {list(self.mrope_section)})"
+            )
+        for name in ("mask_token_id", "image_token_id", "pad_token_id"):
+            token_id = getattr(self, name)
+            if token_id is not None and not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"`{name}` must lie in [0, vocab_size={self.vocab_size}) (got {token_id})")
+        if self.mask_token_id in (self.pad_token_id, self.image_token_id):
+            raise ValueError(
+                "`mask_token_id` must differ from `pad_token_id` and `image_token_id` "
+                f"(got {self.mask_token_id} for two of them)"
+            )
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """
+        Writes the configuration as JSON, with the names that the original code reads next to transformers' own:
+        without them it would load what we save with a rotary base of 10000, silently.
+
+        Args:
+            json_file_path (`str` or `os.PathLike`):
+                Where to write.
+            use_diff (`bool`, defaults to `True`):
+                Whether to leave out fields that have their default.
+        """
+        fields = json.loads(self.to_json_string(use_diff=use_diff))
+        rope = {k: v for k, v in self.rope_parameters.items() if k not in ("rope_theta", "mrope_section")}
+        fields["rope_theta"] = self.rope_parameters["rope_theta"]
+        fields["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+        fields["mrope_section"] = self.mrope_section
+        fields["full_attn_mask"] = self.full_attn_mask
+        fields["torch_dtype"] = fields.get("dtype")
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+__all__ = ["DimpleConfig", "DimpleVisionConfig"]

@@ -1,0 +1,516 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Generation with Dimple: confident diffusion decoding behind `generate`, and the original's call behind an adapter.
+
+Source: Dimple, section 4 (arXiv 2505.16990) and the released `diffusion_generate`. Options are in
+`generation_config_dimple` and `upstream_dimple`; both calls end in the one loop of `denoising_dimple`. Imported by
+`modeling_dimple`.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
+from transformers.generation import GenerationMixin, SuppressTokensLogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
+
+from .canvas_dimple import CanvasRunner
+from .denoising_dimple import DenoisingPlan, denoise
+from .generation_config_dimple import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DIFFUSION_OPTIONS,
+    SHARED_OPTIONS,
+    DimpleGenerationConfig,
+    nearest_name,
+)
+from .streaming_dimple import DraftStreamer
+from .unmasking_dimple import pad_after_end
+from .upstream_dimple import REPLACEMENTS, UpstreamOptions
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "answer_ids")
+
+
+@dataclass
+class DimpleGenerationOutput(ModelOutput):
+    """
+    Output of `generate` with `return_dict_in_generate=True`.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch_size * num_return_sequences, prompt_length + answer_length)`):
+            Prompt and answer; padding after an answer's end.
+        history (`tuple(torch.LongTensor)`, *optional*):
+            The sequences after each step, with mask tokens at places not yet decided. On request.
+        tokens_per_forward (`torch.FloatTensor` of shape `(batch_size * num_return_sequences,)`, *optional*):
+            Answer tokens that were generated, up to and with the end token, by passes of the model, for each row.
+        num_forward_passes (`torch.LongTensor` of shape `(batch_size * num_return_sequences,)`, *optional*):
+            Passes of the model over each row until it was finished.
+    """
+
+    sequences: torch.LongTensor | None = None
+    history: tuple[torch.LongTensor, ...] | None = None
+    tokens_per_forward: torch.FloatTensor | None = None
+    num_forward_passes: torch.LongTensor | None = None
+
+
+class DimpleGenerationMixin(GenerationMixin):
+    """
+    `generate` for a model with two modes: denoising in bidirectional mode, transformers' own decoding in causal mode.
+
+    ```text
+      prompt | mask mask mask mask mask          the canvas
+         |
+         v                                        one denoising step
+      model -> logits at masked places -> token and confidence of each
+         ^                                                |
+         |                                                v
+         |                        above the threshold, else what the schedule says: reveal
+         |                                                |
+         +--- some still masked --- prompt | a mask c mask mask
+                                                          |
+                                            end token and all before it revealed: finished
+    ```
+    """
+
+    generation_config_class = DimpleGenerationConfig
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: BaseStreamer | None = None,
+        **kwargs: Any,
+    ) -> torch.LongTensor | DimpleGenerationOutput | ModelOutput:
+        r"""
+        Answers prompts. Each row of a batch is decoded as if it were alone.
+
+        In bidirectional mode (`config.full_attn_mask`), by confident diffusion decoding, which keeps the prompt's keys
+        and values and leaves a row as soon as its end is decided. In causal mode, by transformers' own `generate` with
+        all its options.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
+                Prompt tokens; also as `input_ids`.
+            generation_config (`GenerationConfig`, *optional*):
+                Options; those that it leaves at `None` are the model's.
+            logits_processor (`LogitsProcessorList`, *optional*):
+                Called before confidences are taken, with the sequences and scores of all masked places, one a row:
+                `(num_places, length)` and `(num_places, vocab_size)`.
+            stopping_criteria (`StoppingCriteriaList`, *optional*):
+                Called after each step with the sequences of the unfinished rows; a row that is stopped keeps what is
+                revealed, and padding elsewhere.
+            streamer (`BaseStreamer`, *optional*):
+                Gets the prompt, then the answer as it is decided (see [`DraftStreamer`]).
+            attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
+                1 at tokens, 0 at padding, which must be on the left. All ones when missing.
+            pixel_values, image_grid_thw (`torch.Tensor`, *optional*):
+                Images, as [`DimpleProcessor`] makes them.
+            answer_ids (`torch.LongTensor` of shape `(batch_size, answer_length)`, *optional*):
+                The canvas to start from: fixed tokens, and the mask token where one is to be generated. Sets the
+                answer's length.
+            kwargs:
+                Options of [`DimpleGenerationConfig`], which win over `generation_config`. `tokenizer` is accepted and
+                ignored, because transformers' server passes it.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size * num_return_sequences, prompt_length + answer_length)`, or
+            [`DimpleGenerationOutput`] with `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: If an option or input is unknown, out of range, or contradicts another.
+        """
+        inputs = self._take_prompt(inputs, kwargs)
+        kwargs.pop("tokenizer", None)
+        if not self.config.full_attn_mask:
+            return self._generate_causally(
+                inputs, generation_config, logits_processor, stopping_criteria, streamer, **kwargs
+            )
+
+        # 1. Options and inputs, checked before any work
+        config, model_inputs = self._prepare_generation_config(generation_config, **kwargs)
+        self._check_options(config, model_inputs)
+        num_return_sequences = config.num_return_sequences or 1
+        if streamer is not None and len(inputs) * num_return_sequences > 1:
+            raise ValueError(
+                f"`streamer` must be used with one sequence at a time (got {len(inputs) * num_return_sequences})"
+            )
+        mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
+        answer = self._initial_answer(config, inputs, model_inputs.pop("answer_ids", None), mask_token_id)
+        attention_mask = self._check_prompt(inputs, model_inputs.pop("attention_mask", None), mask_token_id, answer)
+        plan = DenoisingPlan(
+            num_steps=config.max_denoising_steps or answer.shape[1],
+            mask_token_id=mask_token_id,
+            end_token_ids=self._end_token_ids(config, inputs.device),
+            unmasking=config.unmasking,
+            unmasking_schedule=config.unmasking_schedule,
+            confidence_threshold=config.confidence_threshold,
+            do_sample=bool(config.do_sample),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+        )
+        processors = LogitsProcessorList(
+            [SuppressTokensLogitsProcessor([mask_token_id], device=inputs.device), *(logits_processor or [])]
+        )
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if config.max_time is not None:
+            criteria.append(MaxTimeCriteria(max_time=config.max_time))
+        drafts = None
+        if streamer is not None:
+            streamer.put(inputs.cpu())
+            drafts = DraftStreamer(streamer, mask_token_id, plan.end_token_ids)
+
+        # 2. Images once, then a row for each returned sequence
+        runner = self._prepare_canvas(
+            inputs, attention_mask, answer, num_return_sequences, config.use_cache is not False, **model_inputs
+        )
+        prompt = runner.input_ids
+        answer = answer.repeat_interleave(num_return_sequences, dim=0)
+
+        # 3. Denoising
+        decoded, num_passes, history = denoise(
+            runner, answer, plan, processors, criteria, drafts, keep_history=config.output_history
+        )
+
+        # 4. Padding behind the end
+        pad_token_id = self._pad_token_id(config)
+        decoded = pad_after_end(decoded, plan.end_token_ids, pad_token_id)
+        is_generated = (answer == mask_token_id) & (decoded != mask_token_id)
+        is_generated &= ~_after_first(torch.isin(decoded, plan.end_token_ids))
+        decoded = decoded.masked_fill(decoded == mask_token_id, pad_token_id)
+        if drafts is not None:
+            drafts.end(decoded)
+        sequences = torch.cat([prompt, decoded], dim=1)
+        if not config.return_dict_in_generate:
+            return sequences
+        return DimpleGenerationOutput(
+            sequences=sequences,
+            history=_with_prompt(prompt, history) if config.output_history else None,
+            tokens_per_forward=is_generated.sum(dim=1) / num_passes.clamp(min=1),
+            num_forward_passes=num_passes,
+        )
+
+    @torch.no_grad()
+    def diffusion_generate(
+        self, inputs: torch.LongTensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> torch.LongTensor | DimpleGenerationOutput:
+        r"""
+        The original's call, with its argument names, defaults and habits: no early stop, tokens taken after the end,
+        no cache unless asked for. At batch 1 it gives the original's tokens; unlike there, a row of a batch does not
+        depend on its neighbours.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
+                Prompt tokens; also as `input_ids`. `attention_mask`, `pixel_values` and `image_grid_thw` as for
+                [`~DimpleGenerationMixin.generate`].
+            generation_config (`GenerationConfig`, *optional*):
+                An object with any of the options below as attributes.
+            max_new_tokens (`int`, *optional*):
+                Places of the answer; wins over `max_length` (default 20), which counts the prompt too.
+            steps (`int`, defaults to 512):
+                Denoising steps.
+            eps (`float`, defaults to 1e-3):
+                Last time of the schedule.
+            temperature (`float`, defaults to 0):
+                0: greedy. Positive: tokens are drawn.
+            top_p, top_k (*optional*):
+                Shape the distribution that tokens are drawn from.
+            alg (`str`, defaults to `"origin"`):
+                `"origin"`, `"origin-ratio"`, `"maskgit_plus"`, `"topk_margin"`, `"entropy"` or `"autoregressive"`.
+            alg_temp (`float`, *optional*):
+                Draws the order of places by confidence at this temperature.
+            alg_p_threshold (`float`, *optional*):
+                Confidence threshold, `decoding_pipeline="dim"` only. With `alg="entropy"` it never fires, as in the
+                original, whose confidences are then negative.
+            use_original_confidence (`bool`, defaults to `True`):
+                Take confidences before temperature, top-p and top-k; `decoding_pipeline="dim"` only.
+            decoding_pipeline (`str`, defaults to `"dim"`):
+                `"dim"`: Dimple's adaptive schedule. `"dream"`: Dream's fixed one, which runs all steps.
+            use_cache (`bool`, defaults to `False`):
+                Keep the prompt's keys and values.
+            num_return_sequences (`int`, defaults to 1):
+                Sequences per prompt.
+            output_history, return_dict_in_generate (`bool`, defaults to `False`):
+                Return the sequences after each step; return a [`DimpleGenerationOutput`].
+            generation_tokens_hook_func, generation_logits_hook_func (`Callable`, *optional*):
+                See [`DenoisingHooks`].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size * num_return_sequences, prompt_length + answer_length)`, or
+            [`DimpleGenerationOutput`] with `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: If an option or input is unknown, out of range, or contradicts another.
+        """
+        if not self.config.full_attn_mask:
+            raise ValueError("`diffusion_generate` must be used in bidirectional mode (got `full_attn_mask=False`)")
+        inputs = self._take_prompt(inputs, kwargs)
+        options = UpstreamOptions.collect(generation_config, kwargs)
+        answer_length = options.answer_length(inputs.shape[1])
+        mask_token_id = self.config.mask_token_id if options.mask_token_id is None else options.mask_token_id
+        answer = inputs.new_full((len(inputs), answer_length), mask_token_id)
+        attention_mask = self._check_prompt(inputs, kwargs.pop("attention_mask", None), mask_token_id, answer)
+        plan = options.plan(mask_token_id, inputs.new_empty(0))
+
+        runner = self._prepare_canvas(
+            inputs, attention_mask, answer, options.num_return_sequences, options.use_cache, **kwargs
+        )
+        prompt = runner.input_ids
+        answer = answer.repeat_interleave(options.num_return_sequences, dim=0)
+        hooks = options.hooks()
+        if hooks is not None:
+            answer = hooks.rewrite(None, prompt, answer, None)
+        decoded, num_passes, history = denoise(
+            runner, answer, plan, LogitsProcessorList(), StoppingCriteriaList(), None, hooks, options.output_history
+        )
+
+        sequences = torch.cat([prompt, decoded], dim=1)
+        if not options.return_dict_in_generate:
+            return sequences
+        return DimpleGenerationOutput(
+            sequences=sequences,
+            history=_with_prompt(prompt, history) if options.output_history else None,
+            tokens_per_forward=((answer == mask_token_id) & (decoded != mask_token_id)).sum(dim=1)
+            / num_passes.clamp(min=1),
+            num_forward_passes=num_passes,
+        )
+
+    def _prepare_canvas(
+        self,
+        inputs: torch.LongTensor,
+        attention_mask: torch.LongTensor,
+        answer: torch.LongTensor,
+        num_return_sequences: int,
+        use_cache: bool,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+    ) -> CanvasRunner:
+        """Encodes the images, once, and repeats each prompt with its features for each returned sequence."""
+        full_mask = torch.cat([attention_mask, torch.ones_like(answer)], dim=1)
+        # Where the answer stands is text to the positions, whatever tokens a canvas fixes there.
+        canvas = torch.cat([inputs, torch.full_like(answer, self.config.mask_token_id)], dim=1)
+        position_ids = self.get_rope_index(canvas, image_grid_thw, full_mask)
+        image_features = self._encode_images(pixel_values, image_grid_thw)
+        runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, use_cache)
+        if num_return_sequences > 1:
+            rows = torch.arange(len(inputs), device=inputs.device)
+            runner.select_rows(rows.repeat_interleave(num_return_sequences))
+        return runner
+
+    def _encode_images(
+        self, pixel_values: torch.FloatTensor | None, image_grid_thw: torch.LongTensor | None
+    ) -> torch.FloatTensor | None:
+        """Returns the features of all images, `(num_image_tokens, hidden_size)`, or `None` without images."""
+        if (pixel_values is None) != (image_grid_thw is None):
+            missing = "pixel_values" if pixel_values is None else "image_grid_thw"
+            raise ValueError(f"`pixel_values` and `image_grid_thw` must be given together (got no `{missing}`)")
+        if pixel_values is None:
+            return None
+        return torch.cat(self.get_image_features(pixel_values, image_grid_thw).pooler_output)
+
+    def _generate_causally(
+        self,
+        inputs: torch.LongTensor,
+        generation_config: GenerationConfig | None,
+        logits_processor: LogitsProcessorList | None,
+        stopping_criteria: StoppingCriteriaList | None,
+        streamer: BaseStreamer | None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> torch.LongTensor | ModelOutput:
+        """Transformers' own decoding, from embeddings that already hold the images."""
+        for name in (*DIFFUSION_OPTIONS, "answer_ids"):
+            if name in kwargs:
+                raise ValueError(f"`{name}` must be used in bidirectional mode (got `full_attn_mask=False`)")
+        # The answer grows token by token: nothing but the prompt is there to be checked.
+        attention_mask = self._check_prompt(inputs, attention_mask, self.config.mask_token_id, inputs[:, :0])
+        position_ids = self.get_rope_index(inputs, image_grid_thw, attention_mask)
+        features = self._encode_images(pixel_values, image_grid_thw)
+        return super().generate(
+            inputs,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            streamer=streamer,
+            inputs_embeds=self.embed(inputs, features),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[DimpleGenerationConfig, dict[str, Any]]:
+        """Merges the model's options, those of `generation_config` that are set, and keyword arguments, which win."""
+        config = DimpleGenerationConfig(**self.generation_config.to_dict())
+        if generation_config is not None:
+            given = generation_config.to_dict()
+            # `None` means "not set", but for the threshold, where it means "none".
+            is_set = {k: v for k, v in given.items() if v is not None or k == "confidence_threshold"}
+            config.update(**is_set)
+        model_inputs = config.update(**kwargs)
+        if config.max_new_tokens is None and config.max_length is None:
+            config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        if not self.config.full_attn_mask:
+            config.update(**config._get_default_generation_params(), defaults_only=True)
+        return config, model_inputs
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        trust_remote_code: bool | None = None,
+        **loading_kwargs: Any,
+    ) -> None:
+        """
+        Loads the generation options next to a checkpoint; transformers calls it in `from_pretrained`.
+
+        CHANGED: keeps [`DimpleGenerationConfig`], and never loads a `custom_generate` function from the checkpoint.
+        """
+        if generation_config is not None:
+            self.generation_config = DimpleGenerationConfig(**generation_config.to_dict())
+        elif pretrained_model_name_or_path is not None:
+            try:
+                self.generation_config = DimpleGenerationConfig.from_pretrained(
+                    pretrained_model_name_or_path,
+                    _from_auto=from_auto_class,
+                    _from_pipeline=from_pipeline,
+                    **loading_kwargs,
+                )
+            except OSError:
+                return  # no such file: the options made from the model's configuration stay
+
+    def _take_prompt(self, inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torch.LongTensor:
+        """Returns the prompt, which may come as `inputs` or, in `kwargs`, as `input_ids`."""
+        input_ids = kwargs.pop("input_ids", None)
+        if (inputs is None) == (input_ids is None):
+            raise ValueError("exactly one of `inputs` and `input_ids` must be given")
+        inputs = input_ids if inputs is None else inputs
+        if inputs.ndim != 2 or inputs.shape[1] == 0 or torch.is_floating_point(inputs):
+            raise ValueError(
+                "`input_ids` must be an integer tensor of shape (batch_size, prompt_length >= 1) "
+                f"(got {inputs.dtype}, {tuple(inputs.shape)})"
+            )
+        return inputs
+
+    def _check_options(self, config: DimpleGenerationConfig, model_inputs: dict[str, Any]) -> None:
+        """Refuses what diffusion decoding does not know, by name."""
+        known = {*MODEL_INPUTS, *SHARED_OPTIONS, *DIFFUSION_OPTIONS}
+        for name, value in model_inputs.items():
+            if name in ("pixel_values_videos", "video_grid_thw") and value is not None:
+                raise ValueError(f"`{name}` must not be given: Dimple does not support video")
+            if name in REPLACEMENTS:
+                raise ValueError(
+                    f"`{name}` must be passed to `diffusion_generate`; `generate` has {REPLACEMENTS[name]}"
+                )
+            if name not in MODEL_INPUTS and value is not None:
+                raise ValueError(f"`{name}` must be a generation option or model input{nearest_name(name, known)}")
+        defaults = config._get_default_generation_params()
+        for name, value in config.to_dict().items():
+            if name in known or name.startswith("_") or value is None or value == defaults.get(name):
+                continue
+            raise ValueError(f"`{name}` must not be set: diffusion decoding has no such option (got {value!r})")
+
+    def _initial_answer(
+        self,
+        config: DimpleGenerationConfig,
+        inputs: torch.LongTensor,
+        answer_ids: torch.LongTensor | None,
+        mask_token_id: int,
+    ) -> torch.LongTensor:
+        """Returns the canvas that denoising starts from: `answer_ids`, or mask tokens only."""
+        if answer_ids is not None:
+            if answer_ids.ndim != 2 or len(answer_ids) != len(inputs) or answer_ids.shape[1] == 0:
+                raise ValueError(
+                    f"`answer_ids` must have shape (batch_size={len(inputs)}, answer_length >= 1) "
+                    f"(got {tuple(answer_ids.shape)})"
+                )
+            return answer_ids.to(inputs.device)
+        length = config.max_new_tokens or config.max_length - inputs.shape[1]
+        if length < 1:
+            raise ValueError(
+                f"`max_length` must leave room for an answer behind the prompt of {inputs.shape[1]} tokens "
+                f"(got {config.max_length})"
+            )
+        return inputs.new_full((len(inputs), length), mask_token_id)
+
+    def _check_prompt(
+        self,
+        inputs: torch.LongTensor,
+        attention_mask: torch.LongTensor | None,
+        mask_token_id: int,
+        answer: torch.LongTensor,
+    ) -> torch.LongTensor:
+        """Checks the prompt and returns its attention mask, all ones when there is none."""
+        total = inputs.shape[1] + answer.shape[1]
+        if total > self.config.max_position_embeddings:
+            raise ValueError(
+                f"prompt and answer must fit `max_position_embeddings`={self.config.max_position_embeddings} "
+                f"(got {inputs.shape[1]} + {answer.shape[1]} tokens)"
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs)
+        if attention_mask.shape != inputs.shape:
+            raise ValueError(
+                f"`attention_mask` must have the shape of `input_ids`, {tuple(inputs.shape)} "
+                f"(got {tuple(attention_mask.shape)})"
+            )
+        is_token = attention_mask != 0
+        for row in (~is_token.any(dim=1)).nonzero()[:1, 0].tolist():
+            raise ValueError(f"`attention_mask` must have a token in each row (got only padding in row {row})")
+        for row in (is_token[:, :-1] & ~is_token[:, 1:]).any(dim=1).nonzero()[:1, 0].tolist():
+            raise ValueError(
+                '`attention_mask` must be padded on the left for generation; use padding_side="left" '
+                f"(got padding behind a token in row {row})"
+            )
+        for row in ((inputs == mask_token_id) & is_token).any(dim=1).nonzero()[:1, 0].tolist():
+            raise ValueError(
+                f"`input_ids` must not hold the mask token {mask_token_id}, which belongs in `answer_ids` "
+                f"(got it in row {row})"
+            )
+        return attention_mask
+
+    def _end_token_ids(self, config: DimpleGenerationConfig, device: torch.device) -> torch.LongTensor:
+        """The end tokens and the padding token, with which the released model ends its answers."""
+        eos = config.eos_token_id if config.eos_token_id is not None else []
+        eos = [eos] if isinstance(eos, int) else list(eos)
+        pad = [] if config.pad_token_id is None else [config.pad_token_id]
+        return torch.tensor([*eos, *pad], dtype=torch.long, device=device)
+
+    def _pad_token_id(self, config: DimpleGenerationConfig) -> int:
+        for token_id in (config.pad_token_id, self.config.pad_token_id):
+            if token_id is not None:
+                return token_id
+        raise ValueError(
+            "`pad_token_id` must be set in the generation options or the model's configuration (got None)"
+        )
+
+
+def _after_first(flags: torch.BoolTensor) -> torch.BoolTensor:
+    """`True` behind the first `True` of each row; both of shape `(batch_size, length)`."""
+    counts = flags.long()
+    return counts.cumsum(dim=1) - counts > 0
+
+
+def _with_prompt(prompt: torch.LongTensor, answers: list[torch.LongTensor]) -> tuple[torch.LongTensor, ...]:
+    return tuple(torch.cat([prompt, answer], dim=1) for answer in answers)

@@ -1,0 +1,676 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Dimple model: Qwen2.5-VL's vision tower and text layers, a projector between them, two attention modes.
+
+Source: Dimple, section 3 (arXiv 2505.16990). Parameter names and shapes are those of the released checkpoint. The
+logits at place i predict the token at place i + 1 in both modes, because the language model was autoregressive first.
+Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLTextModel,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_dimple import DimpleConfig, DimpleVisionConfig
+from .diffusion_dimple import (
+    diffusion_loss,
+    observed_noise_levels,
+    sample_masked_positions,
+    sample_noise_levels,
+    token_cross_entropy,
+)
+from .generation_dimple import DimpleGenerationMixin
+
+
+@dataclass
+class DimpleOutput(ModelOutput):
+    """
+    Output of [`DimpleForConditionalGeneration.forward`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Loss of the current mode, when `labels` were given.
+        logits (`torch.FloatTensor`, *optional*):
+            Of shape `(batch_size, num_kept, vocab_size)`, or `(num_places, vocab_size)` when `logits_to_keep` is a
+            mask.
+            `None` when `labels` were given without `logits_to_keep`: the loss never needs all of them.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of the tokens so far.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+            Of each text layer, on request.
+        token_losses (`torch.FloatTensor` of shape `(num_tokens,)`, *optional*):
+            Cross-entropy in nats of each token that the loss counts, row by row, without gradient.
+        token_hits (`torch.BoolTensor` of shape `(num_tokens,)`, *optional*):
+            Whether the most probable token was the right one, at the same tokens.
+        token_noise_levels (`torch.FloatTensor` of shape `(num_tokens,)`, *optional*):
+            Noise level of the row that each of these tokens stands in; diffusion loss only.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    token_losses: torch.FloatTensor | None = None
+    token_hits: torch.BoolTensor | None = None
+    token_noise_levels: torch.FloatTensor | None = None
+
+
+def image_token_counts(image_grid_thw: torch.Tensor, spatial_merge_size: int) -> torch.Tensor:
+    """
+    Args:
+        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`):
+            Patches of each image along time, height and width.
+        spatial_merge_size (`int`):
+            Patches along each side of one merged token.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_images,)`: Language-model tokens of each image.
+    """
+    return image_grid_thw.prod(dim=-1) // spatial_merge_size**2
+
+
+def multimodal_position_ids(
+    image_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    image_grid_thw: torch.Tensor | None,
+    spatial_merge_size: int,
+) -> torch.Tensor:
+    """
+    Positions of every token on the three axes of multimodal RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1).
+
+    Text counts up on all three axes alike. An image of `h x w` merged tokens starts where the text before it ended:
+    its tokens share the temporal position and take their row and column as height and width; the text after it goes
+    on at the largest of them plus one. For two text tokens, an image of 2 x 2 and a text token:
+
+    ```text
+    time    0 1 | 2 2 2 2 | 4
+    height  0 1 | 2 2 3 3 | 4
+    width   0 1 | 2 3 2 3 | 4
+    ```
+
+    Args:
+        image_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+            `True` at image tokens. Each image's tokens are adjacent, images come in the order of `image_grid_thw`.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 at tokens, 0 at padding, which takes no position.
+        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
+            Patches of each image along time, height and width.
+        spatial_merge_size (`int`):
+            Patches along each side of one merged token.
+
+    Returns:
+        `torch.LongTensor` of shape `(3, batch_size, sequence_length)`: Temporal, height and width positions.
+    """
+    advance = (~image_mask).long()  # how far each token moves the position of what follows it
+    offsets = torch.zeros(3, *image_mask.shape, dtype=torch.long, device=image_mask.device)
+    if image_grid_thw is not None and len(image_grid_thw):
+        grids = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in image_grid_thw.tolist()]
+        coordinates = [torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3) for grid in grids]
+        offsets[:, image_mask] = torch.cat(coordinates).T.to(image_mask.device)
+        # An image moves the position at its last token, by its longest side; so all its tokens start from one
+        # position.
+        image_advance = torch.cat(
+            [torch.tensor([0] * (len(c) - 1) + [max(g)]) for c, g in zip(coordinates, grids, strict=True)]
+        )
+        advance[image_mask] = image_advance.to(image_mask.device)
+    if attention_mask is not None:
+        advance = advance * (attention_mask != 0)
+    return advance.cumsum(dim=1) - advance + offsets
+
+
+class DimpleVisionModel(Qwen2_5_VisionTransformerPretrainedModel):
+    """Qwen2.5-VL's vision tower, which also runs under flex attention (it attends within slices, without a mask)."""
+
+    config: DimpleVisionConfig
+    _supports_flex_attn = True
+
+
+class DimpleTextModel(Qwen2_5_VLTextModel):
+    """
+    Qwen2.5-VL's text layers with the attention mode as an argument.
+
+    CHANGED: transformers' own switch writes `is_causal` into the shared config for the time of a call, so two threads
+    in different modes disturb each other. Here it only travels as an argument, which every attention backend obeys.
+    """
+
+    config: DimpleConfig
+    _supports_flex_attn = True
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        is_causal: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """See [`DimpleForConditionalGeneration.forward`]; `position_ids` are required here."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        attention_mask = self.prepare_attention_mask(inputs_embeds, attention_mask, past_key_values, is_causal)
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for layer in self.layers:
+            # Positional, so that reentrant activation checkpointing sees a tensor that needs a gradient.
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=attention_mask["full_attention"],
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                is_causal=is_causal,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def prepare_attention_mask(
+        self,
+        inputs_embeds: torch.FloatTensor,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+        past_key_values: Cache | None,
+        is_causal: bool,
+    ) -> dict[str, torch.Tensor | None]:
+        """
+        Returns:
+            `dict[str, torch.Tensor | None]`: What the attention backend wants, under `"full_attention"`; `None` where
+            a backend needs no mask. A dict is returned as it is, so that a loop can prepare it once.
+        """
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        create_mask = create_causal_mask if is_causal else create_bidirectional_mask
+        mask = create_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        return {"full_attention": mask}
+
+
+class DimpleProjector(nn.Module):
+    """Maps merged image features to the language model's width: linear, activation, linear."""
+
+    def __init__(self, config: DimpleConfig, vision_config: DimpleVisionConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_config.out_hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(image_features)))
+
+
+class DimplePreTrainedModel(PreTrainedModel):
+    """What all models of this package share: the configuration and what they support."""
+
+    config: DimpleConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixin):
+    r"""
+    Dimple, a vision-language model that answers by masked diffusion (or, in its first training phase, token by token).
+
+    `config.full_attn_mask` is the mode: `True`, every token sees every token; `False`, causal. `forward` takes it as
+    `is_causal`, too.
+
+    Args:
+        config (`DimpleConfig`):
+            The model's shape and mode.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModel, AutoProcessor
+    >>> import dimple_hf
+
+    >>> model = AutoModel.from_pretrained("rp-yu/Dimple-7B", dtype="auto", device_map="auto")
+    >>> processor = AutoProcessor.from_pretrained("rp-yu/Dimple-7B")
+    >>> content = [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}]
+    >>> inputs = processor.apply_chat_template(
+    ...     [{"role": "user", "content": content}],
+    ...     add_generation_prompt=True,
+    ...     tokenize=True,
+    ...     return_dict=True,
+    ...     return_tensors="pt",
+    ... ).to(model.device)
+    >>> output = model.generate(**inputs, max_new_tokens=64)
+    >>> processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: DimpleConfig):
+        super().__init__(config)
+        self.visual = DimpleVisionModel._from_config(config.vision_config)
+        self.img_projector = DimpleProjector(config, self.visual.config)
+        self.model = DimpleTextModel._from_config(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, image_grid_thw: torch.LongTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Encodes images and projects them to the language model's width.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`):
+                Normalised patches of all images, one after the other, as [`DimpleImageProcessor`] makes them.
+            image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`):
+                Patches of each image along time, height and width.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` is a tuple with one tensor of shape
+            `(num_image_tokens, hidden_size)` for each image.
+
+        Raises:
+            ValueError: If the arguments contradict each other or the vision tower's shape.
+        """
+        self._check_images(pixel_values, image_grid_thw)
+        outputs = self.visual(pixel_values.to(self.visual.dtype), grid_thw=image_grid_thw, **kwargs)
+        counts = image_token_counts(image_grid_thw, self.visual.spatial_merge_size).tolist()
+        outputs.pooler_output = self.img_projector(outputs.pooler_output).split(counts)
+        return outputs
+
+    def get_rope_index(
+        self,
+        input_ids: torch.LongTensor,
+        image_grid_thw: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+    ) -> torch.LongTensor:
+        """
+        Positions of a prompt's tokens; see [`multimodal_position_ids`].
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens with image placeholders.
+            image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
+                Patches of each image, in the order of the placeholders.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 at tokens, 0 at padding.
+
+        Returns:
+            `torch.LongTensor` of shape `(3, batch_size, sequence_length)`: Temporal, height and width positions.
+
+        Raises:
+            ValueError: If placeholders and images differ in number, or an image's placeholders are not adjacent.
+        """
+        image_mask = input_ids == self.config.image_token_id
+        self._check_placeholders(image_mask, image_grid_thw)
+        merge_size = self.visual.config.spatial_merge_size
+        return multimodal_position_ids(image_mask, attention_mask, image_grid_thw, merge_size)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        masked_positions: torch.BoolTensor | None = None,
+        is_causal: bool | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DimpleOutput:
+        r"""
+        One pass, in six steps:
+
+        1. The mode: causal or bidirectional.
+        2. With labels in bidirectional mode: mask tokens by the noise schedule, or as `masked_positions` says.
+        3. Embed tokens and put image features at the placeholders.
+        4. Positions on the three axes.
+        5. The language model.
+        6. The loss at supervised places, or the logits at the places asked for.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens; each image stands as a run of `config.image_token_id`.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 at tokens, 0 at padding. Also a mask of four dimensions, or the dict that
+                `DimpleTextModel.prepare_attention_mask` returns.
+            position_ids (`torch.LongTensor` of shape `(3, batch_size, sequence_length)`, *optional*):
+                Positions on the three axes; computed from the tokens and `image_grid_thw` when missing.
+            past_key_values (`Cache`, *optional*):
+                Keys and values of earlier tokens; once it is filled, `position_ids` must be given.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                In place of `input_ids` and images.
+            pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
+                Patches of all images.
+            image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
+                Patches of each image along time, height and width.
+            image_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+                In place of `pixel_values`: what [`~DimpleForConditionalGeneration.get_image_features`] returned,
+                concatenated.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The right token at each place, *not* shifted; -100 where nothing is learned.
+            masked_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                `True` where the token is replaced by the mask token. Bidirectional mode with labels only; drawn from
+                the noise schedule among the supervised places when missing.
+            is_causal (`bool`, *optional*, defaults to `not config.full_attn_mask`):
+                `True`: a token sees those before it, and the loss is next-token cross-entropy. `False`: it sees all,
+                and the loss is the masked-diffusion loss.
+            use_cache (`bool`, *optional*, defaults to `False`):
+                Whether to return keys and values in a new `DynamicCache` when no `past_key_values` are given.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*):
+                Which places to compute logits at: the last n (0: all), those of a 1-D index tensor, or those where a
+                bool mask of shape `(batch_size, sequence_length)` is `True`, packed row by row. All when missing, none
+                when `labels` are given.
+            num_items_in_batch (`int` or `torch.LongTensor`, *optional*):
+                Supervised tokens of the whole optimizer step; `Trainer` passes it. See [`diffusion_loss`].
+
+        Returns:
+            [`DimpleOutput`]
+
+        Raises:
+            ValueError: If the arguments contradict each other, or images do not fit their placeholders.
+        """
+        # 1. Mode
+        is_causal = not self.config.full_attn_mask if is_causal is None else is_causal
+        self._check_forward_arguments(
+            input_ids, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw, image_features,
+            labels, masked_positions, is_causal,
+        )  # fmt: skip
+
+        # 2. Forward process
+        if image_features is None and pixel_values is not None:
+            image_features = torch.cat(self.get_image_features(pixel_values, image_grid_thw).pooler_output)
+        noise_levels = None
+        if labels is not None and input_ids is not None and not is_causal:
+            maskable = labels != -100
+            if masked_positions is None:
+                noise_levels = sample_noise_levels(len(labels), labels.device)
+                masked_positions = sample_masked_positions(maskable, noise_levels)
+            else:
+                noise_levels = observed_noise_levels(masked_positions, maskable)
+            input_ids = input_ids.masked_fill(masked_positions, self.config.mask_token_id)
+
+        # 3. Embeddings
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, image_features)
+
+        # 4. Positions
+        if position_ids is None:
+            position_ids = self._default_position_ids(input_ids, inputs_embeds, image_grid_thw, attention_mask)
+
+        # 5. Language model
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        outputs = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            is_causal=is_causal,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+
+        # 6. Loss and logits
+        output = DimpleOutput(
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        if labels is not None:
+            self._add_loss(output, hidden_states, labels, masked_positions, noise_levels, num_items_in_batch)
+        if labels is None or logits_to_keep is not None:
+            output.logits = self.lm_head(select_places(hidden_states, logits_to_keep))
+        return output
+
+    def embed(self, input_ids: torch.LongTensor, image_features: torch.FloatTensor | None = None) -> torch.FloatTensor:
+        """
+        Embeds tokens and puts image features at their placeholders.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens with image placeholders.
+            image_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+                Features of all images, in the order of the placeholders.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`
+
+        Raises:
+            ValueError: If there are not as many placeholders as features.
+        """
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if image_features is None:
+            return inputs_embeds
+        image_mask = input_ids == self.config.image_token_id
+        num_placeholders = int(image_mask.sum())
+        if num_placeholders != len(image_features):
+            raise ValueError(
+                f"`input_ids` must hold an image placeholder (id {self.config.image_token_id}) for each image feature "
+                f"(got {num_placeholders} placeholders and {len(image_features)} features)"
+            )
+        image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(image_mask[..., None], image_features)
+
+    def _add_loss(
+        self,
+        output: DimpleOutput,
+        hidden_states: torch.FloatTensor,
+        labels: torch.LongTensor,
+        masked_positions: torch.BoolTensor | None,
+        noise_levels: torch.FloatTensor | None,
+        num_items_in_batch: int | torch.Tensor | None,
+    ) -> None:
+        """Computes the loss at supervised places and stores it, with its parts, in `output`."""
+        labels = labels.to(hidden_states.device)
+        supervised = labels != -100
+        supervised[:, 0] = False  # nothing predicts the first token
+        counted = supervised if masked_positions is None else supervised & masked_positions.to(hidden_states.device)
+        rows, places = counted.nonzero(as_tuple=True)
+        token_losses, output.token_hits = token_cross_entropy(
+            hidden_states[rows, places - 1], self.lm_head, labels[rows, places], self.config.vocab_size
+        )
+        output.token_losses = token_losses.detach()
+        if noise_levels is None:
+            total = max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch
+            output.loss = token_losses.sum() / total
+        else:
+            output.token_noise_levels = noise_levels.to(hidden_states.device)[rows]
+            output.loss = diffusion_loss(
+                token_losses,
+                output.token_noise_levels,
+                num_maskable=supervised.sum(),
+                loss_weighting=self.config.loss_weighting,
+                num_items_in_batch=num_items_in_batch,
+            )
+
+    def _default_position_ids(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor,
+        image_grid_thw: torch.LongTensor | None,
+        attention_mask: torch.Tensor | dict | None,
+    ) -> torch.LongTensor:
+        is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        attention_mask = attention_mask if is_padding_mask else None
+        if input_ids is not None:
+            return self.get_rope_index(input_ids, image_grid_thw, attention_mask)
+        text_only = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        return multimodal_position_ids(text_only, attention_mask, None, 1)
+
+    def _check_forward_arguments(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+        position_ids: torch.LongTensor | None,
+        past_key_values: Cache | None,
+        pixel_values: torch.FloatTensor | None,
+        image_grid_thw: torch.LongTensor | None,
+        image_features: torch.FloatTensor | None,
+        labels: torch.LongTensor | None,
+        masked_positions: torch.BoolTensor | None,
+        is_causal: bool,
+    ) -> None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
+        if image_grid_thw is not None and inputs_embeds is None and pixel_values is None and image_features is None:
+            raise ValueError("`pixel_values` must be given with `image_grid_thw` (got None)")
+        if inputs_embeds is not None and (pixel_values is not None or image_features is not None):
+            raise ValueError(
+                "`inputs_embeds` must already hold the images (got `pixel_values` or `image_features` too)"
+            )
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("only one of `pixel_values` and `image_features` must be given (got both)")
+        if position_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                "`position_ids` must be given with a filled cache: images shift them by an unknown amount"
+            )
+        if masked_positions is not None and (labels is None or is_causal):
+            raise ValueError("`masked_positions` must come with `labels` in bidirectional mode (`is_causal=False`)")
+        if labels is not None and not is_causal and input_ids is None:
+            raise ValueError(
+                "`input_ids` must be given for the diffusion loss, which masks tokens (got `inputs_embeds`)"
+            )
+        for name, tensor in (("labels", labels), ("masked_positions", masked_positions)):
+            if tensor is not None and input_ids is not None and tensor.shape != input_ids.shape:
+                raise ValueError(
+                    f"`{name}` must have the shape of `input_ids`, {tuple(input_ids.shape)} "
+                    f"(got {tuple(tensor.shape)})"
+                )
+
+    def _check_images(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None) -> None:
+        vision = self.visual.config
+        patch_elements = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        if not torch.is_floating_point(pixel_values):
+            raise ValueError(f"`pixel_values` must be floating point (got {pixel_values.dtype})")
+        if pixel_values.ndim != 2 or pixel_values.shape[1] != patch_elements:
+            raise ValueError(
+                f"`pixel_values` must have shape (num_patches, {patch_elements}) (got {tuple(pixel_values.shape)})"
+            )
+        if image_grid_thw is None:
+            raise ValueError("`image_grid_thw` must be given with `pixel_values` (got None)")
+        self._check_grid(image_grid_thw)
+        num_patches = int(image_grid_thw.prod(dim=-1).sum())
+        if num_patches != len(pixel_values):
+            raise ValueError(
+                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts "
+                f"(got {len(pixel_values)})"
+            )
+
+    def _check_grid(self, image_grid_thw: torch.Tensor) -> None:
+        if torch.is_floating_point(image_grid_thw) or image_grid_thw.ndim != 2 or image_grid_thw.shape[1] != 3:
+            raise ValueError(
+                "`image_grid_thw` must be an integer tensor of shape (num_images, 3) "
+                f"(got {image_grid_thw.dtype}, {tuple(image_grid_thw.shape)})"
+            )
+        merge_size = self.visual.config.spatial_merge_size
+        for index, (time, height, width) in enumerate(image_grid_thw.tolist()):
+            if time != 1:
+                raise ValueError(
+                    f"`image_grid_thw[{index}]` must be a still image: video is not supported (got t={time})"
+                )
+            if height < 1 or width < 1 or height % merge_size or width % merge_size:
+                raise ValueError(
+                    f"`image_grid_thw[{index}]` must have positive sides that are multiples of {merge_size} "
+                    f"(got {height} x {width})"
+                )
+
+    def _check_placeholders(self, image_mask: torch.Tensor, image_grid_thw: torch.Tensor | None) -> None:
+        places = image_mask.nonzero()
+        if image_grid_thw is None:
+            # Placeholders without images are ordinary tokens to the embedding; most likely the images were forgotten.
+            if len(places):
+                raise ValueError(f"`image_grid_thw` must be given for {len(places)} image placeholders (got None)")
+            return
+        self._check_grid(image_grid_thw)
+        counts = image_token_counts(image_grid_thw, self.visual.config.spatial_merge_size)
+        if int(counts.sum()) != len(places):
+            raise ValueError(
+                f"`input_ids` must hold {int(counts.sum())} image placeholders for the {len(image_grid_thw)} images "
+                f"of `image_grid_thw` (got {len(places)})"
+            )
+        ends = counts.cumsum(dim=0).to(places.device)
+        first, last = places[ends - counts.to(places.device)], places[ends - 1]
+        adjacent = (first[:, 0] == last[:, 0]) & (last[:, 1] - first[:, 1] == counts.to(places.device) - 1)
+        if not adjacent.all():
+            index = int((~adjacent).nonzero()[0])
+            raise ValueError(
+                f"the {int(counts[index])} placeholders of image {index} must be adjacent in one row of `input_ids` "
+                f"(got them from row {int(first[index, 0])} to row {int(last[index, 0])})"
+            )
+
+
+def select_places(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor | None) -> torch.Tensor:
+    """
+    Picks the places at which logits are wanted.
+
+    Args:
+        hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Outputs of the language model.
+        logits_to_keep (`int` or `torch.Tensor`, *optional*):
+            The last n places (0 or `None`: all), a 1-D index tensor of places, or a bool mask of shape
+            `(batch_size, sequence_length)`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_kept, hidden_size)`, or `(num_places, hidden_size)` for a mask.
+
+    Raises:
+        ValueError: If `logits_to_keep` is negative or of another shape.
+    """
+    if logits_to_keep is None or (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+        return hidden_states
+    if isinstance(logits_to_keep, int):
+        if logits_to_keep < 0:
+            raise ValueError(f"`logits_to_keep` must be >= 0 (got {logits_to_keep})")
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.dtype == torch.bool and logits_to_keep.shape == hidden_states.shape[:2]:
+        return hidden_states[logits_to_keep.to(hidden_states.device)]
+    if logits_to_keep.dtype != torch.bool and logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep.to(hidden_states.device)]
+    raise ValueError(
+        "`logits_to_keep` must be an int, a 1-D index tensor or a bool mask of shape "
+        f"{tuple(hidden_states.shape[:2])} (got {logits_to_keep.dtype} of shape {tuple(logits_to_keep.shape)})"
+    )
+
+
+__all__ = ["DimpleForConditionalGeneration", "DimpleOutput", "DimplePreTrainedModel"]

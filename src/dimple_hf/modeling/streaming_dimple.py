@@ -1,0 +1,63 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Feeds transformers' streamers from the denoising loop. Imported by `denoising_dimple` and `generation_dimple`."""
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+
+class DraftStreamer:
+    """
+    Feeds a transformers streamer from a denoising loop.
+
+    A streamer with `put_draft` gets the whole answer after each step and the finished one at the end. Any other gets
+    the tokens whose place and all places before it are decided, as soon as they are; and an empty tensor when there
+    are none, so that a server's streamer can notice that its client has gone.
+
+    Args:
+        streamer (`BaseStreamer`):
+            Anything with `put` and `end`.
+        mask_token_id (`int`):
+            The token of undecided places.
+        end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
+            Tokens that end an answer; nothing behind one is sent.
+    """
+
+    def __init__(self, streamer: BaseStreamer, mask_token_id: int, end_token_ids: torch.LongTensor):
+        self.streamer = streamer
+        self.mask_token_id = mask_token_id
+        self.end_token_ids = end_token_ids
+        self.takes_drafts = hasattr(streamer, "put_draft")
+        self.num_sent = 0
+
+    def put_answer(self, answer: torch.LongTensor) -> None:
+        """Shows `answer` (`torch.LongTensor` of shape `(batch_size, answer_length)`) as it stands after a step."""
+        if self.takes_drafts:
+            self.streamer.put_draft(value=answer.cpu())
+        else:
+            self._put_settled(answer[0])
+
+    def end(self, answer: torch.LongTensor) -> None:
+        """Sends what is left of the finished `answer`, of the same shape, and ends the stream."""
+        self._put_settled(answer[0])
+        self.streamer.end()
+
+    def _put_settled(self, row: torch.LongTensor) -> None:
+        masked = (row == self.mask_token_id).nonzero()
+        ends = torch.isin(row, self.end_token_ids).nonzero()
+        stop = int(masked[0]) if len(masked) else len(row)
+        if len(ends):
+            stop = min(stop, int(ends[0]) + 1)
+        self.streamer.put(row[self.num_sent : stop].cpu())
+        self.num_sent = max(self.num_sent, stop)

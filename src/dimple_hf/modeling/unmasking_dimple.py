@@ -1,0 +1,263 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The reverse process of masked diffusion: how sure the model is of each place, and which places it decides now.
+
+Pure functions of tensors; every budget, ranking and fallback is per row. Source: Dimple, sections 4.1 and 4.2 (arXiv
+2505.16990); MaskGIT (arXiv 2202.04200) for ranking by confidence, Dream (arXiv 2508.15487) for margin and entropy. The
+schedules are the released code's. Imported by `generation_dimple`.
+"""
+
+import torch
+
+
+def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Probability of the chosen token, in [0, 1] (MaskGIT, section 3.2). See `CONFIDENCE_MEASURES` for the shapes."""
+    chosen = logits.gather(-1, tokens[..., None]).squeeze(-1)
+    return (chosen - logits.logsumexp(dim=-1)).exp()
+
+
+def top_margin(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Largest minus second largest probability, in [0, 1] (Dream, section 3). See `CONFIDENCE_MEASURES`."""
+    top_two = (logits.topk(2, dim=-1).values - logits.logsumexp(dim=-1, keepdim=True)).exp()
+    return top_two[..., 0] - top_two[..., 1]
+
+
+def exp_negative_entropy(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """exp(-H) with the entropy H in nats: 1 when certain, 1 / n when n tokens are equally likely. See
+    `CONFIDENCE_MEASURES`. The original ranks by -H, which orders places alike but is never positive."""
+    log_probabilities = logits.log_softmax(dim=-1)
+    # Forbidden tokens have probability 0 and log probability -inf, whose product is not a number.
+    return (log_probabilities.exp() * log_probabilities.clamp(min=-1e4)).sum(dim=-1).exp()
+
+
+#: How sure the model is of each place: name -> function of `logits` (`torch.FloatTensor` of shape
+#: `(num_places, vocab_size)`) and the chosen `tokens` (`torch.LongTensor` of shape `(num_places,)`), which returns
+#: `torch.FloatTensor` of shape `(num_places,)` with values in [0, 1]. Random and left-to-right order ignore the
+#: confidence when they rank; it still decides what passes a threshold.
+CONFIDENCE_MEASURES = {
+    "confidence": top_probability,
+    "margin": top_margin,
+    "entropy": exp_negative_entropy,
+    "random": top_probability,
+    "left_to_right": top_probability,
+}
+
+
+def filter_logits(
+    logits: torch.Tensor, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None
+) -> torch.Tensor:
+    """
+    Shapes the distribution that tokens are drawn from: temperature, then top-p, then top-k.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+            Scores of all tokens.
+        temperature (`float`, *optional*):
+            Divides the logits; positive.
+        top_p (`float`, *optional*):
+            Keeps the most probable tokens whose summed probability first exceeds it, at least one; in (0, 1].
+        top_k (`int`, *optional*):
+            Keeps the k most probable tokens; positive.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits, -inf at dropped tokens.
+    """
+    if temperature is not None and temperature != 1.0:
+        logits = logits / temperature
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        exceeded = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
+        # A token falls when those before it already exceed the bound; the first always stays.
+        dropped = torch.cat([torch.zeros_like(exceeded[..., :1]), exceeded[..., :-1]], dim=-1)
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+    return logits
+
+
+def denoising_times(num_steps: int, eps: float, device: torch.device | str = "cpu") -> torch.Tensor:
+    """
+    The time grid of the schedules: from 1, all masked, down to `eps`, nothing masked.
+
+    Args:
+        num_steps (`int`):
+            Denoising steps; positive.
+        eps (`float`):
+            Last time, in (0, 1).
+        device (`torch.device`, *optional*, defaults to `"cpu"`):
+            Where the result lies.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_steps + 1,)`
+    """
+    return torch.linspace(1, eps, num_steps + 1, device=device)
+
+
+def adaptive_fraction(
+    step: int, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
+) -> torch.Tensor:
+    """
+    Which share of a row's masked places to reveal, by how much of the row is still masked (the original's "dim").
+
+    1. The row's own time r is the share of its places that are masked.
+    2. From the first time below r, but not before this step's, take the first that reveals at least one place.
+    3. Reveal down to it: the share 1 - t / r, or all at the last time.
+
+    Args:
+        step (`int`):
+            Index of the denoising step, from 0.
+        times (`torch.FloatTensor` of shape `(num_steps + 1,)`):
+            The time grid of [`denoising_times`].
+        num_masked (`torch.LongTensor` of shape `(batch_size,)`):
+            Masked places of each row now.
+        num_maskable (`torch.LongTensor` of shape `(batch_size,)`):
+            Masked places of each row before the first step.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`: Shares in (0, 1]; 1 for a row with nothing masked.
+    """
+    # 1.
+    row_times = num_masked / num_maskable.clamp(min=1)
+    # 2.
+    fractions = 1 - times / row_times[:, None]
+    fractions[:, -1] = 1
+    index = torch.arange(len(times), device=times.device)
+    reveals_any = (num_masked[:, None] * fractions).int() >= 1
+    eligible = (times < row_times[:, None]) & (index > step) & reveals_any
+    eligible[:, -1] = True
+    # 3.
+    chosen = eligible.int().argmax(dim=1)
+    return fractions.gather(1, chosen[:, None]).squeeze(1)
+
+
+def fixed_fraction(
+    step: int, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
+) -> torch.Tensor:
+    """
+    Which share of a row's masked places to reveal, by the step alone (Dream's schedule): 1 - t[step + 1] / t[step],
+    all at the last step. Arguments and result as for [`adaptive_fraction`]; the share may be too small for a single
+    place.
+    """
+    last = step >= len(times) - 2
+    fraction = torch.ones_like(times[0]) if last else 1 - times[step + 1] / times[step]
+    return fraction.expand(len(num_masked))
+
+
+#: Name -> function of `(step, times, num_masked, num_maskable)` that returns the share of masked places to reveal.
+SCHEDULES = {"adaptive": adaptive_fraction, "fixed": fixed_fraction}
+
+
+def rank_places(
+    unmasking: str, confidence: torch.Tensor, masked: torch.Tensor, ranking_temperature: float | None = None
+) -> torch.Tensor:
+    """
+    Orders the masked places of each row, the first to be revealed first.
+
+    Args:
+        unmasking (`str`):
+            A key of `CONFIDENCE_MEASURES`.
+        confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
+            How sure the model is of each masked place.
+        masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` where a place is not yet decided.
+        ranking_temperature (`float`, *optional*):
+            Draws the order without replacement, with weights softmax(confidence / ranking_temperature) (by the Gumbel
+            trick), instead of sorting by confidence; positive.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, answer_length)`: Rank of each place, from 0; places that are not
+        masked rank behind all masked ones.
+    """
+    if unmasking == "entropy":
+        # exp(-H) and -H order alike; a drawn order takes -H for its weights, as the original does.
+        confidence = confidence.log()
+    if unmasking == "left_to_right":
+        score = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float32).expand(masked.shape)
+    elif unmasking == "random":
+        score = torch.rand(masked.shape, device=masked.device)
+    elif ranking_temperature is not None:
+        score = confidence / ranking_temperature - torch.empty_like(confidence).exponential_().log()
+    else:
+        score = confidence
+    order = score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    ranks = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape)
+    return torch.empty_like(order).scatter_(1, order, ranks)
+
+
+def choose_places(
+    scheduled: torch.Tensor, masked: torch.Tensor, confidence: torch.Tensor, confidence_threshold: float | None
+) -> torch.Tensor:
+    """
+    Confident decoding (Dimple, section 4.2): every masked place above the threshold; in a row that has none, what the
+    schedule reveals.
+
+    Args:
+        scheduled (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` at the masked places that the schedule reveals.
+        masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` where a place is not yet decided.
+        confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
+            How sure the model is of each masked place, in [0, 1].
+        confidence_threshold (`float`, *optional*):
+            In (0, 1]; `None` for the schedule alone.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the places to reveal now.
+    """
+    if confidence_threshold is None:
+        return scheduled
+    confident = masked & (confidence > confidence_threshold)
+    return torch.where(confident.any(dim=1, keepdim=True), confident, scheduled)
+
+
+def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Which rows can no longer change before their end: all is revealed up to and including the first end token, or
+    everything is.
+
+    Args:
+        answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+            Answer tokens, masked where not yet decided.
+        mask_token_id (`int`):
+            The mask token.
+        end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
+            Tokens that end an answer.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size,)`: `True` for finished rows.
+    """
+    masked_before = (answer == mask_token_id).cumsum(dim=1) > 0
+    ended = (torch.isin(answer, end_token_ids) & ~masked_before).any(dim=1)
+    return ended | ~masked_before[:, -1]
+
+
+def pad_after_end(answer: torch.Tensor, end_token_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """
+    Replaces what follows each row's first end token by padding.
+
+    Args:
+        answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+            Answer tokens.
+        end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
+            Tokens that end an answer.
+        pad_token_id (`int`):
+            The padding token.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, answer_length)`
+    """
+    ends = torch.isin(answer, end_token_ids).long()
+    after_end = ends.cumsum(dim=1) - ends > 0
+    return answer.masked_fill(after_end, pad_token_id)
