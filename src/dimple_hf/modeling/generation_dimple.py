@@ -171,10 +171,6 @@ class DimpleGenerationMixin(GenerationMixin):
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(max_time=config.max_time))
-        drafts = None
-        if streamer is not None:
-            streamer.put(inputs.cpu())
-            drafts = DraftStreamer(streamer, mask_token_id, plan.end_token_ids)
 
         # 2. Images once, then a row for each returned sequence
         runner = self._prepare_canvas(
@@ -184,6 +180,10 @@ class DimpleGenerationMixin(GenerationMixin):
         answer = answer.repeat_interleave(num_return_sequences, dim=0)
 
         # 3. Denoising
+        drafts = None
+        if streamer is not None:
+            streamer.put(inputs.cpu())
+            drafts = DraftStreamer(streamer, mask_token_id, plan.end_token_ids)
         decoded, num_passes, history = denoise(
             runner, answer, plan, processors, criteria, drafts, keep_history=config.output_history
         )

@@ -1,0 +1,105 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`dimple-hf generate`: what it prints in a pipe, as JSON and in a terminal, and how it refuses."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from rich.live import Live
+from transformers import AutoTokenizer
+
+from dimple_hf.cli import generate
+from dimple_hf.cli.generate import MASK_SIGN, STEP_STYLES, LiveAnswer
+from dimple_hf.cli.main import main
+
+
+@pytest.fixture
+def arguments(parity_dir: Path) -> list[str]:
+    picture = parity_dir / "tiny" / "images" / "0.png"
+    return ["generate", "--model", str(parity_dir / "checkpoint"), "--image", str(picture), "--max-new-tokens", "6"]
+
+
+def test_generate_in_a_pipe_prints_the_answer_alone_to_stdout(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """A pipe gets the answer and nothing else; figures go to stderr."""
+    assert main([*arguments, "What?"]) == 0
+    plain = capsys.readouterr()
+    assert main([*arguments, "--json", "What?"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert plain.out == report["answer"] + "\n"
+    assert f"{report['passes']} passes" in plain.err
+    assert report["question"] == "What?"
+    assert 1 <= report["passes"] <= 6
+
+
+def test_generate_with_missing_picture_returns_one_and_says_so(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """The path is checked before the model is loaded, and named."""
+    assert main([*arguments, "--image", "nowhere.png", "What?"]) == 1
+    assert "`--image` must be a file (got nowhere.png)" in capsys.readouterr().err
+
+
+def test_generate_with_option_out_of_range_returns_one_and_says_so(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """What the model's options refuse is one line, not a trace."""
+    assert main([*arguments, "--confidence-threshold", "2", "What?"]) == 1
+    assert "`confidence_threshold` must lie in (0, 1] (got 2.0)" in capsys.readouterr().err
+
+
+def test_generate_with_defect_keeps_its_trace(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: only errors that the user can mend are shortened."""
+
+    def broken(args: object) -> int:
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(generate, "run", broken)
+    with pytest.raises(RuntimeError, match="defect"):
+        main([*arguments, "What?"])
+
+
+def test_generate_in_a_terminal_shows_masks_then_the_answer(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """In a terminal undecided places are drawn as shades, on the way to the same answer."""
+    screen = io.StringIO()
+    monkeypatch.setattr(generate, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
+    assert main([*arguments, "What?"]) == 0
+    shown = screen.getvalue()
+    assert MASK_SIGN in shown
+    assert main([*arguments, "--json", "What?"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == json.loads(lines[1])["answer"]
+
+
+def test_live_answer_colours_each_token_by_the_pass_that_revealed_it(parity_dir: Path) -> None:
+    """Two passes: the second place is decided in the first, the first place in the second; padding never shows."""
+    tokenizer = AutoTokenizer.from_pretrained(parity_dir / "checkpoint")
+    mask, pad = tokenizer.mask_token_id, tokenizer.pad_token_id
+    letters = [tokenizer.encode(letter)[0] for letter in "ab"]
+    live = Live(console=Console(file=io.StringIO()), auto_refresh=False)
+    streamer = LiveAnswer(tokenizer, mask, live)
+    streamer.put_draft(torch.tensor([[mask, letters[1], mask]]))
+    first = streamer.render([mask, letters[1], mask])
+    assert first.plain == f"{MASK_SIGN}b{MASK_SIGN}"
+    streamer.put_draft(torch.tensor([[letters[0], letters[1], pad]]))
+    second = streamer.render([letters[0], letters[1], pad])
+    assert second.plain == "ab"
+    assert [span.style for span in second.spans] == [STEP_STYLES[1], STEP_STYLES[0]]

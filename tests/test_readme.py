@@ -1,0 +1,114 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every snippet of the README and every example runs, on the parity checkpoint in place of the 7B model."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import transformers
+
+PUBLISHED_MODEL = "rp-yu/Dimple-7B"
+
+
+def python_snippets(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def load_example(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_snippets_run_in_order(
+    repo_root: Path, parity_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The snippets are one session: a reader who types them one after the other gets what the text promises."""
+    shutil.copy(parity_dir / "tiny" / "images" / "0.png", tmp_path / "photo.png")
+    shutil.copy(parity_dir / "tiny" / "images" / "1.png", tmp_path / "other.png")
+    monkeypatch.chdir(tmp_path)
+    snippets = python_snippets((repo_root / "README.md").read_text())
+    assert len(snippets) == 4
+    namespace: dict[str, object] = {}
+    for snippet in snippets:
+        code = snippet.replace(PUBLISHED_MODEL, str(parity_dir / "checkpoint"))
+        exec(compile(code, "README.md", "exec"), namespace)
+    # The last snippet is the original's call: its history is as long as it made passes.
+    output = namespace["output"]
+    assert len(output.history) == output.num_forward_passes.item()  # type: ignore[attr-defined]
+    assert "tensor([" in capsys.readouterr().out  # the batch snippet printed its figures
+
+
+def test_readme_snippets_name_the_published_model(repo_root: Path) -> None:
+    """Control: were the name not there, the snippets would run on something else than what they are tested on."""
+    assert PUBLISHED_MODEL in (repo_root / "README.md").read_text()
+
+
+def test_readme_options_table_names_only_real_options(repo_root: Path) -> None:
+    """Each option in the table of `generate` exists, with the default that the table gives."""
+    from dimple_hf import DimpleGenerationConfig
+
+    text = (repo_root / "README.md").read_text().split("## Steering the decoding")[1].split("## Coming from")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", text, flags=re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert "confidence_threshold" in names
+    config = DimpleGenerationConfig()
+    assert [name for name in names if not hasattr(config, name)] == []
+    assert config.confidence_threshold == 0.95
+    assert config.unmasking == "confidence"
+    assert config.unmasking_schedule == "adaptive"
+
+
+def test_example_generate_prints_answer_and_passes(
+    repo_root: Path, parity_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """`make demo` is this call; the answer is what the model's tokens decode to."""
+    example = load_example(repo_root / "examples" / "generate.py")
+    picture = parity_dir / "tiny" / "images" / "3.png"
+    arguments = ["--model", str(parity_dir / "checkpoint"), "--image", str(picture), "--max-new-tokens", "8"]
+    answer = example.main(arguments)
+    printed = capsys.readouterr().out
+    assert f"answer    {answer}" in printed
+    assert "for 8 places" in printed
+
+
+def test_example_generate_with_missing_picture_exits_with_a_message(
+    repo_root: Path, parity_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A wrong path is said before a model of 15 GB is loaded."""
+    example = load_example(repo_root / "examples" / "generate.py")
+    with pytest.raises(SystemExit):
+        example.main(["--model", str(parity_dir / "checkpoint"), "--image", "nowhere.png"])
+    assert "--image must be a file (got nowhere.png)" in capsys.readouterr().err
+
+
+def test_pipeline_with_chat_and_with_plain_text_gives_text(parity_dir: Path) -> None:
+    """The README promises the pipeline; end-to-end parity is in test_parity.py, here are both call forms."""
+    from PIL import Image
+
+    pipe = transformers.pipeline("image-text-to-text", model=str(parity_dir / "checkpoint"), device="cpu")
+    image = Image.open(parity_dir / "tiny" / "images" / "0.png")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "Hi"}]
+    chat = pipe(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
+    plain_text = "<|vision_start|><|image_pad|><|vision_end|>Hi"
+    plain = pipe(images=image, text=plain_text, max_new_tokens=8, return_full_text=False)
+    assert isinstance(chat[0]["generated_text"], str)
+    assert isinstance(plain[0]["generated_text"], str)
