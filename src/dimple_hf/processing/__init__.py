@@ -1,0 +1,23 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What turns chats and images into tensors, and token ids back into text.
+
+The files of this folder travel flat to the Hub, so nothing in them may rely on this one. Imported by `dimple_hf`.
+"""
+
+from .image_processing_dimple import DimpleImageProcessor
+from .processing_dimple import DimpleProcessor
+from .tokenization_dimple import DimpleTokenizer
+
+__all__ = ["DimpleImageProcessor", "DimpleProcessor", "DimpleTokenizer"]

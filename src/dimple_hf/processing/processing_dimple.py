@@ -1,0 +1,408 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The processor of Dimple: chats and images in, tensors out, and token ids back to text.
+
+Source: the released processor, which is Qwen2-VL's: a chat template puts one placeholder where an image stands, and
+the placeholder grows to as many tokens as the image has merged patches (Dimple, section 3, arXiv 2505.16990).
+Imported by `dimple_hf`.
+"""
+
+import inspect
+import json
+import os
+import re
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+
+from .image_processing_dimple import DimpleImageProcessor, flatten_images, refuse_unknown_names
+from .tokenization_dimple import DimpleTokenizer
+
+#: Stands for one image token in the text. The same for every checkpoint, as the chat template spells it out.
+IMAGE_TOKEN = "<|image_pad|>"
+
+#: What a part of a message may be; both image types mean the same.
+CONTENT_TYPES = ("text", "image", "image_url")
+
+#: Arguments that `apply_chat_template` takes itself; it passes the rest on to the template or to the processor's call.
+TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
+
+
+def _checked_message(message: Any, name: str) -> dict[str, Any]:
+    """A message without the empty entries of its parts; `name` says where it stands, for the errors."""
+    if not isinstance(message, dict):
+        raise ValueError(f"`{name}` must be a dict with 'role' and 'content' (got {type(message).__name__})")
+    if not isinstance(message.get("role"), str):
+        raise ValueError(f"`{name}['role']` must be a string such as 'user' (got {message.get('role')!r})")
+    content = message.get("content")
+    if isinstance(content, str):
+        return message
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"`{name}['content']` must be a string or a list of parts (got {type(content).__name__})")
+    parts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in CONTENT_TYPES:
+            got = repr(kind) if isinstance(part, dict) else type(part).__name__
+            raise ValueError(
+                f"`{name}['content'][{index}]` must be a dict with a 'type' of {', '.join(CONTENT_TYPES)}, as Dimple"
+                f" takes text and images only (got {got})"
+            )
+        # Datasets fill what a part lacks with None, and the template takes the mere key 'image' for an image.
+        part = {key: value for key, value in part.items() if value is not None}
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise ValueError(f"`{name}['content'][{index}]['text']` must be a string (got {part.get('text')!r})")
+        parts.append(part)
+    return message | {"content": parts}
+
+
+def _checked_conversation(conversation: Any) -> list[Any]:
+    """The conversation, or batch of conversations, with every message checked. The caller's lists stay as they are."""
+    if not isinstance(conversation, (list, tuple)) or not conversation:
+        raise ValueError(
+            "`conversation` must be a list of messages, or a list of such lists, with at least one message"
+            f" (got {conversation!r})"
+        )
+    if not isinstance(conversation[0], (list, tuple)):
+        return [_checked_message(message, f"conversation[{index}]") for index, message in enumerate(conversation)]
+    rows = []
+    for row, messages in enumerate(conversation):
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise ValueError(f"`conversation[{row}]` must be a list with at least one message (got {messages!r})")
+        rows.append(
+            [_checked_message(message, f"conversation[{row}][{index}]") for index, message in enumerate(messages)]
+        )
+    return rows
+
+
+def _is_nested(images: Any) -> bool:
+    """Whether images come as one list per row of the text."""
+    return isinstance(images, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in images)
+
+
+class DimpleProcessor(ProcessorMixin):
+    r"""
+    Turns chats and images into the inputs of [`DimpleForConditionalGeneration`], and token ids back into text.
+
+    It joins a [`DimpleImageProcessor`] and a [`DimpleTokenizer`]. The differences from transformers' processor of
+    Qwen2.5-VL:
+
+    - No video and no audio: the model does not know them. They are refused.
+    - Rows are padded, on the left, as soon as tensors are asked for: `generate` needs the prompts to end at the same
+      place. `padding_side="right"` and `padding=False` override that for one call.
+    - Arguments that nobody knows are refused, with the nearest known name.
+    - A directory of the released model loads as it is, and what is saved loads in the released code.
+
+    Args:
+        image_processor ([`DimpleImageProcessor`]):
+            Makes the patches.
+        tokenizer ([`DimpleTokenizer`]):
+            Makes the token ids.
+        chat_template (`str` or `dict[str, str]`, *optional*):
+            Jinja template that turns a chat into text, or several by name. Defaults to the tokenizer's.
+
+    Raises:
+        ValueError: Where the tokenizer does not know the image placeholder `<|image_pad|>`.
+
+    Example:
+
+    ```python
+    >>> from dimple_hf import DimpleProcessor
+
+    >>> processor = DimpleProcessor.from_pretrained("rp-yu/Dimple-7B")
+    >>> content = [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is this?"}]
+    >>> inputs = processor.apply_chat_template(
+    ...     [{"role": "user", "content": content}],
+    ...     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    ... )
+    ```
+    """
+
+    def __init__(
+        self,
+        image_processor: DimpleImageProcessor,
+        tokenizer: DimpleTokenizer,
+        chat_template: str | dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if chat_template is None:
+            self.chat_template = tokenizer.chat_template
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.get_vocab().get(IMAGE_TOKEN)
+        if self.image_token_id is None:
+            raise ValueError(f"`tokenizer` must have the token {IMAGE_TOKEN} (got one of {len(tokenizer)} without it)")
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        processor_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """
+        Loads the two parts with the classes of this package. The parent would ask the Auto classes, which may offer to
+        run the code that a released directory names in its `auto_map`.
+        """
+        image_settings = DimpleImageProcessor.valid_kwargs.__annotations__
+        return [
+            DimpleImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            DimpleTokenizer.from_pretrained(
+                pretrained_model_name_or_path,
+                **{name: value for name, value in kwargs.items() if name not in image_settings},
+            ),
+        ]
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Lets the code travel with what is saved: that of the processor, and that of its two parts."""
+        super().register_for_auto_class(auto_class)
+        DimpleImageProcessor.register_for_auto_class()
+        DimpleTokenizer.register_for_auto_class()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of `processor_config.json`. The image settings are in `preprocessor_config.json` alone."""
+        output = super().to_dict()
+        output.pop("image_processor", None)
+        return output
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """
+        Saves the processor in the layout of the released model, which transformers 5 reads too: the image settings in
+        `preprocessor_config.json`, and the chat template also in `chat_template.json`. Of the files that hold the
+        template, transformers 5 prefers that one: to change the template by hand, change or delete it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Where to save. It is made if it does not exist.
+            push_to_hub (`bool`, *optional*, defaults to `False`):
+                Whether to upload the files as well.
+            **kwargs:
+                `repo_id` (default: the name of the directory) and the other arguments of `push_to_hub`.
+
+        Returns:
+            `list[str]`: The paths of the processor's own files.
+        """
+        files = super().save_pretrained(save_directory) + self.image_processor.save_pretrained(save_directory)
+        if isinstance(self.chat_template, str):  # the released code knows a single template only
+            files.append(os.path.join(save_directory, "chat_template.json"))
+            with open(files[-1], "w", encoding="utf-8") as file:
+                file.write(json.dumps({"chat_template": self.chat_template}, indent=2, ensure_ascii=False) + "\n")
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            self.push_to_hub(repo_id, **kwargs)
+        return files
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        videos: None = None,
+        audio: None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        """
+        Turns texts with image placeholders, and their images, into tensors.
+
+        Args:
+            images (`ImageInput`, *optional*):
+                The images, of any kind that [`DimpleImageProcessor`] takes: in reading order as one flat list, or as
+                one list per row, which is empty (or `None`) for a row without images.
+            text (`str` or `list[str]`, *optional*):
+                One row of text, or several, with one `<|image_pad|>` for each image, as the chat template writes it.
+            videos, audio (`None`):
+                Not supported; here only because every processor of transformers has them.
+            **kwargs:
+                Arguments of the tokenizer and of the image processor for this call, flat or as `text_kwargs`,
+                `images_kwargs` and `common_kwargs`: `return_tensors` (`"pt"` or `"np"`), `padding` (defaults to `True`
+                if tensors are asked for, else `False`), `padding_side` (defaults to the tokenizer's, left),
+                `truncation`, `max_length`, `size` and others.
+
+        Returns:
+            [`BatchFeature`] with
+            - **input_ids** (int64 of shape `(rows, length)`, with `text`): token ids, an image being as many
+              `<|image_pad|>` as it has merged patches; `<|endoftext|>` where padded.
+            - **attention_mask** (int64 of shape `(rows, length)`, with `text`): 1 for tokens, 0 where padded.
+            - **pixel_values**, **image_grid_thw** (with images): see [`DimpleImageProcessor.preprocess`].
+
+        Raises:
+            ValueError: Where videos, audio or unknown arguments are given, where the images do not match the
+                placeholders (the message names the row), where text is not valid Unicode, and where an image is none.
+        """
+        for name, value in (("videos", videos), ("audio", audio)):
+            if value is not None:
+                raise ValueError(f"`{name}` must be None, as Dimple takes text and images only (got {type(value)})")
+        groups = self._argument_groups()
+        refuse_unknown_names(kwargs, self._argument_names(), type(self).__name__)
+        for group in groups.keys() & kwargs.keys():
+            refuse_unknown_names(kwargs[group], groups[group], f"`{group}`")
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def _argument_groups(self) -> dict[str, set[str]]:
+        """The names that each group of arguments of a call knows."""
+        text = set(TextKwargs.__annotations__)
+        images = set(self.image_processor.valid_kwargs.__annotations__)
+        return {"text_kwargs": text, "images_kwargs": images, "common_kwargs": text & images}
+
+    def _argument_names(self) -> set[str]:
+        """The names of all arguments of a call."""
+        groups = self._argument_groups()
+        return {"images", "text", *ProcessingKwargs.__annotations__, *groups}.union(*groups.values())
+
+    def _merge_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
+        """Sorts the arguments of a call as the parent does, and pads by default where tensors are asked for."""
+        merged = super()._merge_kwargs(*args, **kwargs)
+        text_kwargs = merged["text_kwargs"]
+        if (side := text_kwargs.get("padding_side")) not in ("left", "right", None):
+            raise ValueError(f"`padding_side` must be 'left' or 'right' (got {side!r})")
+        text_kwargs.setdefault("padding", text_kwargs.get("return_tensors") is not None)
+        return merged
+
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: None = None, audio: None = None, **kwargs: Any
+    ) -> tuple[Any, Any, None, None]:
+        """Brings the inputs into lists. Nothing is opened yet: the rows are compared with the images first."""
+        if isinstance(text, str):
+            text = [text]
+        elif isinstance(text, (list, tuple)):
+            text = list(text)
+        if _is_nested(images):
+            images = [[] if row is None else row for row in images]
+        if images is not None and not flatten_images(images):
+            images = None
+        return images, text, None, None
+
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, videos: None = None, audio: None = None, **kwargs: Any
+    ) -> None:
+        """Refuses text that is none, and images that do not match its placeholders."""
+        if text is None:
+            if images is None:
+                raise ValueError("`text` or `images` must be given (got neither)")
+            return
+        if not isinstance(text, list) or not text:
+            raise ValueError(f"`text` must be a string or a list of at least one (got {text!r})")
+        for row, sample in enumerate(text):
+            if not isinstance(sample, str):
+                raise ValueError(f"`text` must be a string or a list of strings (got {type(sample)} in row {row})")
+            try:
+                sample.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"`text` must be valid Unicode (row {row}: {error})") from error
+        placeholders = [sample.count(self.image_token) for sample in text]
+        if _is_nested(images):
+            self._check_images_of_rows(placeholders, images)
+        else:
+            self._check_flat_images(placeholders, 0 if images is None else len(flatten_images(images)))
+
+    def _check_images_of_rows(self, placeholders: list[int], images: list[Any]) -> None:
+        """Compares one list of images per row with the number of placeholders of each row."""
+        if len(images) != len(placeholders):
+            raise ValueError(
+                f"`images` must hold one list for each row of `text` (got {len(images)} for {len(placeholders)} rows)"
+            )
+        for row, (number, given) in enumerate(zip(placeholders, images, strict=True)):
+            given = len(flatten_images(given))
+            if number != given:
+                raise ValueError(
+                    f"`images` must match the {self.image_token} placeholders in `text`"
+                    f" (row {row} has {number} placeholders and {given} images)"
+                )
+
+    def _check_flat_images(self, placeholders: list[int], given: int) -> None:
+        """Compares images in reading order with the placeholders, and names the row where they run out."""
+        left = given
+        for row, number in enumerate(placeholders):
+            if number > left:
+                raise ValueError(
+                    f"`images` must match the {self.image_token} placeholders in `text`"
+                    f" (row {row} has {number} placeholders, and of {given} images {left} are left for it)"
+                )
+            left -= number
+        if left:
+            raise ValueError(
+                f"`images` must match the {self.image_token} placeholders in `text`"
+                f" (after row {len(placeholders) - 1}, the last one, {left} of {given} images are left over)"
+            )
+
+    def _process_images(self, images: ImageInput, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        """The patches of all images, and what the placeholder of each grows to."""
+        features = self.image_processor(images, **kwargs)
+        count = len(features["image_grid_thw"])
+        return features, [self.replace_image_token(features, index, **kwargs) for index in range(count)]
+
+    def replace_image_token(self, image_inputs: BatchFeature, image_idx: int, **kwargs: Any) -> str:
+        """The placeholder of one image, repeated once for each merged patch."""
+        merge_size = kwargs.get("merge_size") or self.image_processor.merge_size
+        return self.image_token * (int(image_inputs["image_grid_thw"][image_idx].prod()) // merge_size**2)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str | list[str] | list[list[int]] | torch.Tensor | BatchFeature:
+        """
+        Turns a chat, or a batch of chats, into text or into the inputs of the model.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`):
+                Messages with a `role` and a `content`: a string, or a list of parts such as
+                `{"type": "text", "text": "Hi"}`, `{"type": "image", "image": image}` (the key may also be `path`,
+                `url` or `base64`, and the value whatever [`DimpleImageProcessor`] takes), or OpenAI's `image_url`.
+                Chats of a batch may hold different numbers of images, or none.
+            chat_template (`str`, *optional*):
+                A template, or the name of one, to use instead of the processor's default.
+            processor_kwargs (`dict`, *optional*):
+                Arguments of [`~DimpleProcessor.__call__`].
+            **kwargs:
+                `tokenize` (default `False`: return text), `return_dict` (default `False`: return token ids only),
+                `return_tensors`, `add_generation_prompt` (default `False`), `continue_final_message` and the other
+                arguments of [`ProcessorMixin.apply_chat_template`]; variables of the template; and, as an alternative
+                to `processor_kwargs`, arguments of the call, such as `padding_side`, or `images` for image parts
+                without a source (a list of lists for a batch).
+
+        Returns:
+            `str`, or `list[str]` for a batch, without `tokenize`. With it token ids, and with `return_dict` too what
+            [`~DimpleProcessor.__call__`] returns.
+
+        Raises:
+            ValueError: Where a message has no role, no content or parts of another type (videos, audio), where an
+                argument is unknown, and wherever the call itself refuses its inputs.
+        """
+        conversation = _checked_conversation(conversation)
+        template = self._resolve_chat_template(chat_template)
+        processor_kwargs = dict(processor_kwargs or {})
+        call_names = self._argument_names()
+        for name in [name for name in kwargs if name not in TEMPLATE_ARGUMENTS]:
+            if name in call_names:
+                processor_kwargs[name] = kwargs.pop(name)
+            elif not re.search(rf"\b{re.escape(name)}\b", template):
+                refuse_unknown_names([name], call_names | TEMPLATE_ARGUMENTS, f"{type(self).__name__}'s chat template")
+        images = processor_kwargs.get("images")
+        if images is not None and not isinstance(conversation[0], list):
+            processor_kwargs["images"] = flatten_images(images)  # the parent wraps this list and iterates over it
+        elif images is not None and not _is_nested(images):
+            raise ValueError(f"`images` must be one list per conversation of a batch (got {type(images).__name__})")
+        return super().apply_chat_template(
+            conversation, chat_template=chat_template, processor_kwargs=processor_kwargs, **kwargs
+        )
+
+
+__all__ = ["DimpleProcessor"]
