@@ -1,0 +1,44 @@
+# One command for each job. Every target makes what it needs: on a fresh machine `make demo` or `make test` is all.
+#   make demo     read a picture with the committed checkpoint
+#   make test     run the tests (ARGS="-k cache" is passed on to pytest)
+#   make style    put the code in form
+#   make quality  check form, lint and types
+#   make bench    time the decoding loop at toy size (ARGS="--shape small" for another)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PARITY := tests/fixtures/parity
+
+.PHONY: demo test style quality bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/generate.py --model $(PARITY)/checkpoint --image $(PARITY)/tiny/images/3.png $(ARGS)
+
+# Two workers of one thread each are faster here than one worker of two threads: toy models have no work to split.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/decode.py --shape tiny $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The stamp is written last: an interrupted installation is taken up again. The version stands in __init__.py.
+$(INSTALLED): pyproject.toml setup.cfg constraints.txt src/dimple_hf/__init__.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than 3.11, which transformers 5.23 needs: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
