@@ -18,6 +18,8 @@ Importing this package registers Dimple with transformers' Auto classes (here an
 `AutoModel.from_pretrained("rp-yu/Dimple-7B")` and its siblings need no remote code.
 """
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -28,6 +30,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
+
+# From its own module: `transformers.AutoVideoProcessor` is a stand-in without torchvision, `pipeline`'s is not.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .modeling import (
     DimpleConfig,
@@ -62,12 +67,24 @@ class _TokenizerKey(PreTrainedConfig):
     model_type = "dimple_tokenizer"
 
 
+class _NoVideoProcessor:
+    """
+    Stands where `pipeline` looks for a video processor, which it can do without. With nothing there, transformers
+    would derive one's name from a checkpoint's `auto_map` and ask on stdin whether to run its code.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "_NoVideoProcessor":
+        raise ValueError(f"Dimple does not support video, so it has no processor (in {pretrained_model_name_or_path})")
+
+
 def _register() -> None:
     AutoConfig.register(DimpleConfig.model_type, DimpleConfig, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto_class.register(DimpleConfig, DimpleForConditionalGeneration, exist_ok=True)
     AutoImageProcessor.register(DimpleConfig, image_processor_classes={"pil": DimpleImageProcessor}, exist_ok=True)
     AutoProcessor.register(DimpleConfig, DimpleProcessor, exist_ok=True)
+    AutoVideoProcessor.register(DimpleConfig, video_processor_class=_NoVideoProcessor, exist_ok=True)
     AutoTokenizer.register(_TokenizerKey, tokenizer_class=DimpleTokenizer, exist_ok=True)
 
 
