@@ -585,8 +585,14 @@ def test_processor_registered_for_the_hub_saves_its_code_and_that_of_its_parts(
     DimpleProcessor.register_for_auto_class()
     processor.save_pretrained(tmp_path / "with")
     assert {path.name for path in (tmp_path / "with").glob("*.py")} == {
+        "answer_canvas_dimple.py",
+        "answer_parts_dimple.py",
+        "automaton_dimple.py",
         "image_processing_dimple.py",
         "processing_dimple.py",
+        "schema_dimple.py",
+        "structure_prior_dimple.py",
+        "token_automaton_dimple.py",
         "tokenization_dimple.py",
     }
     maps = {

@@ -17,10 +17,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import generate
+from . import extract, generate, init, train
 
 #: Sub-command -> module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
-COMMANDS = {"generate": generate}
+COMMANDS = {"extract": extract, "generate": generate, "init": init, "train": train}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,3 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+if __name__ == "__main__":  # `accelerate launch -m dimple_hf.cli.main train RECIPE.yaml`
+    sys.exit(main())

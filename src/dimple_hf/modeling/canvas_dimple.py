@@ -27,9 +27,10 @@ class CanvasRunner:
     """
     One prompt batch with room for an answer.
 
-    The images are encoded before, once. With the cache, the first pass runs all places and later ones only the last
-    prompt token, whose output predicts the first answer token, and the answer. The attention mask of each kind of
-    pass is prepared once; without padding there is none, which lets sdpa take its fastest kernels.
+    The images are encoded before, once, and the prompt is embedded once: an image placeholder that the model writes
+    into the answer is a token like any other. With the cache, the first pass runs all places and later ones only the
+    last prompt token, whose output predicts the first answer token, and the answer. The attention mask of each kind
+    of pass is prepared once; without padding there is none, which lets sdpa take its fastest kernels.
 
     Args:
         model (`DimpleForConditionalGeneration`):
@@ -59,7 +60,7 @@ class CanvasRunner:
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
-        self.image_features = image_features
+        self.prompt_embeds = model.embed(input_ids, image_features)
         self.cache = PromptCache(model.config.num_hidden_layers, input_ids.shape[1] - 1) if use_cache else None
         self._masks: dict[int, dict[str, torch.Tensor | None]] = {}
 
@@ -101,12 +102,8 @@ class CanvasRunner:
 
     def select_rows(self, rows: torch.LongTensor) -> None:
         """Makes `rows` (`torch.LongTensor` of shape `(num_rows,)`) the new batch; one may come twice."""
-        if self.image_features is not None:
-            counts = (self.input_ids == self.model.config.image_token_id).sum(dim=1).tolist()
-            features = self.image_features.split(counts)
-            self.image_features = torch.cat([features[row] for row in rows.tolist()])
         self.input_ids, self.attention_mask = self.input_ids[rows], self.attention_mask[rows]
-        self.position_ids = self.position_ids[:, rows]
+        self.prompt_embeds, self.position_ids = self.prompt_embeds[rows], self.position_ids[:, rows]
         if self.cache is not None and self.cache.get_seq_length() > 0:
             self.cache.batch_select_indices(rows)
         self._masks.clear()
@@ -116,16 +113,13 @@ class CanvasRunner:
 
     def _run(self, answer: torch.LongTensor, start: int, keep: torch.BoolTensor | None) -> torch.FloatTensor:
         logits = self.model(
-            input_ids=torch.cat([self.input_ids[:, start:], answer], dim=1),
+            inputs_embeds=torch.cat([self.prompt_embeds[:, start:], self.model.embed(answer)], dim=1),
             attention_mask=self._prepared_mask(start),
             position_ids=self.position_ids[:, :, start:],
             past_key_values=self.cache,
-            image_features=self.image_features,
             is_causal=False,
             logits_to_keep=keep,
         ).logits
-        if self.cache is not None:
-            self.image_features = None  # their keys and values are kept
         return logits.to(answer.device, torch.float32)
 
     def _prepared_mask(self, start: int) -> dict[str, torch.Tensor | None]:

@@ -26,6 +26,11 @@ from transformers import PreTrainedConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
 
+def _check_positive(config: PreTrainedConfig, name: str) -> None:
+    if getattr(config, name) < 1:
+        raise ValueError(f"`{name}` must be >= 1 (got {getattr(config, name)})")
+
+
 @strict
 class DimpleVisionConfig(Qwen2_5_VLVisionConfig):
     r"""
@@ -39,12 +44,35 @@ class DimpleVisionConfig(Qwen2_5_VLVisionConfig):
             Side of an attention window, in pixels.
         fullatt_block_indexes (`list[int]`, defaults to `[7, 15, 23, 31]`):
             Blocks that attend to the whole image instead of one window.
+
+    Raises:
+        ValueError: If a size is not positive, `hidden_size` is no multiple of 4 * `num_heads`, or a window is smaller
+            than a merged patch.
     """
 
     model_type = "dimple_vision"
 
     hidden_size: int = 1280
+    patch_size: int = 14
+    temporal_patch_size: int = 2
     tokens_per_second: int = 2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("depth", "hidden_size", "num_heads", "patch_size", "spatial_merge_size"):
+            _check_positive(self, name)
+        # Rows and columns each turn pairs of channels of a head.
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"`hidden_size` of the vision tower must be a multiple of 4 * `num_heads` (got {self.hidden_size} and "
+                f"{self.num_heads})"
+            )
+        merged_size = self.spatial_merge_size * self.patch_size
+        if self.window_size < merged_size:
+            raise ValueError(
+                f"`window_size` must hold a merged patch of {merged_size} pixels, `spatial_merge_size` * `patch_size` "
+                f"(got {self.window_size})"
+            )
 
 
 @strict
@@ -65,6 +93,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         loss_weighting (`str`, defaults to `"uniform"`):
             Weights of the masked-diffusion loss: `"uniform"` (the released code) or `"elbo"` (1 / t, the paper's
             equation 3).
+        complementary_masks (`bool`, defaults to `False`):
+            Whether the masked-diffusion loss trains each row on a mask and on its complement, so that every answer
+            token is learned in every pass (the released code's "dual" strategy). Images are encoded once.
         rope_theta (`float`, *optional*):
             Base of the rotary frequencies; accepted as a keyword and kept in `rope_parameters`. 10000 when missing, as
             the original's.
@@ -76,9 +107,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
             Placeholder ids around and for picture features. Video is not supported by the model.
 
     Raises:
-        ValueError: If `loss_weighting` is unknown, a sliding window is asked for, `mrope_section` does not sum to
-        half the head size, if heads do not divide each other or the
-            hidden size, or if a special token id lies outside the vocabulary.
+        ValueError: If a size is not positive, `loss_weighting` is unknown, a sliding window is asked for,
+            `mrope_section` does not sum to half the head size, heads do not divide each other or the hidden size, or
+            a special token id lies outside the vocabulary.
     """
 
     model_type = "dimple"
@@ -98,6 +129,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     tie_word_embeddings: bool = False
     full_attn_mask: bool = True
     loss_weighting: str = "uniform"
+    complementary_masks: bool = False
     mrope_section: list[int] | tuple[int, ...] = (16, 24, 24)
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -128,6 +160,8 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         return kwargs
 
     def _check_consistency(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            _check_positive(self, name)
         if self.loss_weighting not in ("uniform", "elbo"):
             raise ValueError(f'`loss_weighting` must be "uniform" or "elbo" (got {self.loss_weighting!r})')
         if self.use_sliding_window:

@@ -25,6 +25,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .canvas_dimple import CanvasRunner
+from .constraint_dimple import AnswerConstraint
 from .streaming_dimple import DraftStreamer
 from .unmasking_dimple import (
     CONFIDENCE_MEASURES,
@@ -212,6 +213,38 @@ class DenoisingHooks:
         return after[:, prompt.shape[1] :]
 
 
+def _reveal(
+    plan: DenoisingPlan,
+    step: int,
+    times: torch.FloatTensor,
+    num_maskable: torch.LongTensor,
+    answer: torch.LongTensor,
+    logits: torch.FloatTensor,
+    rows: torch.LongTensor,
+    constraint: AnswerConstraint | None,
+) -> torch.LongTensor:
+    """Returns the answer behind steps 3 and 4 of [`denoise`]; the arguments are its variables."""
+    while True:
+        # 3.
+        masked = answer == plan.mask_token_id
+        if constraint is not None:
+            logits = constraint.restrict(rows, answer, masked, logits)
+        tokens, confidence = plan.choose_tokens(logits)
+
+        # 4.
+        confidence = torch.zeros_like(masked, dtype=confidence.dtype).masked_scatter(masked, confidence)
+        chosen = plan.choose_places(step, times, masked, num_maskable, confidence)
+        proposed = answer.masked_scatter(masked, tokens)
+        if constraint is not None:
+            chosen = constraint.admit(rows, answer, masked, proposed, chosen, confidence)
+        answer = torch.where(chosen, proposed, answer)
+        undecided = (answer == plan.mask_token_id)[masked]
+        # The last step decides everything, so what had to wait chooses again among what is still possible.
+        if constraint is None or step < plan.num_steps - 1 or not bool(undecided.any()):
+            return answer
+        logits = logits[undecided]
+
+
 def denoise(
     runner: CanvasRunner,
     answer: torch.LongTensor,
@@ -221,6 +254,7 @@ def denoise(
     drafts: DraftStreamer | None = None,
     hooks: DenoisingHooks | None = None,
     keep_history: bool = False,
+    constraint: AnswerConstraint | None = None,
 ) -> tuple[torch.LongTensor, torch.LongTensor, list[torch.LongTensor]]:
     """
     The reverse process. Each step:
@@ -248,6 +282,8 @@ def denoise(
             The original's hooks; with them rows stay in the batch until all are finished.
         keep_history (`bool`, defaults to `False`):
             Whether to keep the answers after each step.
+        constraint (`AnswerConstraint`, *optional*):
+            What the answers must keep to.
 
     Returns:
         `tuple(torch.LongTensor, torch.LongTensor, list[torch.LongTensor])`: Answers of shape
@@ -260,15 +296,21 @@ def denoise(
     rows = torch.arange(len(answer), device=answer.device)  # those of `decoded` that `answer` holds
     stopped = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
     history: list[torch.LongTensor] = []
+    if constraint is not None:
+        filled_to_end = constraint.constrained_rows.to(answer.device)
     for step in range(plan.num_steps):
         # 1.
-        finished = stopped | finished_rows(answer, plan.mask_token_id, plan.end_token_ids)
+        ended = finished_rows(answer, plan.mask_token_id, plan.end_token_ids)
+        if constraint is not None:
+            ended &= ~filled_to_end[rows] | ~(answer == plan.mask_token_id).any(dim=1)
+        finished = stopped | ended
         unfinished = (~finished).nonzero().squeeze(1)
-        if len(unfinished) == 0 and plan.run_all_steps and keep_history:
-            history.append(decoded.clone())
-            continue
-        if len(unfinished) == 0:
+        if len(unfinished) == 0 and not plan.run_all_steps:
             break
+        if len(unfinished) == 0 and hooks is None:  # a hook may still mask something again
+            if keep_history:
+                history.append(decoded.clone())
+            continue
         # A hook of the user's indexes rows, so they stay where they are for it.
         if len(unfinished) < len(rows) and hooks is None:
             runner.select_rows(unfinished)
@@ -288,13 +330,8 @@ def denoise(
             sequences = torch.cat([runner.input_ids, answer], dim=1)
             logits = processors(sequences[masked.nonzero()[:, 0]], logits)
 
-        # 3.
-        tokens, confidence = plan.choose_tokens(logits)
-
-        # 4.
-        confidence = torch.zeros_like(masked, dtype=confidence.dtype).masked_scatter(masked, confidence)
-        chosen = plan.choose_places(step, times, masked, num_maskable, confidence)
-        answer = torch.where(chosen, answer.masked_scatter(masked, tokens), answer)
+        # 3. and 4.
+        answer = _reveal(plan, step, times, num_maskable, answer, logits, rows, constraint)
         if hooks is not None:
             answer = hooks.rewrite(step, runner.input_ids, answer, all_logits)
 

@@ -46,7 +46,8 @@ def sample_noise_levels(
     Returns:
         `torch.FloatTensor` of shape `(num_rows,)`: Noise levels in [1e-3, 1).
     """
-    uniform = torch.rand(num_rows, device=device, generator=generator)
+    # Not `torch.rand`, which `torch.compile` cannot trace with a generator and a varying shape.
+    uniform = torch.empty(num_rows, device=device).uniform_(generator=generator)
     return MIN_NOISE_LEVEL + (1 - MIN_NOISE_LEVEL) * uniform
 
 
@@ -67,7 +68,7 @@ def sample_masked_positions(
     Returns:
         `torch.BoolTensor` of shape `(batch_size, sequence_length)`: `True` where the token is masked.
     """
-    uniform = torch.rand(maskable.shape, device=maskable.device, generator=generator)
+    uniform = torch.empty(maskable.shape, device=maskable.device).uniform_(generator=generator)
     return maskable & (uniform < noise_levels[:, None])
 
 
@@ -84,6 +85,29 @@ def observed_noise_levels(masked: torch.Tensor, maskable: torch.Tensor) -> torch
     """
     share = (masked & maskable).sum(dim=1) / maskable.sum(dim=1).clamp(min=1)
     return share.clamp(min=MIN_NOISE_LEVEL)
+
+
+def add_complements(
+    masked: torch.Tensor, maskable: torch.Tensor, noise_levels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Puts the complement of each row's mask below the masks: what one of the two hides, the other shows.
+
+    Args:
+        masked, maskable (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+            `True` where a token is masked, and where it could have been.
+        noise_levels (`torch.FloatTensor` of shape `(batch_size,)`):
+            Noise level t of each mask, in [1e-3, 1].
+
+    Returns:
+        `tuple(torch.BoolTensor, torch.FloatTensor)` of shapes `(2 * batch_size, sequence_length)` and
+        `(2 * batch_size,)`: The masks, then their complements; t, then 1 - t, at least 1e-3.
+    """
+    complements = maskable & ~masked
+    return (
+        torch.cat([masked, complements]),
+        torch.cat([noise_levels, (1 - noise_levels).clamp(min=MIN_NOISE_LEVEL)]),
+    )
 
 
 def token_cross_entropy(
@@ -128,6 +152,7 @@ def diffusion_loss(
     num_maskable: int | torch.Tensor,
     loss_weighting: str,
     num_items_in_batch: int | torch.Tensor | None = None,
+    complementary_masks: bool = False,
 ) -> torch.Tensor:
     """
     Reduces the losses of masked tokens to the training loss.
@@ -141,25 +166,32 @@ def diffusion_loss(
     micro-batches and processes. Then N is that number and M its expectation, N * E[t], so that the losses of the
     parts of a step add up to the loss of the step, however it was divided.
 
+    With complementary masks each row counts twice. Exactly half of its 2 N places are masked, each token once, so that
+    `"uniform"` is the mean over all maskable tokens, and `"elbo"` the mean of the two masks' estimates.
+
     Args:
         token_losses (`torch.FloatTensor` of shape `(num_masked,)`):
             Cross-entropy of the masked tokens, in nats.
         noise_levels (`torch.FloatTensor` of shape `(num_masked,)`):
             Noise level of each masked token's row, in [1e-3, 1].
         num_maskable (`int` or `torch.LongTensor`):
-            Maskable tokens of this micro-batch.
+            Maskable tokens of this micro-batch, in all its rows, complements included.
         loss_weighting (`str`):
             `"uniform"` or `"elbo"`.
         num_items_in_batch (`int` or `torch.LongTensor`, *optional*):
-            Maskable tokens of the whole optimizer step.
+            Maskable tokens of the whole optimizer step, without complements.
+        complementary_masks (`bool`, defaults to `False`):
+            Whether the rows come in pairs of a mask and its complement.
 
     Returns:
         `torch.FloatTensor` of shape `()`: The loss; 0 where nothing is masked.
     """
-    total = num_maskable if num_items_in_batch is None else num_items_in_batch
+    masks_per_row = 2 if complementary_masks else 1
+    total = num_maskable if num_items_in_batch is None else num_items_in_batch * masks_per_row
+    total = max(1, total)  # where there is nothing to learn, 0 and not 0 / 0
     if loss_weighting == "elbo":
         return (token_losses / noise_levels).sum() / total
     if num_items_in_batch is None:
         return token_losses.sum() / max(1, token_losses.shape[0])
-    mean_noise_level = (1 + MIN_NOISE_LEVEL) / 2
-    return token_losses.sum() / (total * mean_noise_level)
+    masked_share = 1 / 2 if complementary_masks else (1 + MIN_NOISE_LEVEL) / 2
+    return token_losses.sum() / (total * masked_share)

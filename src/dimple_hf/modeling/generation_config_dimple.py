@@ -123,8 +123,9 @@ class DimpleGenerationConfig(GenerationConfig):
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
         for name in ("max_new_tokens", "max_length", "max_denoising_steps", "num_return_sequences", "top_k"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"`{name}` must be an integer >= 1 (got {value!r})")
+            least = 0 if name == "top_k" else 1  # 0 is transformers' way to switch it off
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"`{name}` must be an integer >= {least} (got {value!r})")
         for name, known in (("unmasking", CONFIDENCE_MEASURES), ("unmasking_schedule", SCHEDULES)):
             value = getattr(self, name)
             if value not in known:

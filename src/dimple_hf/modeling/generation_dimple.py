@@ -18,6 +18,7 @@ Source: Dimple, section 4 (arXiv 2505.16990) and the released `diffusion_generat
 `modeling_dimple`.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .canvas_dimple import CanvasRunner
+from .constraint_dimple import AnswerConstraint
 from .denoising_dimple import DenoisingPlan, denoise
 from .generation_config_dimple import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -41,7 +43,10 @@ from .streaming_dimple import DraftStreamer
 from .unmasking_dimple import pad_after_end
 from .upstream_dimple import REPLACEMENTS, UpstreamOptions
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "answer_ids")
+#: What the processor makes of a structure prior.
+CANVAS_INPUTS = ("answer_ids", "answer_attention_mask", "answer_constraint")
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", *CANVAS_INPUTS)
 
 
 @dataclass
@@ -85,8 +90,6 @@ class DimpleGenerationMixin(GenerationMixin):
     ```
     """
 
-    generation_config_class = DimpleGenerationConfig
-
     @torch.no_grad()
     def generate(
         self,
@@ -124,6 +127,12 @@ class DimpleGenerationMixin(GenerationMixin):
             answer_ids (`torch.LongTensor` of shape `(batch_size, answer_length)`, *optional*):
                 The canvas to start from: fixed tokens, and the mask token where one is to be generated. Sets the
                 answer's length.
+            answer_attention_mask (`torch.LongTensor` of shape `(batch_size, answer_length)`, *optional*):
+                1 at the canvas, 0 at padding behind a canvas that is shorter than its neighbours'. All ones when
+                missing.
+            answer_constraint (`AnswerConstraint`, *optional*):
+                What the processor makes of a structure prior, together with `answer_ids`: says which tokens a place
+                can still take. Rows under it are filled to their last place.
             kwargs:
                 Options of [`DimpleGenerationConfig`], which win over `generation_config`. `tokenizer` is accepted and
                 ignored, because transformers' server passes it.
@@ -152,7 +161,15 @@ class DimpleGenerationMixin(GenerationMixin):
             )
         mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
         answer = self._initial_answer(config, inputs, model_inputs.pop("answer_ids", None), mask_token_id)
-        attention_mask = self._check_prompt(inputs, model_inputs.pop("attention_mask", None), mask_token_id, answer)
+        asked_length = kwargs.get("max_new_tokens") or (generation_config and generation_config.max_new_tokens)
+        if asked_length and answer.shape[1] > asked_length:
+            raise ValueError(
+                f"`answer_ids` must not be longer than `max_new_tokens`={asked_length} (got {answer.shape[1]} tokens)"
+            )
+        attention_mask = self._check_prompt(
+            inputs, model_inputs.pop("attention_mask", None), mask_token_id, answer.shape[1]
+        )
+        constraint = self._answer_constraint(inputs, model_inputs, num_return_sequences)
         plan = DenoisingPlan(
             num_steps=config.max_denoising_steps or answer.shape[1],
             mask_token_id=mask_token_id,
@@ -163,8 +180,9 @@ class DimpleGenerationMixin(GenerationMixin):
             do_sample=bool(config.do_sample),
             temperature=config.temperature,
             top_p=config.top_p,
-            top_k=config.top_k,
+            top_k=config.top_k or None,
         )
+        pad_token_id = self._pad_token_id(config)
         processors = LogitsProcessorList(
             [SuppressTokensLogitsProcessor([mask_token_id], device=inputs.device), *(logits_processor or [])]
         )
@@ -183,16 +201,24 @@ class DimpleGenerationMixin(GenerationMixin):
         drafts = None
         if streamer is not None:
             streamer.put(inputs.cpu())
-            drafts = DraftStreamer(streamer, mask_token_id, plan.end_token_ids)
+            # Under a constraint an end token is a filler, which does not end the answer.
+            ends = plan.end_token_ids if constraint is None else plan.end_token_ids[:0]
+            drafts = DraftStreamer(streamer, mask_token_id, ends)
         decoded, num_passes, history = denoise(
-            runner, answer, plan, processors, criteria, drafts, keep_history=config.output_history
+            runner, answer, plan, processors, criteria, drafts, keep_history=config.output_history,
+            constraint=constraint,
         )
 
         # 4. Padding behind the end
-        pad_token_id = self._pad_token_id(config)
-        decoded = pad_after_end(decoded, plan.end_token_ids, pad_token_id)
-        is_generated = (answer == mask_token_id) & (decoded != mask_token_id)
-        is_generated &= ~_after_first(torch.isin(decoded, plan.end_token_ids))
+        is_end = torch.isin(decoded, plan.end_token_ids)
+        is_behind = _after_first(is_end)
+        if constraint is not None:  # its rows are filled to the end, where an end token is a filler
+            constrained = constraint.constrained_rows.to(decoded.device)[:, None]
+            is_behind = torch.where(constrained, is_end, is_behind)
+            decoded = torch.where(constrained, decoded, pad_after_end(decoded, plan.end_token_ids, pad_token_id))
+        else:
+            decoded = pad_after_end(decoded, plan.end_token_ids, pad_token_id)
+        is_generated = (answer == mask_token_id) & (decoded != mask_token_id) & ~is_behind
         decoded = decoded.masked_fill(decoded == mask_token_id, pad_token_id)
         if drafts is not None:
             drafts.end(decoded)
@@ -217,8 +243,8 @@ class DimpleGenerationMixin(GenerationMixin):
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
-                Prompt tokens; also as `input_ids`. `attention_mask`, `pixel_values` and `image_grid_thw` as for
-                [`~DimpleGenerationMixin.generate`].
+                Prompt tokens; also as `input_ids`. `attention_mask`, `pixel_values`, `image_grid_thw` and the canvas
+                inputs, `answer_ids` and its companions, as for [`~DimpleGenerationMixin.generate`].
             generation_config (`GenerationConfig`, *optional*):
                 An object with any of the options below as attributes.
             max_new_tokens (`int`, *optional*):
@@ -262,10 +288,14 @@ class DimpleGenerationMixin(GenerationMixin):
             raise ValueError("`diffusion_generate` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
         options = UpstreamOptions.collect(generation_config, kwargs)
-        answer_length = options.answer_length(inputs.shape[1])
         mask_token_id = self.config.mask_token_id if options.mask_token_id is None else options.mask_token_id
-        answer = inputs.new_full((len(inputs), answer_length), mask_token_id)
-        attention_mask = self._check_prompt(inputs, kwargs.pop("attention_mask", None), mask_token_id, answer)
+        answer = self._checked_answer(inputs, kwargs.pop("answer_ids", None))
+        if answer is None:
+            answer = inputs.new_full((len(inputs), options.answer_length(inputs.shape[1])), mask_token_id)
+        attention_mask = self._check_prompt(
+            inputs, kwargs.pop("attention_mask", None), mask_token_id, answer.shape[1]
+        )
+        constraint = self._answer_constraint(inputs, kwargs, options.num_return_sequences)
         plan = options.plan(mask_token_id, inputs.new_empty(0))
 
         runner = self._prepare_canvas(
@@ -277,8 +307,9 @@ class DimpleGenerationMixin(GenerationMixin):
         if hooks is not None:
             answer = hooks.rewrite(None, prompt, answer, None)
         decoded, num_passes, history = denoise(
-            runner, answer, plan, LogitsProcessorList(), StoppingCriteriaList(), None, hooks, options.output_history
-        )
+            runner, answer, plan, LogitsProcessorList(), StoppingCriteriaList(), None, hooks, options.output_history,
+            constraint,
+        )  # fmt: skip
 
         sequences = torch.cat([prompt, decoded], dim=1)
         if not options.return_dict_in_generate:
@@ -300,9 +331,17 @@ class DimpleGenerationMixin(GenerationMixin):
         use_cache: bool,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
+        answer_attention_mask: torch.LongTensor | None = None,
     ) -> CanvasRunner:
         """Encodes the images, once, and repeats each prompt with its features for each returned sequence."""
-        full_mask = torch.cat([attention_mask, torch.ones_like(answer)], dim=1)
+        if answer_attention_mask is None:
+            answer_attention_mask = torch.ones_like(answer)
+        if answer_attention_mask.shape != answer.shape:
+            raise ValueError(
+                f"`answer_attention_mask` must have the shape of `answer_ids`, {tuple(answer.shape)} "
+                f"(got {tuple(answer_attention_mask.shape)})"
+            )
+        full_mask = torch.cat([attention_mask, answer_attention_mask], dim=1)
         # Where the answer stands is text to the positions, whatever tokens a canvas fixes there.
         canvas = torch.cat([inputs, torch.full_like(answer, self.config.mask_token_id)], dim=1)
         position_ids = self.get_rope_index(canvas, image_grid_thw, full_mask)
@@ -337,13 +376,16 @@ class DimpleGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> torch.LongTensor | ModelOutput:
         """Transformers' own decoding, from embeddings that already hold the images."""
-        for name in (*DIFFUSION_OPTIONS, "answer_ids"):
+        for name in (*DIFFUSION_OPTIONS, *CANVAS_INPUTS):
             if name in kwargs:
                 raise ValueError(f"`{name}` must be used in bidirectional mode (got `full_attn_mask=False`)")
-        # The answer grows token by token: nothing but the prompt is there to be checked.
-        attention_mask = self._check_prompt(inputs, attention_mask, self.config.mask_token_id, inputs[:, :0])
+        config, _ = self._prepare_generation_config(generation_config, **kwargs)
+        answer_length = config.max_new_tokens or max(0, config.max_length - inputs.shape[1])
+        attention_mask = self._check_prompt(inputs, attention_mask, self.config.mask_token_id, answer_length)
         position_ids = self.get_rope_index(inputs, image_grid_thw, attention_mask)
         features = self._encode_images(pixel_values, image_grid_thw)
+        # In this mode too answers are trained to end with padding, which transformers alone would go on writing.
+        kwargs["eos_token_id"] = self._end_token_ids(config, inputs.device).tolist() or None
         return super().generate(
             inputs,
             generation_config=generation_config,
@@ -366,7 +408,7 @@ class DimpleGenerationMixin(GenerationMixin):
             # `None` means "not set", but for the threshold, where it means "none".
             is_set = {k: v for k, v in given.items() if v is not None or k == "confidence_threshold"}
             config.update(**is_set)
-        model_inputs = config.update(**kwargs)
+        model_inputs = {name: value for name, value in config.update(**kwargs).items() if value is not None}
         if config.max_new_tokens is None and config.max_length is None:
             config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
         if not self.config.full_attn_mask:
@@ -397,11 +439,14 @@ class DimpleGenerationMixin(GenerationMixin):
                     _from_pipeline=from_pipeline,
                     **loading_kwargs,
                 )
-            except OSError:
+            except OSError as error:
+                if isinstance(error.__context__, (json.JSONDecodeError, UnicodeDecodeError)):
+                    raise
                 return  # no such file: the options made from the model's configuration stay
 
     def _take_prompt(self, inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torch.LongTensor:
         """Returns the prompt, which may come as `inputs` or, in `kwargs`, as `input_ids`."""
+        check_no_video(kwargs)
         input_ids = kwargs.pop("input_ids", None)
         if (inputs is None) == (input_ids is None):
             raise ValueError("exactly one of `inputs` and `input_ids` must be given")
@@ -416,18 +461,17 @@ class DimpleGenerationMixin(GenerationMixin):
     def _check_options(self, config: DimpleGenerationConfig, model_inputs: dict[str, Any]) -> None:
         """Refuses what diffusion decoding does not know, by name."""
         known = {*MODEL_INPUTS, *SHARED_OPTIONS, *DIFFUSION_OPTIONS}
-        for name, value in model_inputs.items():
-            if name in ("pixel_values_videos", "video_grid_thw") and value is not None:
-                raise ValueError(f"`{name}` must not be given: Dimple does not support video")
+        for name in model_inputs:
             if name in REPLACEMENTS:
                 raise ValueError(
                     f"`{name}` must be passed to `diffusion_generate`; `generate` has {REPLACEMENTS[name]}"
                 )
-            if name not in MODEL_INPUTS and value is not None:
+            if name not in MODEL_INPUTS:
                 raise ValueError(f"`{name}` must be a generation option or model input{nearest_name(name, known)}")
         defaults = config._get_default_generation_params()
         for name, value in config.to_dict().items():
-            if name in known or name.startswith("_") or value is None or value == defaults.get(name):
+            is_off = value is None or value is False or value == defaults.get(name)
+            if name in known or name.startswith("_") or is_off:
                 continue
             raise ValueError(f"`{name}` must not be set: diffusion decoding has no such option (got {value!r})")
 
@@ -439,13 +483,9 @@ class DimpleGenerationMixin(GenerationMixin):
         mask_token_id: int,
     ) -> torch.LongTensor:
         """Returns the canvas that denoising starts from: `answer_ids`, or mask tokens only."""
-        if answer_ids is not None:
-            if answer_ids.ndim != 2 or len(answer_ids) != len(inputs) or answer_ids.shape[1] == 0:
-                raise ValueError(
-                    f"`answer_ids` must have shape (batch_size={len(inputs)}, answer_length >= 1) "
-                    f"(got {tuple(answer_ids.shape)})"
-                )
-            return answer_ids.to(inputs.device)
+        answer = self._checked_answer(inputs, answer_ids)
+        if answer is not None:
+            return answer
         length = config.max_new_tokens or config.max_length - inputs.shape[1]
         if length < 1:
             raise ValueError(
@@ -454,19 +494,45 @@ class DimpleGenerationMixin(GenerationMixin):
             )
         return inputs.new_full((len(inputs), length), mask_token_id)
 
+    def _checked_answer(
+        self, inputs: torch.LongTensor, answer_ids: torch.LongTensor | None
+    ) -> torch.LongTensor | None:
+        """Checks the shape of `answer_ids`, if they are given."""
+        if answer_ids is None:
+            return None
+        if answer_ids.ndim != 2 or len(answer_ids) != len(inputs) or answer_ids.shape[1] == 0:
+            raise ValueError(
+                f"`answer_ids` must have shape (batch_size={len(inputs)}, answer_length >= 1) "
+                f"(got {tuple(answer_ids.shape)})"
+            )
+        return answer_ids.to(inputs.device)
+
+    def _answer_constraint(
+        self, inputs: torch.LongTensor, model_inputs: dict[str, Any], num_return_sequences: int
+    ) -> AnswerConstraint | None:
+        """Takes the constraint out of the inputs, for the rows of the output."""
+        constraint = model_inputs.pop("answer_constraint", None)
+        if constraint is None:
+            return None
+        if len(constraint.constrained_rows) != len(inputs):
+            raise ValueError(
+                f"`answer_constraint` must be for {len(inputs)} rows (got one for {len(constraint.constrained_rows)})"
+            )
+        return constraint.repeat_interleave(num_return_sequences)
+
     def _check_prompt(
         self,
         inputs: torch.LongTensor,
         attention_mask: torch.LongTensor | None,
         mask_token_id: int,
-        answer: torch.LongTensor,
+        answer_length: int,
     ) -> torch.LongTensor:
         """Checks the prompt and returns its attention mask, all ones when there is none."""
-        total = inputs.shape[1] + answer.shape[1]
+        total = inputs.shape[1] + answer_length
         if total > self.config.max_position_embeddings:
             raise ValueError(
                 f"prompt and answer must fit `max_position_embeddings`={self.config.max_position_embeddings} "
-                f"(got {inputs.shape[1]} + {answer.shape[1]} tokens)"
+                f"(got {inputs.shape[1]} + {answer_length} tokens)"
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs)
@@ -504,6 +570,13 @@ class DimpleGenerationMixin(GenerationMixin):
         raise ValueError(
             "`pad_token_id` must be set in the generation options or the model's configuration (got None)"
         )
+
+
+def check_no_video(inputs: dict[str, Any]) -> None:
+    """Refuses model inputs (name -> value) that hold a video."""
+    for name in ("pixel_values_videos", "video_grid_thw"):
+        if inputs.get(name) is not None:
+            raise ValueError(f"`{name}` must not be given: Dimple does not support video")
 
 
 def _after_first(flags: torch.BoolTensor) -> torch.BoolTensor:

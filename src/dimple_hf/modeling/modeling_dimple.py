@@ -18,7 +18,11 @@ logits at place i predict the token at place i + 1 in both modes, because the la
 Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
 """
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,13 +41,15 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dimple import DimpleConfig, DimpleVisionConfig
 from .diffusion_dimple import (
+    add_complements,
     diffusion_loss,
     observed_noise_levels,
     sample_masked_positions,
     sample_noise_levels,
     token_cross_entropy,
 )
-from .generation_dimple import DimpleGenerationMixin
+from .generation_config_dimple import DimpleGenerationConfig
+from .generation_dimple import DimpleGenerationMixin, check_no_video
 
 
 @dataclass
@@ -241,6 +247,42 @@ class DimplePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> "DimplePreTrainedModel":
+        """
+        See `PreTrainedModel.from_pretrained`. CHANGED: names the files when a safetensors file of a directory is cut
+        off or corrupt, which the library that reads them does not.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except Exception as error:
+            files = sorted(Path(str(pretrained_model_name_or_path)).glob("*.safetensors"))
+            damaged = [str(file) for file in files if not is_whole_safetensors_file(file)]
+            if not damaged:
+                raise
+            raise ValueError(f"safetensors files must be whole (got {', '.join(damaged)}: {error})") from error
+
+
+def is_whole_safetensors_file(path: Path) -> bool:
+    """
+    Whether a safetensors file has a readable header and as many bytes as it announces.
+
+    Its layout: the header's length in 8 bytes, the header in JSON (name -> dtype, shape and place in what follows),
+    and the tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(header_size, size))
+    try:
+        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        data_size = max((entry["data_offsets"][1] for entry in tensors), default=0)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+    return size == 8 + header_size + data_size
+
 
 class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixin):
     r"""
@@ -274,6 +316,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
     ```
     """
 
+    # Here and not in the mixin, which `PreTrainedModel` comes before.
+    generation_config_class = DimpleGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -412,9 +456,10 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         """
         # 1. Mode
         is_causal = not self.config.full_attn_mask if is_causal is None else is_causal
+        check_no_video(kwargs)
         self._check_forward_arguments(
-            input_ids, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw, image_features,
-            labels, masked_positions, is_causal,
+            input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
+            image_features, labels, masked_positions, is_causal,
         )  # fmt: skip
 
         # 2. Forward process
@@ -428,6 +473,17 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
                 masked_positions = sample_masked_positions(maskable, noise_levels)
             else:
                 noise_levels = observed_noise_levels(masked_positions, maskable)
+            if self.config.complementary_masks:
+                # Positions come from the rows as they are, so that the images need not be listed twice.
+                if position_ids is None:
+                    position_ids = self._default_position_ids(input_ids, None, image_grid_thw, attention_mask)
+                masked_positions, noise_levels = add_complements(masked_positions, maskable, noise_levels)
+                input_ids, labels = input_ids.repeat(2, 1), labels.repeat(2, 1)
+                position_ids = position_ids.repeat(1, 2, 1)
+                if attention_mask is not None:
+                    attention_mask = torch.cat([attention_mask, attention_mask])
+                if image_features is not None:
+                    image_features = torch.cat([image_features, image_features])
             input_ids = input_ids.masked_fill(masked_positions, self.config.mask_token_id)
 
         # 3. Embeddings
@@ -452,16 +508,20 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         hidden_states = outputs.last_hidden_state
 
         # 6. Loss and logits
-        output = DimpleOutput(
+        losses, logits = {}, None
+        if labels is not None:
+            losses = self._losses(hidden_states, labels, masked_positions, noise_levels, num_items_in_batch)
+        if labels is None or logits_to_keep is not None:
+            if noise_levels is not None and self.config.complementary_masks:
+                hidden_states = hidden_states[: len(hidden_states) // 2]  # the rows as the caller knows them
+            logits = self.lm_head(select_places(hidden_states, logits_to_keep))
+        return DimpleOutput(
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **losses,
         )
-        if labels is not None:
-            self._add_loss(output, hidden_states, labels, masked_positions, noise_levels, num_items_in_batch)
-        if labels is None or logits_to_keep is not None:
-            output.logits = self.lm_head(select_places(hidden_states, logits_to_keep))
-        return output
 
     def embed(self, input_ids: torch.LongTensor, image_features: torch.FloatTensor | None = None) -> torch.FloatTensor:
         """
@@ -492,48 +552,48 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(image_mask[..., None], image_features)
 
-    def _add_loss(
+    def _losses(
         self,
-        output: DimpleOutput,
         hidden_states: torch.FloatTensor,
         labels: torch.LongTensor,
         masked_positions: torch.BoolTensor | None,
         noise_levels: torch.FloatTensor | None,
         num_items_in_batch: int | torch.Tensor | None,
-    ) -> None:
-        """Computes the loss at supervised places and stores it, with its parts, in `output`."""
+    ) -> dict[str, torch.Tensor]:
+        """Returns the loss at supervised places and its parts: fields of [`DimpleOutput`]."""
         labels = labels.to(hidden_states.device)
         supervised = labels != -100
         supervised[:, 0] = False  # nothing predicts the first token
         counted = supervised if masked_positions is None else supervised & masked_positions.to(hidden_states.device)
         rows, places = counted.nonzero(as_tuple=True)
-        token_losses, output.token_hits = token_cross_entropy(
+        token_losses, token_hits = token_cross_entropy(
             hidden_states[rows, places - 1], self.lm_head, labels[rows, places], self.config.vocab_size
         )
-        output.token_losses = token_losses.detach()
+        fields = {"token_losses": token_losses.detach(), "token_hits": token_hits}
         if noise_levels is None:
-            total = max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch
-            output.loss = token_losses.sum() / total
-        else:
-            output.token_noise_levels = noise_levels.to(hidden_states.device)[rows]
-            output.loss = diffusion_loss(
-                token_losses,
-                output.token_noise_levels,
-                num_maskable=supervised.sum(),
-                loss_weighting=self.config.loss_weighting,
-                num_items_in_batch=num_items_in_batch,
-            )
+            total = len(rows) if num_items_in_batch is None else num_items_in_batch
+            return fields | {"loss": token_losses.sum() / max(1, total)}
+        token_noise_levels = noise_levels.to(hidden_states.device)[rows]
+        loss = diffusion_loss(
+            token_losses,
+            token_noise_levels,
+            num_maskable=supervised.sum(),
+            loss_weighting=self.config.loss_weighting,
+            num_items_in_batch=num_items_in_batch,
+            complementary_masks=self.config.complementary_masks,
+        )
+        return fields | {"loss": loss, "token_noise_levels": token_noise_levels}
 
     def _default_position_ids(
         self,
         input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.FloatTensor,
+        inputs_embeds: torch.FloatTensor | None,
         image_grid_thw: torch.LongTensor | None,
         attention_mask: torch.Tensor | dict | None,
     ) -> torch.LongTensor:
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         attention_mask = attention_mask if is_padding_mask else None
-        if input_ids is not None:
+        if inputs_embeds is None or input_ids is not None:
             return self.get_rope_index(input_ids, image_grid_thw, attention_mask)
         text_only = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
         return multimodal_position_ids(text_only, attention_mask, None, 1)
@@ -541,6 +601,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
     def _check_forward_arguments(
         self,
         input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
         inputs_embeds: torch.FloatTensor | None,
         position_ids: torch.LongTensor | None,
         past_key_values: Cache | None,
@@ -571,6 +632,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
             raise ValueError(
                 "`input_ids` must be given for the diffusion loss, which masks tokens (got `inputs_embeds`)"
             )
+        doubles_rows = labels is not None and not is_causal and self.config.complementary_masks
+        if doubles_rows and isinstance(attention_mask, dict):
+            raise ValueError("`attention_mask` must be a tensor with `complementary_masks`, which double the rows")
         for name, tensor in (("labels", labels), ("masked_positions", masked_positions)):
             if tensor is not None and input_ids is not None and tensor.shape != input_ids.shape:
                 raise ValueError(

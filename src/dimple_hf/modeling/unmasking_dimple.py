@@ -23,13 +23,12 @@ import torch
 
 def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Probability of the chosen token, in [0, 1] (MaskGIT, section 3.2). See `CONFIDENCE_MEASURES` for the shapes."""
-    chosen = logits.gather(-1, tokens[..., None]).squeeze(-1)
-    return (chosen - logits.logsumexp(dim=-1)).exp()
+    return logits.softmax(dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
 
 
 def top_margin(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Largest minus second largest probability, in [0, 1] (Dream, section 3). See `CONFIDENCE_MEASURES`."""
-    top_two = (logits.topk(2, dim=-1).values - logits.logsumexp(dim=-1, keepdim=True)).exp()
+    top_two = logits.softmax(dim=-1).topk(2, dim=-1).values
     return top_two[..., 0] - top_two[..., 1]
 
 
@@ -37,8 +36,10 @@ def exp_negative_entropy(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     """exp(-H) with the entropy H in nats: 1 when certain, 1 / n when n tokens are equally likely. See
     `CONFIDENCE_MEASURES`. The original ranks by -H, which orders places alike but is never positive."""
     log_probabilities = logits.log_softmax(dim=-1)
-    # Forbidden tokens have probability 0 and log probability -inf, whose product is not a number.
-    return (log_probabilities.exp() * log_probabilities.clamp(min=-1e4)).sum(dim=-1).exp()
+    probabilities = log_probabilities.exp()
+    # Forbidden tokens have probability 0 and log probability -inf, whose product is not a number. In place, because
+    # fresh memory for a whole vocabulary costs more than the arithmetic.
+    return probabilities.mul_(log_probabilities.clamp_(min=-1e4)).sum(dim=-1).exp()
 
 
 #: How sure the model is of each place: name -> function of `logits` (`torch.FloatTensor` of shape

@@ -52,7 +52,10 @@ REPLACEMENTS = {
     "generation_logits_hook_func": "`logits_processor`",
 }
 
-MODEL_INPUTS = ("attention_mask", "pixel_values", "image_grid_thw")
+#: The last three are ours: what the processor makes of a structure prior.
+MODEL_INPUTS = (
+    "attention_mask", "pixel_values", "image_grid_thw", "answer_ids", "answer_attention_mask", "answer_constraint",
+)  # fmt: skip
 
 
 @dataclass
@@ -121,16 +124,17 @@ class UpstreamOptions:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(known)} (got {value!r}){nearest_name(str(value), known)}"
                 )
-        if not 0 < self.eps < 1:
-            raise ValueError(f"`eps` must lie in (0, 1) (got {self.eps})")
+        if not (isinstance(self.eps, (int, float)) and 0 < self.eps < 1):
+            raise ValueError(f"`eps` must lie in (0, 1) (got {self.eps!r})")
         for name in ("temperature", "alg_temp"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"`{name}` must be >= 0 (got {value})")
+            may_be_missing = name == "alg_temp"
+            if not (isinstance(value, (int, float)) and value >= 0) and not (may_be_missing and value is None):
+                raise ValueError(f"`{name}` must be a number >= 0 (got {value!r})")
         for name in ("top_p", "alg_p_threshold"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1] (got {value})")
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise ValueError(f"`{name}` must lie in [0, 1] (got {value!r})")
 
     def answer_length(self, prompt_length: int) -> int:
         """

@@ -18,6 +18,15 @@ The files of this folder travel flat to the Hub, so nothing in them may rely on 
 
 from .image_processing_dimple import DimpleImageProcessor
 from .processing_dimple import DimpleProcessor
+from .structure_prior_dimple import OptionalPart, RepeatedPart, Slot, StructurePrior
 from .tokenization_dimple import DimpleTokenizer
 
-__all__ = ["DimpleImageProcessor", "DimpleProcessor", "DimpleTokenizer"]
+__all__ = [
+    "DimpleImageProcessor",
+    "DimpleProcessor",
+    "DimpleTokenizer",
+    "OptionalPart",
+    "RepeatedPart",
+    "Slot",
+    "StructurePrior",
+]

@@ -22,6 +22,8 @@ import inspect
 import json
 import os
 import re
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .image_processing_dimple import DimpleImageProcessor, flatten_images, refuse_unknown_names
+from .structure_prior_dimple import Slot, StructurePrior, canvas_inputs, read_answers
 from .tokenization_dimple import DimpleTokenizer
 
 #: Stands for one image token in the text. The same for every checkpoint, as the chat template spells it out.
@@ -214,6 +217,7 @@ class DimpleProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         videos: None = None,
         audio: None = None,
+        structure_prior: StructurePrior | Sequence[StructurePrior | None] | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
@@ -227,6 +231,9 @@ class DimpleProcessor(ProcessorMixin):
                 One row of text, or several, with one `<|image_pad|>` for each image, as the chat template writes it.
             videos, audio (`None`):
                 Not supported; here only because every processor of transformers has them.
+            structure_prior ([`StructurePrior`] or `Sequence[StructurePrior | None]`, *optional*):
+                The form of the answers, for all rows or one for each; `None` for a row that is free. Needs
+                `return_tensors="pt"`.
             **kwargs:
                 Arguments of the tokenizer and of the image processor for this call, flat or as `text_kwargs`,
                 `images_kwargs` and `common_kwargs`: `return_tensors` (`"pt"` or `"np"`), `padding` (defaults to `True`
@@ -239,10 +246,13 @@ class DimpleProcessor(ProcessorMixin):
               `<|image_pad|>` as it has merged patches; `<|endoftext|>` where padded.
             - **attention_mask** (int64 of shape `(rows, length)`, with `text`): 1 for tokens, 0 where padded.
             - **pixel_values**, **image_grid_thw** (with images): see [`DimpleImageProcessor.preprocess`].
+            - **answer_ids**, **answer_constraint** and, where rows differ in length, **answer_attention_mask** (with
+              `structure_prior`): see [`~DimpleForConditionalGeneration.generate`].
 
         Raises:
             ValueError: Where videos, audio or unknown arguments are given, where the images do not match the
-                placeholders (the message names the row), where text is not valid Unicode, and where an image is none.
+                placeholders (the message names the row), where text is not valid Unicode, where an image is none, and
+                where a prior cannot be laid out.
         """
         for name, value in (("videos", videos), ("audio", audio)):
             if value is not None:
@@ -251,7 +261,17 @@ class DimpleProcessor(ProcessorMixin):
         refuse_unknown_names(kwargs, self._argument_names(), type(self).__name__)
         for group in groups.keys() & kwargs.keys():
             refuse_unknown_names(kwargs[group], groups[group], f"`{group}`")
-        return super().__call__(images=images, text=text, **kwargs)
+        if structure_prior is None:
+            return super().__call__(images=images, text=text, **kwargs)
+        if text is None:
+            raise ValueError("`structure_prior` must be given with `text` (got images only)")
+        num_rows = 1 if isinstance(text, str) else len(text)
+        answers = canvas_inputs(structure_prior, num_rows, self.tokenizer)
+        features = super().__call__(images=images, text=text, **kwargs)
+        if not isinstance(features["input_ids"], torch.Tensor):
+            raise ValueError('`return_tensors` must be "pt" with a `structure_prior`')
+        features.update(answers)
+        return features
 
     def _argument_groups(self) -> dict[str, set[str]]:
         """The names that each group of arguments of a call knows."""
@@ -262,7 +282,8 @@ class DimpleProcessor(ProcessorMixin):
     def _argument_names(self) -> set[str]:
         """The names of all arguments of a call."""
         groups = self._argument_groups()
-        return {"images", "text", *ProcessingKwargs.__annotations__, *groups}.union(*groups.values())
+        own = {"images", "text", "structure_prior"}
+        return own.union(ProcessingKwargs.__annotations__, groups, *groups.values())
 
     def _merge_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
         """Sorts the arguments of a call as the parent does, and pads by default where tensors are asked for."""
@@ -375,8 +396,8 @@ class DimpleProcessor(ProcessorMixin):
                 `tokenize` (default `False`: return text), `return_dict` (default `False`: return token ids only),
                 `return_tensors`, `add_generation_prompt` (default `False`), `continue_final_message` and the other
                 arguments of [`ProcessorMixin.apply_chat_template`]; variables of the template; and, as an alternative
-                to `processor_kwargs`, arguments of the call, such as `padding_side`, or `images` for image parts
-                without a source (a list of lists for a batch).
+                to `processor_kwargs`, arguments of the call, such as `structure_prior`, `padding_side`, or
+                `images` for image parts without a source (a list of lists for a batch).
 
         Returns:
             `str`, or `list[str]` for a batch, without `tokenize`. With it token ids, and with `return_dict` too what
@@ -395,6 +416,10 @@ class DimpleProcessor(ProcessorMixin):
                 processor_kwargs[name] = kwargs.pop(name)
             elif not re.search(rf"\b{re.escape(name)}\b", template):
                 refuse_unknown_names([name], call_names | TEMPLATE_ARGUMENTS, f"{type(self).__name__}'s chat template")
+        if processor_kwargs.get("structure_prior") is not None and not (
+            kwargs.get("tokenize") and kwargs.get("return_dict")
+        ):
+            raise ValueError("`tokenize` and `return_dict` must be True with a `structure_prior`")
         images = processor_kwargs.get("images")
         if images is not None and not isinstance(conversation[0], list):
             processor_kwargs["images"] = flatten_images(images)  # the parent wraps this list and iterates over it
@@ -403,6 +428,68 @@ class DimpleProcessor(ProcessorMixin):
         return super().apply_chat_template(
             conversation, chat_template=chat_template, processor_kwargs=processor_kwargs, **kwargs
         )
+
+    def parse(self, output: Any, prior: StructurePrior | Sequence[StructurePrior | None]) -> Any:
+        """
+        What answers say that were generated under structure priors.
+
+        Args:
+            output (`torch.LongTensor` of shape `(rows, length)`, or [`DimpleGenerationOutput`]):
+                What `generate` returned.
+            prior ([`StructurePrior`] or `Sequence[StructurePrior | None]`):
+                The prior of all rows, or one for each, as the inputs were made with. With several sequences for each
+                input, the priors of the inputs.
+
+        Returns:
+            What the prior reads: a dict of slots, a JSON value, or an object of a pydantic class; the text of a row
+            without a prior. A list of these, one for each row, unless there is one row and `prior` is not a sequence.
+
+        Raises:
+            ValueError: Where an answer does not have the prior's form, as it was not generated under it or not to its
+                end, and where the number of priors does not match the rows.
+        """
+        return read_answers(getattr(output, "sequences", output), prior, self.tokenizer)
+
+    def infill(
+        self,
+        template: str,
+        images: ImageInput | None = None,
+        prompt: str = "Fill in the gaps:",
+        slots: Mapping[str, Slot | dict[str, Any]] | None = None,
+    ) -> tuple[BatchFeature, StructurePrior]:
+        """
+        The inputs that let the model fill in the gaps of a text.
+
+        Args:
+            template (`str`):
+                The text, with gaps such as `{gap:6}` (see [`StructurePrior.from_template`]).
+            images (`ImageInput`, *optional*):
+                Images that the text is about.
+            prompt (`str`, *optional*, defaults to `"Fill in the gaps:"`):
+                What the user says; the text with lines for gaps follows.
+            slots (`Mapping[str, Slot | dict]`, *optional*):
+                What gaps may hold.
+
+        Returns:
+            `tuple[BatchFeature, StructurePrior]`: Inputs of `generate`, and the prior for [`~DimpleProcessor.parse`].
+
+        Raises:
+            ValueError: Where the template is none, or has no gap.
+        """
+        prior = StructurePrior.from_template(template, slots=slots)
+        fields = list(string.Formatter().parse(template))
+        if all(name is None for _, name, _, _ in fields):
+            raise ValueError(f"`template` must have a gap such as {{gap:6}} (got {template!r})")
+        blanks = "".join(text + ("" if name is None else "____") for text, name, _, _ in fields)
+        content: list[dict[str, Any]] = [
+            {"type": "image", "image": image} for image in ([] if images is None else flatten_images(images))
+        ]
+        content.append({"type": "text", "text": f"{prompt} {blanks}"})
+        inputs = self.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", structure_prior=prior,
+        )  # fmt: skip
+        return inputs, prior
 
 
 __all__ = ["DimpleProcessor"]

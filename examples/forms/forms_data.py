@@ -1,0 +1,269 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures of small forms with printed labels and handwritten numbers.
+
+The handwriting is real: the 1,797 digits of 8x8 pixels in scikit-learn's `load_digits` (UCI "Optical Recognition of
+Handwritten Digits"). They are split by image before anything is composed, so no digit seen in training appears in a
+held-out picture. Everything about row `index` follows from `(split, index, seed)`: nothing is stored, nothing is read
+from the network. Imported by `forms_dataset.py` (questions about the pictures) and by the vision stage.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
+
+CELL = 28
+"""Side of one merged image token in pixels: patches of 14, merged 2x2."""
+GRID_ROWS, GRID_COLUMNS = 5, 6
+"""The picture in cells: 140 pixels high, 168 wide, so 30 image tokens and nothing to resize."""
+LABEL_COLUMNS = 2
+"""Cells 0 and 1 of a row hold its printed label, cells 2 to 5 its digits."""
+MIN_ROWS, MAX_ROWS = 2, GRID_ROWS
+MAX_DIGITS = GRID_COLUMNS - LABEL_COLUMNS
+
+LABELS = (
+    "age", "code", "floor", "item", "lot", "order", "page", "phone",
+    "price", "qty", "room", "seat", "table", "tax", "total", "year",
+)  # fmt: skip
+SPLITS = ("train", "test")
+NUM_TRAIN_DIGITS = 1400
+
+CELL_TARGETS = {"shows": 1 + 10 + len(LABELS), "label": 1 + len(LABELS), "row": 1 + MAX_ROWS, "place": 1 + MAX_DIGITS}
+"""What the vision stage learns to say of each cell, and the number of classes; class 0 is always "nothing"."""
+
+_GLYPH_BOX = 32
+_GLYPH_BORDER = 2
+_MARGIN = 16
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How far pictures vary; each value is the half width of a uniform range unless it says otherwise.
+
+    Args:
+        angle (`float`): Rotation of one digit in degrees.
+        shear (`float`): Horizontal shear of one digit (x per y).
+        stretch (`float`): Relative change of height and width of one digit, drawn separately.
+        shift (`float`): Shift of one digit in pixels along both axes, besides `row_shift`.
+        row_shift (`float`): Shift of a whole row (label and digits) in pixels along both axes.
+        bend (`float`): Shift of one corner of a digit in pixels, which makes a stroke lean as in fast writing.
+        ink (`tuple[float, float]`): Range of the stroke's gain; more is thicker and harder-edged.
+        noise (`float`): Largest standard deviation of the pixel noise, on the scale 0 to 255.
+    """
+
+    angle: float
+    shear: float
+    stretch: float
+    shift: float
+    row_shift: float
+    bend: float
+    ink: tuple[float, float]
+    noise: float
+
+
+JITTER = {
+    # Training pictures vary more than held-out ones: 1,400 digits are few, and the tower must not learn them by heart.
+    "train": Jitter(
+        angle=14.0, shear=0.25, stretch=0.16, shift=2.5, row_shift=2.0, bend=1.0, ink=(0.95, 1.9), noise=14.0
+    ),
+    "test": Jitter(
+        angle=5.0, shear=0.08, stretch=0.08, shift=1.5, row_shift=1.5, bend=0.0, ink=(1.1, 1.5), noise=10.0
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FormRow:
+    """One row of a form: a label, and the digits of its number by their index in `load_digits`."""
+
+    label: str
+    digit_indices: tuple[int, ...]
+
+    @property
+    def number(self) -> int:
+        values = digit_images()[1]
+        return int("".join(str(values[index]) for index in self.digit_indices))
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form: its rows from top to bottom, and the grid row where the first one stands."""
+
+    rows: tuple[FormRow, ...]
+    first_grid_row: int
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """Label to number, in reading order."""
+        return {row.label: row.number for row in self.rows}
+
+
+@lru_cache(maxsize=1)
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """All digits as ink, `uint8 (1797, 12, 12)` with a blank border of 2, and their values, `int64 (1797,)`."""
+    digits = load_digits()
+    ink = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    border = ((0, 0), (_GLYPH_BORDER, _GLYPH_BORDER), (_GLYPH_BORDER, _GLYPH_BORDER))
+    return np.pad(ink, border), digits.target
+
+
+@lru_cache(maxsize=len(SPLITS))
+def split_indices(split: str) -> np.ndarray:
+    """Indices into `load_digits` that `split` may use: 1,400 for `"train"`, the other 397 for `"test"`."""
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)} (got {split!r})")
+    # RandomState, not Generator: its stream is frozen by NumPy's compatibility policy, so the split never moves.
+    order = np.random.RandomState(0).permutation(len(digit_images()[1]))
+    return np.sort(order[:NUM_TRAIN_DIGITS] if split == "train" else order[NUM_TRAIN_DIGITS:])
+
+
+@lru_cache(maxsize=len(SPLITS))
+def _indices_by_value(split: str) -> tuple[np.ndarray, ...]:
+    indices = split_indices(split)
+    values = digit_images()[1][indices]
+    return tuple(indices[values == value] for value in range(10))
+
+
+def form_rng(split: str, index: int, seed: int = 0) -> np.random.Generator:
+    """The random stream of row `index`: form, picture and question are drawn from it in this order."""
+    return np.random.default_rng((seed, SPLITS.index(split), index))
+
+
+def draw_form(split: str, rng: np.random.Generator) -> Form:
+    """Draws a form: 2 to 5 rows, different labels, numbers of 1 to 4 digits without leading zeros."""
+    by_value = _indices_by_value(split)
+    num_rows = int(rng.integers(MIN_ROWS, MAX_ROWS + 1))
+    first_grid_row = int(rng.integers(GRID_ROWS - num_rows + 1))
+    rows = []
+    for label in rng.permutation(len(LABELS))[:num_rows]:
+        num_digits = int(rng.integers(1, MAX_DIGITS + 1))
+        values = rng.integers(10, size=num_digits)
+        if num_digits > 1:
+            values[0] = rng.integers(1, 10)
+        picks = rng.random(num_digits)
+        chosen = (by_value[value][int(pick * len(by_value[value]))] for value, pick in zip(values, picks, strict=True))
+        rows.append(FormRow(LABELS[label], tuple(int(index) for index in chosen)))
+    return Form(tuple(rows), first_grid_row)
+
+
+@lru_cache(maxsize=len(LABELS))
+def _label_mask(label: str) -> Image.Image:
+    """The label in PIL's built-in bitmap font (the same pixels on every system), ink = 255, blank border of 2."""
+    font = ImageFont.load_default_imagefont()
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(label))
+    mask = Image.new("L", (right - left + 4, bottom - top + 4))
+    ImageDraw.Draw(mask).text((2 - left, 2 - top), label, fill=255, font=font)
+    return mask
+
+
+def _draw_digit(ink: np.ndarray, glyph: np.ndarray, center: tuple[float, float], size: float, jitter: Jitter,
+                gain: float, rng: np.random.Generator) -> None:  # fmt: skip
+    """Adds one digit to `ink` (`float32`, with a margin) around `center` (x, y); `size` is its height in pixels."""
+    angle, shear, stretch_x, stretch_y, shift_x, shift_y = rng.uniform(-1, 1, 6) * (
+        np.deg2rad(jitter.angle), jitter.shear, jitter.stretch, jitter.stretch, jitter.shift, jitter.shift
+    )  # fmt: skip
+    cos, sin = np.cos(angle), np.sin(angle)
+    left, top = int(center[0] + shift_x) - _GLYPH_BOX // 2, int(center[1] + shift_y) - _GLYPH_BOX // 2
+    # From the corners of the box on the page back to the glyph: undo the rotation, the shear, then the scale.
+    corners = np.array([(0, 0), (0, _GLYPH_BOX), (_GLYPH_BOX, _GLYPH_BOX), (_GLYPH_BOX, 0)], dtype=float)
+    corners += (left, top) - np.array((center[0] + shift_x, center[1] + shift_y))
+    if jitter.bend:
+        corners += rng.uniform(-jitter.bend, jitter.bend, (4, 2))
+    x = cos * corners[:, 0] + sin * corners[:, 1]
+    y = cos * corners[:, 1] - sin * corners[:, 0]
+    scale = (glyph.shape[0] - 2 * _GLYPH_BORDER) / size
+    quad = np.stack(((x - shear * y) * scale / (1 + stretch_x), y * scale / (1 + stretch_y)), axis=1)
+    quad += glyph.shape[0] / 2
+    box = Image.fromarray(glyph).transform(
+        (_GLYPH_BOX, _GLYPH_BOX), Image.Transform.QUAD, tuple(quad.ravel()), Image.Resampling.BICUBIC
+    )
+    strokes = np.clip((np.asarray(box, dtype=np.float32) / 255 - 0.2) * gain, 0, 1)
+    target = ink[top : top + _GLYPH_BOX, left : left + _GLYPH_BOX]
+    np.maximum(target, strokes, out=target)
+
+
+def render_form(form: Form, split: str, rng: np.random.Generator) -> Image.Image:
+    """Draws the form as an RGB picture of 168x140 pixels.
+
+    Args:
+        form (`Form`): What to draw.
+        split (`str`): `"train"` or `"test"`: which `JITTER` to apply (the digits are the form's own).
+        rng (`np.random.Generator`): The source of all jitter, shade and noise.
+
+    Returns:
+        `PIL.Image.Image`: RGB, width 168, height 140.
+    """
+    jitter = JITTER[split]
+    glyphs = digit_images()[0]
+    height, width = GRID_ROWS * CELL, GRID_COLUMNS * CELL
+    ink = np.zeros((height + 2 * _MARGIN, width + 2 * _MARGIN), dtype=np.float32)
+    size, gain = rng.uniform(20, 24), rng.uniform(*jitter.ink)
+    label_scale = rng.uniform(1.25, 1.5)
+    rule = rng.uniform(0.0, 0.35)
+    for row_number, row in enumerate(form.rows):
+        shift_x, shift_y = rng.uniform(-jitter.row_shift, jitter.row_shift, 2)
+        center_y = _MARGIN + (form.first_grid_row + row_number + 0.5) * CELL + shift_y
+        baseline = int(center_y + 0.5 * CELL - 1)
+        ink[baseline, _MARGIN + 3 : _MARGIN + width - 3] += rule
+        mask = _label_mask(row.label)
+        mask = mask.resize(
+            (round(mask.width * label_scale), round(mask.height * label_scale)), Image.Resampling.BICUBIC
+        )
+        left, top = int(_MARGIN + 3 + shift_x + rng.uniform(0, 4)), int(center_y - mask.height / 2)
+        target = ink[top : top + mask.height, left : left + mask.width]
+        np.maximum(target, np.asarray(mask, dtype=np.float32) / 255, out=target)
+        for place, index in enumerate(row.digit_indices):
+            center_x = _MARGIN + (LABEL_COLUMNS + place + 0.5) * CELL + shift_x
+            _draw_digit(ink, glyphs[index], (center_x, center_y), size, jitter, gain, rng)
+    ink = ink[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    return _shade(ink, jitter, rng)
+
+
+def _shade(ink: np.ndarray, jitter: Jitter, rng: np.random.Generator) -> Image.Image:
+    """Lays the ink on tinted paper with a slanting shadow and adds pixel noise."""
+    height, width = ink.shape
+    paper = rng.uniform(190, 255) + rng.uniform(-12, 0, 3).astype(np.float32)
+    pen = rng.uniform(0, 70) + rng.uniform(0, 40, 3).astype(np.float32)
+    slope_y, slope_x = rng.uniform(-18, 18, 2)
+    shadow = slope_y * np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    shadow = shadow + slope_x * np.linspace(-1, 1, width, dtype=np.float32)
+    shadow += rng.uniform(0, jitter.noise) * rng.standard_normal(ink.shape, dtype=np.float32)
+    pixels = (pen - paper) * np.minimum(ink, 1)[..., None]
+    pixels += paper + shadow[..., None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def cell_targets(form: Form) -> dict[str, np.ndarray]:
+    """What each of the picture's 30 image tokens shows, and what it belongs to, for the vision stage.
+
+    Returns:
+        `dict[str, np.ndarray]`: `int64 (5, 6)` each, 0 where there is nothing: `"shows"`, 1 + value for a digit and
+        11 + label number for the two cells of a label; `"label"`, 1 + number of its row's label; `"row"`, its row in
+        the form, from 1; `"place"`, the decimal place of a digit, 1 for units.
+    """
+    values = digit_images()[1]
+    targets = {name: np.zeros((GRID_ROWS, GRID_COLUMNS), dtype=np.int64) for name in CELL_TARGETS}
+    for number, row in enumerate(form.rows):
+        label, num_digits = LABELS.index(row.label), len(row.digit_indices)
+        cells = form.first_grid_row + number, slice(0, LABEL_COLUMNS + num_digits)
+        digits = form.first_grid_row + number, slice(LABEL_COLUMNS, LABEL_COLUMNS + num_digits)
+        targets["shows"][cells] = 11 + label
+        targets["shows"][digits] = 1 + values[list(row.digit_indices)]
+        targets["label"][cells] = 1 + label
+        targets["row"][cells] = 1 + number
+        targets["place"][digits] = np.arange(num_digits, 0, -1)
+    return targets

@@ -1,0 +1,152 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Questions about pictures of forms, as chat rows for any Trainer, and the scores of their answers.
+
+A row is `{"messages", "images", "kind", "question", "answer", "fields"}`: the Hub's chat form plus what the scorers
+need. Rows are composed when they are read (`Dataset.with_transform`), so a data set of any length costs nothing to
+build, and row `index` is the same in every process. Used by the training recipe, the benchmarks and the demo.
+`python examples/forms/forms_dataset.py` writes the committed sample, a held-out picture and its truth.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from forms_data import SPLITS, Form, draw_form, form_rng, render_form
+
+KIND_SHARES = {"text": 0.2, "json": 0.25, "field": 0.2, "rows": 0.05, "sum": 0.3}
+"""Kinds of question and how often each is asked; the sum gets as much as any because it is the hardest to learn."""
+QUESTIONS = {
+    "text": ("Read the form.", "What does the form say?", "Read this form as text."),
+    "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
+    "field": ("What is the {0}?", "Read the {0}.", "What does the form say for {0}?"),
+    "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
+    "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
+}
+
+SAMPLE_INDEX = 1012
+"""The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
+
+
+def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = ()) -> str:
+    """The expected answer, in the one form that the model is taught.
+
+    Args:
+        kind (`str`): Kind of question, a key of `QUESTIONS`.
+        fields (`Mapping[str, int]`): Label to number, from top to bottom.
+        asked (`tuple[str, ...]`, defaults to `()`): The labels named in the question: one for `"field"`, two for
+            `"sum"`, else none.
+
+    Returns:
+        `str`: For example `"qty 12\\nage 345"`, `'{"qty":12,"age":345}'`, `"age 345"`, `"2"`,
+        `"qty 0012+age 0345=00357"`.
+    """
+    if kind == "text":
+        return "\n".join(f"{label} {number}" for label, number in fields.items())
+    if kind == "json":
+        return json.dumps(fields, separators=(",", ":"))
+    if kind == "field":
+        return f"{asked[0]} {fields[asked[0]]}"
+    if kind == "rows":
+        return str(len(fields))
+    # Of one width, so that digits of one place always stand at the same distance: a small model learns to add numbers
+    # written so within some hundred steps, and numbers of any width hardly at all.
+    terms = "+".join(f"{label} {fields[label]:04d}" for label in asked)
+    return f"{terms}={sum(fields[label] for label in asked):05d}"
+
+
+def draw_question(form: Form, rng: np.random.Generator, kind: str | None = None) -> tuple[str, str, str]:
+    """Draws a question about the form.
+
+    Args:
+        form (`Form`): What the question is about.
+        rng (`np.random.Generator`): The source of the kind, the wording and the labels asked for.
+        kind (`str`, *optional*): Kind of question; drawn by `KIND_SHARES` when not given.
+
+    Returns:
+        `tuple[str, str, str]`: Kind, question, expected answer.
+    """
+    # All draws happen whether or not `kind` is given, so that the same row asks for the same labels.
+    drawn = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    labels = tuple(str(label) for label in rng.permutation(list(form.fields))[:2])
+    wording = int(rng.integers(3))
+    kind = drawn if kind is None else kind
+    question = QUESTIONS[kind][wording].format(*labels)
+    return kind, question, write_answer(kind, form.fields, labels)
+
+
+def forms_row(split: str, index: int, seed: int = 0, kind: str | None = None) -> dict[str, Any]:
+    """Row `index` of a split: the picture, one question about it and its answer.
+
+    Returns:
+        `dict[str, Any]`: `messages` (a user turn with the picture and the question, an assistant turn with the
+        answer), `images` (one `PIL.Image.Image`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label
+        to number, from top to bottom).
+    """
+    rng = form_rng(split, index, seed)
+    form = draw_form(split, rng)
+    picture = render_form(form, split, rng)
+    kind, question, answer = draw_question(form, rng, kind)
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return {
+        "messages": [user, assistant],
+        "images": [picture],
+        "kind": kind,
+        "question": question,
+        "answer": answer,
+        "fields": json.dumps(form.fields),
+    }
+
+
+def forms_dataset(split: str, num_rows: int, seed: int = 0, kind: str | None = None) -> Dataset:
+    """A data set of `num_rows` questions about as many pictures, composed when they are read.
+
+    Train with `remove_unused_columns=False`: the only stored column is the row's index.
+
+    Args:
+        split (`str`): `"train"` or `"test"`; no digit image is in both.
+        num_rows (`int`): Number of rows.
+        seed (`int`, defaults to 0): Another seed gives other forms from the same digits.
+        kind (`str`, *optional*): One kind of question for all rows; mixed by `KIND_SHARES` when not given.
+
+    Raises:
+        ValueError: If `split` or `kind` is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)} (got {split!r})")
+    if kind is not None and kind not in QUESTIONS:
+        raise ValueError(f"`kind` must be one of {', '.join(QUESTIONS)} (got {kind!r})")
+
+    def compose(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [forms_row(split, index, seed, kind) for index in batch["index"]]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    return Dataset.from_dict({"index": range(num_rows)}).with_transform(compose)
+
+
+def write_sample(directory: Path) -> None:
+    """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question of each kind."""
+    rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in QUESTIONS]
+    rows[0]["images"][0].save(directory / "sample.png")
+    asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]
+    truth = {"fields": json.loads(rows[0]["fields"]), "questions": asked}
+    (directory / "sample.json").write_text(json.dumps(truth, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    write_sample(Path(__file__).parent)

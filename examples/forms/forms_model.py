@@ -1,0 +1,118 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The untrained small forms model: about 4 M parameters in Dimple's own classes, and its processor.
+
+A tower of 4 layers x 128 with full attention (a picture has 30 tokens; windows would cut rows apart) and a language
+model of 6 layers x 192. `python examples/forms/forms_model.py OUT [--visual FILE]` writes the directory that the
+training recipe starts from. Imported by the vision stage.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from forms_data import CELL, GRID_COLUMNS, GRID_ROWS
+from forms_tokenizer import write_tokenizer
+from safetensors.torch import load_file
+
+from dimple_hf import (
+    DimpleConfig,
+    DimpleForConditionalGeneration,
+    DimpleImageProcessor,
+    DimpleProcessor,
+    DimpleTokenizer,
+    DimpleVisionConfig,
+)
+
+NUM_PIXELS = GRID_ROWS * GRID_COLUMNS * CELL**2
+
+VISION_DEPTH = 4
+
+
+def vision_config() -> DimpleVisionConfig:
+    """The tower: 1.3 M parameters."""
+    return DimpleVisionConfig(
+        depth=VISION_DEPTH,
+        hidden_size=128,
+        intermediate_size=344,
+        num_heads=4,
+        out_hidden_size=192,
+        fullatt_block_indexes=list(range(VISION_DEPTH)),
+    )
+
+
+def model_config(tokenizer: DimpleTokenizer) -> DimpleConfig:
+    """The whole model, in its first phase (`full_attn_mask=False`: causal).
+
+    Args:
+        tokenizer (`DimpleTokenizer`): Gives the size of the vocabulary and the ids of the special tokens.
+    """
+    ids = tokenizer.get_vocab()
+    return DimpleConfig(
+        vision_config=vision_config(),
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        # Pictures are 5x6 tokens and answers below 64: a small base keeps neighbours apart in every rotary dimension,
+        # and the columns get the most dimensions because theirs turn slowest.
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        mrope_section=[2, 4, 10],
+        full_attn_mask=False,
+        bos_token_id=ids["<|im_start|>"],
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
+        mask_token_id=ids["<|mask|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        vision_token_id=ids["<|vision_pad|>"],
+    )
+
+
+def write_untrained(directory: Path, visual: Path | None = None, seed: int = 0) -> None:
+    """Writes model and processor to `directory`, ready for the causal phase.
+
+    Args:
+        directory (`Path`): Where to write.
+        visual (`Path`, *optional*): `visual.safetensors` of the vision stage; random weights without it.
+        seed (`int`, defaults to 0): Seed of the random weights.
+    """
+    write_tokenizer(directory)
+    tokenizer = DimpleTokenizer.from_pretrained(directory)
+    # One number of pixels for all pictures: a form photographed larger or smaller arrives at the size of training.
+    image_processor = DimpleImageProcessor(min_pixels=NUM_PIXELS, max_pixels=NUM_PIXELS)
+    DimpleProcessor(image_processor, tokenizer).save_pretrained(directory)
+    torch.manual_seed(seed)
+    model = DimpleForConditionalGeneration(model_config(tokenizer))
+    if visual is not None:
+        model.visual.load_state_dict(load_file(visual))
+    model.save_pretrained(directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the untrained small forms model.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--visual", type=Path, default=Path("runs/forms/vision/visual.safetensors"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    write_untrained(args.directory, args.visual, args.seed)
+
+
+if __name__ == "__main__":
+    main()

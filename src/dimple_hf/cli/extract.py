@@ -1,0 +1,231 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Read pictures into JSON of a given form: one line for each picture, valid for the schema by construction."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ..processing import StructurePrior
+
+HELP = "read pictures into JSON that is valid for a schema"
+
+#: Files of a folder that are pictures.
+IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
+
+#: What a picture may fail with: a file that is missing or no picture, or one that the processor refuses.
+PICTURE_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to `parser`."""
+    parser.add_argument("--model", required=True, help="directory or Hub id of a checkpoint")
+    parser.add_argument("--schema", type=Path, required=True, help="file with a JSON schema")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--image", type=Path, nargs="+", help="pictures, or folders of pictures")
+    source.add_argument("--dataset", help="data set: directory or Hub id")
+    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--image-column", default="image", help="its column of pictures (default: %(default)s)")
+    parser.add_argument("--question", default="Read the picture as JSON.", help="what to ask (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="file to add lines to; pictures that have one are left out")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--room", type=int, default=16, help="most tokens of a string (default: %(default)s)")
+    parser.add_argument("--layout", choices=("aligned", "compact"), default="aligned", help="where fillers stand")
+    parser.add_argument("--confidence-threshold", type=float, help="reveal every place surer than this")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command: a line for each picture, then the counts on stderr."""
+    if args.batch_size < 1:
+        raise ValueError(f"`--batch-size` must be at least 1 (got {args.batch_size})")
+    prior = StructurePrior.from_json_schema(read_schema(args.schema), room=args.room, layout=args.layout)
+    pictures = dataset_pictures(args) if args.dataset is not None else file_pictures(args.image)
+    done = set() if args.output is None else finished_sources(args.output)
+    processor = AutoProcessor.from_pretrained(args.model)
+    prior.canvas(processor.tokenizer)  # refuses what has no room, before the model is loaded
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+
+    def answers(batch: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+        return extract(model, processor, prior, args.question, batch, args.confidence_threshold)
+
+    counts = {"read": 0, "failed": 0}
+    waiting = ((source, picture) for source, picture in pictures if source not in done)
+    with nullcontext(sys.stdout) if args.output is None else args.output.open("a", encoding="utf-8") as file:
+        while batch := list(islice(waiting, args.batch_size)):
+            for line in answers(batch):
+                counts["failed" if "error" in line else "read"] += 1
+                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+    print(f"{counts['read']} read, {counts['failed']} failed, {len(done)} done before", file=sys.stderr)
+    return 0
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """
+    Args:
+        path (`Path`):
+            File with a JSON schema.
+
+    Returns:
+        `dict[str, Any]`
+
+    Raises:
+        ValueError: If it holds no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`--schema` must be a file with a JSON schema ({path}: {error})") from error
+
+
+def file_pictures(paths: list[Path]) -> Iterator[tuple[str, Any]]:
+    """
+    Args:
+        paths (`list[Path]`):
+            Files, and folders, whose pictures come in the order of their names, those of inner folders too.
+
+    Returns:
+        `Iterator[tuple[str, Any]]`: The path of each picture, twice: what names it and what is opened.
+    """
+    for path in paths:
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in inside:
+            if not path.is_dir() or file.suffix.lower() in IMAGE_SUFFIXES:
+                yield str(file), file
+
+
+def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """
+    Args:
+        args (`argparse.Namespace`):
+            With `dataset`, `split` and `image_column`.
+
+    Returns:
+        `Iterator[tuple[str, Any]]`: `DATASET/SPLIT/INDEX` and the picture as the data set holds it, undecoded.
+
+    Raises:
+        ValueError: If the data set has no such column.
+    """
+    from datasets import Image, load_dataset
+
+    dataset = load_dataset(args.dataset, split=args.split)
+    if args.image_column not in dataset.column_names:
+        raise ValueError(
+            f"`--image-column` must be one of {', '.join(dataset.column_names)} (got {args.image_column!r})"
+        )
+    # Undecoded, so that a broken picture fails alone.
+    dataset = dataset.cast_column(args.image_column, Image(decode=False))
+    return ((f"{args.dataset}/{args.split}/{index}", row[args.image_column]) for index, row in enumerate(dataset))
+
+
+def finished_sources(output: Path) -> set[str]:
+    """
+    What an earlier run has already read. A last line that was cut off is removed.
+
+    Args:
+        output (`Path`):
+            The file of lines, which need not exist.
+
+    Returns:
+        `set[str]`: The sources of lines without an error.
+    """
+    if not output.exists():
+        return set()
+    data = output.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        output.write_bytes(whole)
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return {line["source"] for line in lines if "error" not in line}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"`--output` must be a file that this command has written ({output}: {error!r})") from error
+
+
+def extract(
+    model: Any,
+    processor: Any,
+    prior: StructurePrior,
+    question: str,
+    pictures: list[tuple[str, Any]],
+    confidence_threshold: float | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Reads a batch of pictures.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
+            What reads them.
+        prior ([`StructurePrior`]):
+            The form of the answers.
+        question (`str`):
+            What to ask.
+        pictures (`list[tuple[str, Any]]`):
+            Names, and paths or a data set's undecoded pictures.
+        confidence_threshold (`float`, *optional*):
+            As for `generate`; the model's when missing.
+
+    Returns:
+        `list[dict[str, Any]]`: In order, for each picture `{"source", "value", "passes"}`, or `{"source", "error"}`
+        if it cannot be read.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    opened = []
+    for source, picture in pictures:
+        try:
+            image = _open(picture)
+            processor.image_processor(image)  # refuses sizes that the model cannot take
+            opened.append((source, image))
+        except PICTURE_ERRORS as error:
+            lines[source] = {"source": source, "error": f"{type(error).__name__}: {error}"}
+    if opened:
+        chats = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+            for _, image in opened
+        ]
+        inputs = processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            structure_prior=prior,
+        ).to(model.device)
+        options = {} if confidence_threshold is None else {"confidence_threshold": confidence_threshold}
+        output = model.generate(**inputs, **options, return_dict_in_generate=True)
+        values = processor.parse(output, [prior] * len(opened))
+        for (source, _), value, passes in zip(opened, values, output.num_forward_passes.tolist(), strict=True):
+            lines[source] = {"source": source, "value": value, "passes": passes}
+    return [lines[source] for source, _ in pictures]
+
+
+def _open(picture: Any) -> PIL.Image.Image:
+    """A picture in memory, from a path or from what `datasets` holds undecoded."""
+    if isinstance(picture, dict) and picture.get("bytes") is not None:
+        picture = BytesIO(picture["bytes"])
+    elif isinstance(picture, dict):
+        picture = picture["path"]
+    with PIL.Image.open(picture) as image:
+        image.load()
+        return image.copy()

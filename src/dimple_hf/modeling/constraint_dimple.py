@@ -1,0 +1,95 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the denoising loop asks of a constraint on the answer. Imported by `denoising_dimple` and `generation_dimple`.
+
+The processor makes such objects from structure priors; anything with these methods will do.
+"""
+
+from typing import Protocol
+
+import torch
+
+
+class AnswerConstraint(Protocol):
+    """
+    Says which tokens an answer's places can still take, given what is decided of it.
+
+    It must have no dead ends: as long as what was admitted is all that was revealed, every masked place has a
+    possible token.
+    """
+
+    @property
+    def constrained_rows(self) -> torch.BoolTensor:
+        """
+        `torch.BoolTensor` of shape `(batch_size,)`: `True` at rows that are under a constraint. They are filled up to
+        their last place, and end tokens mean nothing in them.
+        """
+        ...
+
+    def repeat_interleave(self, repeats: int) -> "AnswerConstraint":
+        """The constraint of a batch in which each row comes `repeats` times in a row."""
+        ...
+
+    def restrict(
+        self,
+        rows: torch.LongTensor,
+        answer: torch.LongTensor,
+        masked: torch.BoolTensor,
+        logits: torch.FloatTensor,
+    ) -> torch.FloatTensor:
+        """
+        Called before tokens and confidences are taken.
+
+        Args:
+            rows (`torch.LongTensor` of shape `(num_rows,)`):
+                Which rows of the batch `answer` holds.
+            answer (`torch.LongTensor` of shape `(num_rows, answer_length)`):
+                Answer tokens.
+            masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
+                `True` where a place is not yet decided.
+            logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+                Scores of the masked places, row by row; may be changed in place.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_places, vocab_size)`: The scores, -inf at impossible tokens.
+        """
+        ...
+
+    def admit(
+        self,
+        rows: torch.LongTensor,
+        answer: torch.LongTensor,
+        masked: torch.BoolTensor,
+        proposed: torch.LongTensor,
+        chosen: torch.BoolTensor,
+        confidence: torch.FloatTensor,
+    ) -> torch.BoolTensor:
+        """
+        Called before places are revealed, because tokens that are possible one by one may not be so together.
+
+        Args:
+            rows, answer, masked:
+                As above.
+            proposed (`torch.LongTensor` of shape `(num_rows, answer_length)`):
+                The answer with a token at every place.
+            chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
+                `True` at the masked places to reveal.
+            confidence (`torch.FloatTensor` of shape `(num_rows, answer_length)`):
+                Confidence of each masked place.
+
+        Returns:
+            `torch.BoolTensor` of shape `(num_rows, answer_length)`: Those of `chosen` that are possible together, at
+            least one in each row that has any.
+        """
+        ...

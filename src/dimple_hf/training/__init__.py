@@ -1,0 +1,35 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Training Dimple with `transformers.Trainer`: what turns rows into batches, and callbacks.
+
+Imported by recipes, the command line and users; `dimple_hf` itself does not import it.
+"""
+
+from .checkpoints import last_complete_checkpoint
+from .collator import DimpleDataCollator
+from .held_out import GenerationCallback
+from .metrics import MetricsCallback, add_before_reporters
+from .phases import Phase, PhaseCallback
+from .rows import BadRowError
+
+__all__ = [
+    "BadRowError",
+    "DimpleDataCollator",
+    "GenerationCallback",
+    "MetricsCallback",
+    "Phase",
+    "PhaseCallback",
+    "add_before_reporters",
+    "last_complete_checkpoint",
+]

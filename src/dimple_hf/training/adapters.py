@@ -1,0 +1,130 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PEFT adapters that remember the mode they were trained in.
+
+An adapter changes a model by a little; in the other attention mode that little means nothing. So the mode travels in
+the adapter's own `adapter_config.json`, where `PeftModel.save_pretrained` and `push_to_hub` carry it along by
+themselves. Imported by `run`, the command line and users.
+"""
+
+import logging
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel
+
+from ..modeling import DimpleForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+#: The linear layers of the language model, as PEFT's regular expression over module names. The vision tower's layers
+#: have the same last names, so a list of those would adapt it, too.
+TEXT_LINEAR_LAYERS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+#: Where the mode stands in an adapter's config: a free-form field of PEFT's, in which it keeps other loading hints.
+MODE_KEY = "full_attn_mask"
+
+
+def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
+    """
+    A LoRA (or DoRA) config for Dimple that needs no knowledge of its layers.
+
+    Args:
+        full_attn_mask (`bool`):
+            Mode that the adapter is trained in: `config.full_attn_mask` of the model.
+        **options:
+            Fields of `LoraConfig`. `r` defaults to 16, `lora_alpha` to 32, `lora_dropout` to 0.05, `target_modules` to
+            the linear layers of the language model; `use_dora=True` makes it a DoRA.
+
+    Returns:
+        `LoraConfig`: For `get_peft_model`.
+
+    Example:
+
+    ```python
+    >>> from peft import get_peft_model
+    >>> from dimple_hf.training.adapters import lora_config
+
+    >>> model = get_peft_model(model, lora_config(model.config.full_attn_mask, r=8))
+    ```
+    """
+    defaults: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": TEXT_LINEAR_LAYERS}
+    return LoraConfig(task_type="CAUSAL_LM", auto_mapping={MODE_KEY: full_attn_mask}, **(defaults | options))
+
+
+def remember_mode(model: PeftModel) -> None:
+    """
+    Notes the model's present mode in its adapters. To be called after the mode was switched, as between two phases.
+
+    Args:
+        model (`PeftModel`):
+            A wrapped [`DimpleForConditionalGeneration`].
+    """
+    for config in model.peft_config.values():
+        config.auto_mapping = (config.auto_mapping or {}) | {MODE_KEY: model.config.full_attn_mask}
+
+
+def load_adapter(model: DimpleForConditionalGeneration, adapter: str, is_trainable: bool = False) -> PeftModel:
+    """
+    Wraps a model with a saved adapter, and switches the model to the mode that the adapter was trained in.
+
+    A switch is logged as a warning, because it changes what the model does. So is an adapter that does not know its
+    mode (one that was made without [`lora_config`]); then the model's mode stays.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]):
+            The base model.
+        adapter (`str`):
+            Directory or Hub id of the adapter.
+        is_trainable (`bool`, defaults to `False`):
+            Whether to go on training it.
+
+    Returns:
+        `PeftModel`
+    """
+    full_attn_mask = (PeftConfig.from_pretrained(adapter).auto_mapping or {}).get(MODE_KEY)
+    if full_attn_mask is None:
+        logger.warning(
+            "The adapter %s does not say in which mode it was trained; the model stays %s.",
+            adapter,
+            _mode_name(model.config.full_attn_mask),
+        )
+    elif full_attn_mask != model.config.full_attn_mask:
+        logger.warning(
+            "The adapter %s was trained in %s mode: the model, which was %s, is switched to it.",
+            adapter,
+            _mode_name(full_attn_mask),
+            _mode_name(model.config.full_attn_mask),
+        )
+        model.config.full_attn_mask = full_attn_mask
+    return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+
+
+def _mode_name(full_attn_mask: bool) -> str:
+    return "bidirectional" if full_attn_mask else "causal"
+
+
+def freeze_other_modules(model: PeftModel, modules: set[str]) -> None:
+    """
+    Of the modules that an adapter holds whole (PEFT's `modules_to_save`), freezes all but the named ones.
+
+    Args:
+        model (`PeftModel`):
+            The wrapped model.
+        modules (`set[str]`):
+            Names such as `"img_projector"`.
+    """
+    for name, parameter in model.named_parameters():
+        owner, separator, _ = name.partition(".modules_to_save.")
+        if separator:
+            parameter.requires_grad_(owner.rpartition(".")[2] in modules)

@@ -1,0 +1,332 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows in, batches out: what stands between any data set of chats with images and `Trainer`.
+
+Source of the answer padding: Dimple's released training code (see [`answer_length_bounds`]). Imported by recipes and
+users.
+"""
+
+import logging
+import os
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
+from transformers import ProcessorMixin
+from transformers.feature_extraction_utils import BatchFeature
+
+from .rows import BadRowError, Conversation, naming, read_row
+
+logger = logging.getLogger(__name__)
+
+#: Label of a token that is not learned.
+IGNORED = -100
+
+#: Places that shortening leaves to an answer when its prompt is too long, and to a text that loses its middle.
+MIN_KEPT_TOKENS = 16
+
+#: Loading processes whose skipped rows are counted apart, so that they never write to one number at a time.
+MAX_WORKERS = 256
+
+
+def answer_length_bounds(num_tokens: int) -> tuple[int, int]:
+    """
+    The range from which an answer's padded length is drawn, so that the model learns to end answers of any length
+    with a run of padding, and to leave the rest of a canvas empty.
+
+    For l tokens: [l + 1, 2^ceil(log2(l + 1))] if l < 16, else [l + 1, 16 * (floor(l / 16) + 1)].
+
+    Args:
+        num_tokens (`int`):
+            Tokens of the answer, >= 1.
+
+    Returns:
+        `tuple(int, int)`: Smallest and largest padded length.
+    """
+    if num_tokens < 16:
+        return num_tokens + 1, 2 ** num_tokens.bit_length()
+    return num_tokens + 1, 16 * (num_tokens // 16 + 1)
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """
+    One answer with all that comes before it.
+
+    Args:
+        input_ids (`list[int]`):
+            Tokens.
+        num_prompt_tokens (`int`):
+            How many of them are not learned.
+        pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
+            Patches of its images.
+        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
+            Patches of each image along time, height and width.
+    """
+
+    input_ids: list[int]
+    num_prompt_tokens: int
+    pixel_values: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None
+
+
+class DimpleDataCollator:
+    r"""
+    Makes batches of chat rows for both phases of training.
+
+    **Labels** are on answers only. An answer is followed by a run of padding, at least one token, which is learned
+    too and by which the model ends its answers; the run's length is drawn from [`answer_length_bounds`], from `seed`
+    and the row's own tokens. So a row gives the same tensors whenever, and in whichever process, it is read.
+
+    **Several turns**: each answer becomes a sequence of its own, cut after it, with the images up to there. In such a
+    sequence earlier answers are given, whole and unmasked, and later turns do not exist, as when the model
+    generates. That is exact under causal and under full attention alike, so a batch fits the phase that it meets
+    (batches are made ahead of the step that uses them). A block attention mask over one sequence would not do: each
+    answer would have to be there twice, noised to be learned and clean for the turns after it, and not every attention
+    backend takes such a mask. The price is that what the turns share, images included, is computed once for each.
+
+    **Long rows**: a sequence longer than `max_length` first loses padding, then the end of its answer (which then is
+    not followed by padding, so that no false end is learned). If the prompt leaves the answer fewer than 16 places,
+    the longest text of the prompt loses its middle. Image tokens and the chat's own markers stay; where the row still
+    does not fit, it is bad.
+
+    **Bad rows** are refused with an error that names the row (its `id`, else its place in the batch), or left out and
+    counted. A batch without any good row holds one sequence without labels.
+
+    Args:
+        processor ([`DimpleProcessor`]):
+            Its chat template writes the prompts, its image processor makes the patches.
+        max_length (`int`, *optional*):
+            Most tokens of a sequence. No limit when missing.
+        seed (`int`, defaults to 0):
+            Seed of the padded lengths, >= 0.
+        on_bad_row (`str`, defaults to `"raise"`):
+            `"raise"`, or `"skip"`: leave the row out, log why (level INFO), and warn with the number of such rows when
+            the collator is disposed of or the process ends.
+        image_folder (`str` or `os.PathLike`, *optional*):
+            What relative image paths are relative to.
+
+    Raises:
+        ValueError: If an argument is out of range; when called, [`BadRowError`] for a bad row.
+
+    Example, with a toy tokenizer and a chat template that writes `Q:`, the user's parts, and ` A:`:
+
+    ```python
+    >>> collator = DimpleDataCollator(processor)
+    >>> content = [{"type": "image"}, {"type": "text", "text": "ab"}]
+    >>> answer = {"role": "assistant", "content": "cdef"}
+    >>> picture = PIL.Image.new("RGB", (56, 28))  # two image tokens
+    >>> rows = [
+    ...     {"messages": [{"role": "user", "content": content}, answer], "images": [picture]},
+    ...     {"messages": [{"role": "user", "content": "ab"}, answer]},
+    ... ]
+    >>> batch = collator(rows)
+    >>> batch["input_ids"]  # 424 427 427 425: the picture; 420: padding
+    tensor([[ 48,  25, 424, 427, 427, 425,  64,  65, 220,  32,  25,  66,  67,  68,
+              69, 420],
+            [ 48,  25,  64,  65, 220,  32,  25,  66,  67,  68,  69, 420, 420, 420,
+             420, 420]])
+    >>> batch["attention_mask"]  # the second answer's padding is learned, the last token is not even seen
+    tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+            [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]])
+    >>> batch["labels"]
+    tensor([[-100, -100, -100, -100, -100, -100, -100, -100, -100, -100, -100,   66,
+               67,   68,   69,  420],
+            [-100, -100, -100, -100, -100, -100, -100,   66,   67,   68,   69,  420,
+              420,  420,  420, -100]])
+    >>> batch["pixel_values"].shape, batch["image_grid_thw"]
+    (torch.Size([8, 1176]), tensor([[1, 2, 4]]))
+    ```
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        max_length: int | None = None,
+        seed: int = 0,
+        on_bad_row: str = "raise",
+        image_folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"`max_length` must be >= 2 (got {max_length})")
+        if seed < 0:
+            raise ValueError(f"`seed` must be >= 0 (got {seed})")
+        if on_bad_row not in ("raise", "skip"):
+            raise ValueError(f"`on_bad_row` must be 'raise' or 'skip' (got {on_bad_row!r})")
+        self.processor = processor
+        self.max_length = max_length
+        self.seed = seed
+        self.on_bad_row = on_bad_row
+        self.image_folder = image_folder
+        self._markers = frozenset(processor.tokenizer.added_tokens_decoder)
+        # In shared memory, because rows are mostly read by other processes.
+        self._num_skipped = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
+        if on_bad_row == "skip":
+            weakref.finalize(self, _warn_of_skipped_rows, self._num_skipped, os.getpid())
+
+    @property
+    def num_skipped_rows(self) -> int:
+        """How often a bad row was left out so far, over all loading processes."""
+        return int(self._num_skipped.sum())
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows (`Sequence[Mapping[str, Any]]`):
+                Rows as [`read_row`] takes them.
+
+        Returns:
+            `dict[str, torch.Tensor]`:
+            - **input_ids** (int64 of shape `(num_sequences, length)`): tokens, padded on the right.
+            - **attention_mask** (int64, same shape): 1 at tokens, also at those of an answer's padding; 0 behind.
+            - **labels** (int64, same shape): the tokens of answers and their padding; -100 elsewhere.
+            - **pixel_values**, **image_grid_thw**: the images of all sequences in order, if there are any.
+        """
+        sequences: list[TrainingSequence] = []
+        for position, row in enumerate(rows):
+            try:
+                with naming(row, position):
+                    sequences += self.read_sequences(row)
+            except BadRowError as error:
+                if self.on_bad_row == "raise":
+                    raise
+                logger.info("%s", str(error))
+                worker = get_worker_info()
+                self._num_skipped[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += 1
+        return self._join(sequences or [self._empty_sequence()])
+
+    def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
+        """
+        Args:
+            row (`Mapping[str, Any]`):
+                A row as [`read_row`] takes it.
+
+        Returns:
+            `list[TrainingSequence]`: One for each answer, in order.
+
+        Raises:
+            BadRowError: If the row is bad.
+        """
+        conversation = read_row(row, self.image_folder)
+        features = self._process_images(conversation.images)
+        return [self._make_sequence(conversation, index, features) for index in conversation.answer_indices]
+
+    def _process_images(self, images: list[Any]) -> BatchFeature | None:
+        if not images:
+            return None
+        try:
+            return self.processor.image_processor(images, return_tensors="pt")
+        except ValueError as error:  # names the image by its index
+            raise BadRowError(str(error)) from error
+
+    def _make_sequence(
+        self, conversation: Conversation, answer_index: int, features: BatchFeature | None
+    ) -> TrainingSequence:
+        messages = conversation.messages[:answer_index]
+        num_images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        prompt = self._tokenize(self._write_prompt(messages, num_images, features))
+        answer = self._tokenize(conversation.answer(answer_index))
+        if self.processor.tokenizer.mask_token_id in (*prompt, *answer):
+            raise BadRowError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
+        if self.processor.image_token_id in answer:
+            raise BadRowError(f"answers must not hold the image placeholder {self.processor.image_token}")
+        prompt, answer = self._fit(prompt, self._pad_answer(prompt, answer))
+        pixel_values = grid = None
+        if features is not None and num_images:
+            grid = features["image_grid_thw"][:num_images]
+            pixel_values = features["pixel_values"][: int(grid.prod(dim=-1).sum())]
+        return TrainingSequence(prompt + answer, len(prompt), pixel_values, grid)
+
+    def _write_prompt(self, messages: list[dict[str, Any]], num_images: int, features: BatchFeature | None) -> str:
+        """The chat before an answer as the model gets it when it generates, each placeholder grown to its image."""
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        pieces = text.split(self.processor.image_token)
+        if len(pieces) - 1 != num_images:
+            raise BadRowError(f"its text must not spell the image placeholder {self.processor.image_token}")
+        runs = [self.processor.replace_image_token(features, index) for index in range(num_images)]
+        return "".join(part for pair in zip(pieces, [*runs, ""], strict=True) for part in pair)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _pad_answer(self, prompt: list[int], answer: list[int]) -> list[int]:
+        """Adds the run of padding that ends the answer, of a length drawn from the seed and the tokens."""
+        shortest, longest = answer_length_bounds(len(answer))
+        checksum = zlib.crc32(np.array([*prompt, *answer], dtype="<i8").tobytes())
+        length = int(np.random.default_rng((self.seed, checksum)).integers(shortest, longest + 1))
+        return answer + [self.processor.tokenizer.pad_token_id] * (length - len(answer))
+
+    def _fit(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """Shortens a sequence to `max_length`; see the class."""
+        if self.max_length is None:
+            return prompt, answer
+        excess = len(prompt) + min(len(answer), MIN_KEPT_TOKENS) - self.max_length
+        if excess > 0:
+            start, length = self._longest_text(prompt)
+            if length - excess < MIN_KEPT_TOKENS:
+                num_image_tokens = prompt.count(self.processor.image_token_id)
+                raise BadRowError(
+                    f"it must fit `max_length`={self.max_length} (its prompt has {len(prompt)} tokens, "
+                    f"{num_image_tokens} of them for images, which are not cut)"
+                )
+            cut = start + (length - excess + 1) // 2
+            prompt = prompt[:cut] + prompt[cut + excess :]
+        return prompt, answer[: self.max_length - len(prompt)]
+
+    def _longest_text(self, prompt: list[int]) -> tuple[int, int]:
+        """Start and length of the longest run of tokens between the chat's markers."""
+        start, longest = 0, (0, 0)
+        for place, token in enumerate([*prompt, self.processor.image_token_id]):
+            if token in self._markers:
+                longest = max(longest, (start, place - start), key=lambda run: run[1])
+                start = place + 1
+        return longest
+
+    def _empty_sequence(self) -> TrainingSequence:
+        """Stands for a batch without good rows: two tokens, none of them learned, since batches cannot be empty."""
+        return TrainingSequence([self.processor.tokenizer.pad_token_id] * 2, 2, None, None)
+
+    def _join(self, sequences: list[TrainingSequence]) -> dict[str, torch.Tensor]:
+        tokens = [torch.tensor(sequence.input_ids) for sequence in sequences]
+        labels = [ids.clone() for ids in tokens]
+        for sequence, label in zip(sequences, labels, strict=True):
+            label[: sequence.num_prompt_tokens] = IGNORED
+        pad_token_id = self.processor.tokenizer.pad_token_id
+        # The Trainer takes the batch size from the first entry.
+        batch = {
+            "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        }
+        with_images = [sequence for sequence in sequences if sequence.pixel_values is not None]
+        if with_images:
+            batch["pixel_values"] = torch.cat([sequence.pixel_values for sequence in with_images])
+            batch["image_grid_thw"] = torch.cat([sequence.image_grid_thw for sequence in with_images])
+        return batch
+
+
+def _warn_of_skipped_rows(num_skipped: torch.Tensor, process_id: int) -> None:
+    """Says how many rows were left out; `process_id` is the process that made the collator, others are silent."""
+    if os.getpid() == process_id and num_skipped.sum() > 0:
+        logger.warning(
+            "%d bad rows were left out of training batches; `on_bad_row='raise'` stops at the first, and the log at "
+            "level INFO names each",
+            int(num_skipped.sum()),
+        )

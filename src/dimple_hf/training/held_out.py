@@ -1,0 +1,219 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Answers to a few held-out rows at every evaluation, so that a user sees what the model says in each phase.
+
+Imported by recipes and users.
+"""
+
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_wandb_available
+
+from ..processing.image_processing_dimple import load_pil_image
+from .metrics import add_to_logs, logged_prefix
+from .rows import Conversation, naming, read_row
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldOutAnswer:
+    """
+    What the model said.
+
+    Args:
+        question (`str`):
+            Text of the last user turn.
+        expected (`str`):
+            The row's own answer.
+        answer (`str`):
+            The model's.
+        num_forward_passes (`int`):
+            Passes of the model that it took.
+    """
+
+    question: str
+    expected: str
+    answer: str
+    num_forward_passes: int
+
+    @property
+    def is_exact(self) -> bool:
+        return self.answer.strip() == self.expected.strip()
+
+
+class GenerationCallback(TrainerCallback):
+    """
+    Answers the last turn of held-out rows at each evaluation, in the model's current mode, and adds to its log entry
+
+    - `eval_answers`: question, answer, expected answer and passes of each row, as text (reporters that take numbers
+      only say that they leave it out),
+    - `eval_exact_match`: share of answers that are the expected ones, but for spaces around them,
+    - `eval_passes`: mean number of passes of the model.
+
+    Weights & Biases gets a table with the pictures, and TensorBoard the pictures if its writer is given. The entry is
+    also what `metric_for_best_model` can name. Put the callback before the reporters with [`add_before_reporters`].
+    Every process generates, because sharded models need all of them; keep the rows few.
+
+    Args:
+        processor ([`DimpleProcessor`]):
+            Writes prompts and reads answers.
+        rows (`Sequence[Mapping[str, Any]]`):
+            Rows as [`read_row`] takes them.
+        max_new_tokens (`int`, defaults to 64):
+            Places of an answer.
+        image_folder (`str`, *optional*):
+            What relative image paths are relative to.
+        summary_writer (`SummaryWriter`, *optional*):
+            TensorBoard's writer, the one that `TensorBoardCallback` was made with.
+
+    Raises:
+        ValueError: If there are no rows, or one is bad.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        rows: Sequence[Mapping[str, Any]],
+        max_new_tokens: int = 64,
+        image_folder: str | None = None,
+        summary_writer: "SummaryWriter | None" = None,
+    ) -> None:
+        if not len(rows):
+            raise ValueError("`rows` must hold at least one row (got none)")
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+        self.summary_writer = summary_writer
+        self.conversations: list[Conversation] = []
+        for position, row in enumerate(rows):
+            with naming(row, position):
+                self.conversations.append(read_row(row, image_folder))
+        self._inputs = self._prepare_inputs()
+        self._last_step: int | None = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        # Several data sets may be evaluated at one step; the answers would be the same.
+        prefix = logged_prefix(logs)
+        if not prefix or state.global_step == self._last_step:
+            return
+        self._last_step = state.global_step
+        answers = self.answer(model)
+        values = {
+            "answers": _as_text(answers),
+            "exact_match": sum(answer.is_exact for answer in answers) / len(answers),
+            "passes": sum(answer.num_forward_passes for answer in answers) / len(answers),
+        }
+        add_to_logs(state, logs, {prefix + name: value for name, value in values.items()})
+        if state.is_world_process_zero:
+            logger.info("answers at step %d:\n%s", state.global_step, values["answers"])
+            self._show_pictures(answers, state.global_step)
+
+    def answer(self, model: nn.Module) -> list[HeldOutAnswer]:
+        """
+        Args:
+            model (`nn.Module`):
+                The model, also wrapped by PEFT. Its training mode is put back.
+
+        Returns:
+            `list[HeldOutAnswer]`: One for each row.
+        """
+        tokenizer = self.processor.tokenizer
+        was_training = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        inputs = {name: tensor.to(device) for name, tensor in self._inputs.items()}
+        output = model.generate(
+            **inputs,
+            max_new_tokens=self.max_new_tokens,
+            # Answers end with padding in training; in the causal phase transformers must be told so.
+            eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+            pad_token_id=tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+        )
+        model.train(was_training)
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
+        passes = output.get("num_forward_passes")
+        if passes is None:  # token by token: one pass each, up to and with the end
+            is_end = torch.isin(tokens, torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id]))
+            passes = ((is_end.cumsum(dim=1) - is_end.long()) == 0).sum(dim=1)
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [
+            HeldOutAnswer(_last_question(conversation), conversation.answer(conversation.answer_indices[-1]), *found)
+            for conversation, *found in zip(self.conversations, texts, passes.tolist(), strict=True)
+        ]
+
+    def _prepare_inputs(self) -> dict[str, torch.Tensor]:
+        prompts, images = [], []
+        for conversation in self.conversations:
+            messages = conversation.messages[: conversation.answer_indices[-1]]
+            prompts.append(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            num_images = sum(part["type"] == "image" for message in messages for part in message["content"])
+            images.append(conversation.images[:num_images])
+        return dict(
+            self.processor(
+                text=prompts, images=images if any(images) else None, padding_side="left", return_tensors="pt"
+            )
+        )
+
+    def _show_pictures(self, answers: list[HeldOutAnswer], step: int) -> None:
+        pictures = [self._picture(conversation) for conversation in self.conversations]
+        if is_wandb_available():
+            wandb = importlib.import_module("wandb")
+            if wandb.run is not None:
+                table = wandb.Table(columns=["picture", "question", "answer", "expected", "passes"])
+                for picture, row in zip(pictures, answers, strict=True):
+                    image = None if picture is None else wandb.Image(picture)
+                    table.add_data(image, row.question, row.answer, row.expected, row.num_forward_passes)
+                wandb.log({"held_out_answers": table}, commit=False)
+        if self.summary_writer is not None:
+            for index, picture in enumerate(pictures):
+                if picture is not None:
+                    self.summary_writer.add_image(f"held_out/{index}", picture, step, dataformats="HWC")
+
+    def _picture(self, conversation: Conversation) -> np.ndarray | None:
+        """The row's last image as 8-bit RGB of shape `(H, W, 3)`, or `None`."""
+        if not conversation.images:
+            return None
+        return np.asarray(load_pil_image(conversation.images[-1], len(conversation.images) - 1).convert("RGB"))
+
+
+def _last_question(conversation: Conversation) -> str:
+    message = conversation.messages[conversation.answer_indices[-1] - 1]
+    return "".join(part.get("text", "") for part in message["content"])
+
+
+def _as_text(answers: list[HeldOutAnswer]) -> str:
+    return "\n\n".join(
+        f"{row.question}\n-> {row.answer} ({row.num_forward_passes} passes; expected: {row.expected})"
+        for row in answers
+    )

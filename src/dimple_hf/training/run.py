@@ -1,0 +1,420 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs a recipe: the stages in order, each with a plain `Trainer`, each from what the one before it left.
+
+What was done is read from the stages' directories, so the same command goes on wherever it was interrupted: finished
+stages are skipped, the current one resumes from its last whole checkpoint. Imported by `dimple-hf train`.
+"""
+
+import gc
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import (
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+from ..modeling import DimpleForConditionalGeneration
+from .adapters import freeze_other_modules, load_adapter, lora_config, remember_mode
+from .checkpoints import last_complete_checkpoint
+from .collator import DimpleDataCollator
+from .held_out import GenerationCallback
+from .metrics import MetricsCallback, add_before_reporters
+from .recipe import Recipe, StagePlan
+from .seeding import derive_seed
+from .stages import PARTS, freeze_other_parts, set_mode
+
+logger = logging.get_logger(__name__)
+
+#: In a stage's directory: what it was begun with, and whether it is finished.
+STAGE_FILE = "stage.json"
+
+MAX_DEFAULT_MICRO_BATCH = 8
+
+#: Arguments of the Trainer that may change between two runs of the same stage, because no weight depends on them.
+FREE_ARGUMENTS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "disable_tqdm", "log_level", "log_level_replica",
+    "logging_steps", "logging_strategy", "logging_first_step", "report_to", "run_name", "project", "save_steps",
+    "save_strategy", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "push_to_hub",
+    "hub_model_id", "hub_strategy", "hub_private_repo", "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+)  # fmt: skip
+
+
+def micro_batches(batch_size: int, per_device: int | None, num_processes: int) -> tuple[int, int]:
+    """
+    Divides the rows of an optimizer step.
+
+    Args:
+        batch_size (`int`):
+            Rows of a step.
+        per_device (`int`, *optional*):
+            Rows that a process handles at once; as many as divide the batch, up to 8, when missing.
+        num_processes (`int`):
+            Processes that share the step.
+
+    Returns:
+        `tuple(int, int)`: Rows per micro-batch, and micro-batches per step.
+
+    Raises:
+        ValueError: If the batch cannot be divided so.
+    """
+    if per_device is None:
+        fitting = [n for n in range(1, MAX_DEFAULT_MICRO_BATCH + 1) if batch_size % (n * num_processes) == 0]
+        per_device = max(fitting, default=1)
+    if per_device < 1 or batch_size % (per_device * num_processes):
+        raise ValueError(
+            "`batch_size` must be a multiple of `per_device_train_batch_size` times the number of processes "
+            f"(got {batch_size}, {per_device} and {num_processes})"
+        )
+    return per_device, batch_size // (per_device * num_processes)
+
+
+def trainer_settings(recipe: Recipe, plan: StagePlan, num_processes: int) -> dict[str, Any]:
+    """
+    Args:
+        recipe ([`Recipe`]):
+            The recipe.
+        plan ([`StagePlan`]):
+            One of its stages.
+        num_processes (`int`):
+            Processes that train together.
+
+    Returns:
+        `dict[str, Any]`: Keyword arguments of `TrainingArguments` for the stage.
+
+    Raises:
+        ValueError: If the batch cannot be divided among the processes.
+    """
+    per_device, num_micro_batches = micro_batches(
+        plan.stage.batch_size, plan.trainer.get("per_device_train_batch_size"), num_processes
+    )
+    index = recipe.plans.index(plan)
+    defaults = {"save_total_limit": 2, "logging_steps": 10, "eval_strategy": "no" if plan.eval is None else "epoch"}
+    return (
+        defaults
+        | plan.trainer
+        | plan.stage.training_arguments()
+        | {
+            "output_dir": str(plan.directory),
+            "per_device_train_batch_size": per_device,
+            "gradient_accumulation_steps": num_micro_batches,
+            "remove_unused_columns": False,
+            # Other data order and other masks in each stage; numpy takes seeds below 2**32.
+            "seed": derive_seed(recipe.seed, index) % 2**32,
+        }
+    )
+
+
+def build_training_arguments(recipe: Recipe, plan: StagePlan, num_processes: int) -> TrainingArguments:
+    """Builds the arguments of [`trainer_settings`]; what transformers refuses in them is a `ValueError`."""
+    settings = trainer_settings(recipe, plan, num_processes)
+    try:
+        args = TrainingArguments(**settings)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"{recipe.path}: stage {plan.stage.name}: `trainer` is refused: {error}") from error
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process must use one device (got {args.n_gpu}): run `accelerate launch -m dimple_hf.cli.main train "
+            f"{recipe.path}`, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    return args
+
+
+def stage_settings(recipe: Recipe, plan: StagePlan) -> dict[str, Any]:
+    """
+    Returns:
+        `dict[str, Any]`: All that the stage's weights depend on, as plain JSON values.
+    """
+    settings = {
+        "stage": asdict(plan.stage),
+        "base": plan.base,
+        "adapter": None if plan.adapter is None else str(plan.adapter),
+        "train": asdict(plan.train),
+        "trainer": {name: value for name, value in plan.trainer.items() if name not in FREE_ARGUMENTS},
+        "collator": recipe.collator,
+        "peft": recipe.peft if plan.uses_peft else None,
+        "quantization": recipe.quantization,
+        "dtype": recipe.dtype,
+        "seed": recipe.seed,
+    }
+    return json.loads(json.dumps(settings, default=str))
+
+
+def is_finished(recipe: Recipe, plan: StagePlan) -> bool:
+    """
+    Looks at what a stage left in its directory.
+
+    Args:
+        recipe ([`Recipe`]):
+            The recipe.
+        plan ([`StagePlan`]):
+            One of its stages.
+
+    Returns:
+        `bool`: Whether the stage is done.
+
+    Raises:
+        ValueError: If it was begun with other settings, or the directory holds something else.
+    """
+    file = plan.directory / STAGE_FILE
+    if not file.is_file():
+        if plan.directory.is_dir() and any(plan.directory.iterdir()):
+            raise ValueError(f"{plan.directory} must be new, empty or a stage's (got files without {STAGE_FILE})")
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    settings = stage_settings(recipe, plan)
+    changed = [name for name in settings if found["settings"].get(name) != settings[name]]
+    if changed:
+        differences = "; ".join(
+            f"{name} was {json.dumps(found['settings'].get(name))} and is {json.dumps(settings[name])}"
+            for name in changed
+        )
+        raise ValueError(
+            f"stage {plan.stage.name} was begun with other settings ({differences}): put them back, or use another "
+            f"`output_dir`, or delete {plan.directory}"
+        )
+    return bool(found["finished"])
+
+
+def describe_plan(recipe: Recipe, num_processes: int) -> list[dict[str, Any]]:
+    """
+    What a run would do, for people to read.
+
+    Args:
+        recipe ([`Recipe`]):
+            The recipe.
+        num_processes (`int`):
+            Processes that train together.
+
+    Returns:
+        `list[dict[str, Any]]`: For each stage its settings, its place, and what is left to do.
+    """
+    described = []
+    for plan in recipe.plans:
+        checkpoint = last_complete_checkpoint(plan.directory)
+        if is_finished(recipe, plan):
+            todo = "nothing, it is finished"
+        else:
+            todo = "from its beginning" if checkpoint is None else f"from {checkpoint}"
+        settings = stage_settings(recipe, plan)
+        trainer = trainer_settings(recipe, plan, num_processes)
+        described.append(
+            {"name": plan.stage.name, "to do": todo, "processes": num_processes}
+            | {name: value for name, value in settings.items() if value is not None}
+            | {"trainer": {name: value for name, value in trainer.items() if value is not None}}
+        )
+    return described
+
+
+def train_recipe(recipe: Recipe, num_processes: int = 1) -> Path:
+    """
+    Trains the stages that are not finished.
+
+    Args:
+        recipe ([`Recipe`]):
+            The recipe.
+        num_processes (`int`, defaults to 1):
+            Processes that run this together (`accelerate launch` sets `WORLD_SIZE`).
+
+    Returns:
+        `Path`: Directory of the last stage: a model, or an adapter.
+
+    Raises:
+        ValueError: If a stage's directory holds another run, or its settings are refused; before any model is loaded.
+    """
+    result = recipe.plans[-1].directory
+    todo = [plan for plan in recipe.plans if not is_finished(recipe, plan)]
+    if not todo:
+        return result
+    for plan in todo:
+        build_training_arguments(recipe, plan, num_processes)
+    collator = DimpleDataCollator(AutoProcessor.from_pretrained(recipe.model), **recipe.collator)
+    recipe_dir = recipe.path.resolve().parent
+    rows = [(plan.train.load(recipe_dir), plan.eval and plan.eval.load(recipe_dir)) for plan in todo]
+    for plan, (train_rows, eval_rows) in zip(todo, rows, strict=True):
+        run_stage(recipe, plan, num_processes, collator, train_rows, eval_rows)
+    return result
+
+
+def run_stage(
+    recipe: Recipe,
+    plan: StagePlan,
+    num_processes: int,
+    collator: DimpleDataCollator,
+    train_rows: Any,
+    eval_rows: Any,
+) -> None:
+    """
+    Trains one stage, from its last whole checkpoint if there is one, in five steps:
+
+    1. The arguments, first because DeepSpeed changes how models are loaded.
+    2. The model in the stage's mode, with everything frozen that the stage does not train.
+    3. The Trainer and its callbacks.
+    4. Training.
+    5. The model's files, and the note that the stage is finished.
+
+    Args:
+        recipe ([`Recipe`]):
+            The recipe.
+        plan ([`StagePlan`]):
+            The stage.
+        num_processes (`int`):
+            Processes that train together.
+        collator ([`DimpleDataCollator`]):
+            Makes the batches; its processor is saved with the model.
+        train_rows, eval_rows:
+            Rows with `len` and integer indices; `eval_rows` may be `None`.
+    """
+    # 1. Arguments
+    args = build_training_arguments(recipe, plan, num_processes)
+    checkpoint = last_complete_checkpoint(plan.directory)
+    if args.should_save:
+        write_stage_file(recipe, plan, finished=False)
+    logger.info("stage %s: %s", plan.stage.name, "from its beginning" if checkpoint is None else f"from {checkpoint}")
+
+    # 2. Model
+    set_seed(args.seed)
+    model = load_model(recipe, plan)
+
+    # 3. Trainer
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=collator,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=collator.processor,
+        callbacks=[plan.stage.phase_callback()],
+    )
+    add_before_reporters(trainer, MetricsCallback(), *_held_out_callbacks(recipe, collator.processor, eval_rows))
+
+    # 4. Training
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    # 5. Files
+    save_whole_model(trainer)
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    if args.should_save:
+        write_stage_file(recipe, plan, finished=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def save_whole_model(trainer: Trainer) -> None:
+    """
+    Writes the model into the Trainer's directory as one model, even where FSDP writes checkpoints in shards.
+
+    Args:
+        trainer (`Trainer`):
+            A Trainer that has trained.
+    """
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model()
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    kind = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model()
+    plugin.set_state_dict_type(kind)  # the next stage shares the plugin, and resumes from shards
+
+
+def load_model(recipe: Recipe, plan: StagePlan) -> PreTrainedModel | PeftModel:
+    """
+    Loads what a stage starts from and prepares it for training.
+
+    Args:
+        recipe ([`Recipe`]):
+            The recipe.
+        plan ([`StagePlan`]):
+            The stage.
+
+    Returns:
+        `PreTrainedModel` or `PeftModel`: In the stage's mode; what the stage does not train is frozen.
+    """
+    options: dict[str, Any] = {"dtype": recipe.dtype}
+    if recipe.quantization is not None:
+        options["quantization_config"] = quantization_config(recipe.quantization)
+    model = DimpleForConditionalGeneration.from_pretrained(plan.base, **options)
+    set_mode(model, plan.stage)
+    if not plan.uses_peft:
+        freeze_other_parts(model, plan.stage.train)
+        return model
+    modules = {PARTS[part] for part in plan.stage.train if part != "language_model"}
+    if plan.adapter is None:
+        config = lora_config(plan.stage.full_attn_mask, **(recipe.peft or {}))
+        config.modules_to_save = sorted(modules) or None
+        return get_peft_model(model, config)
+    model = load_adapter(model, str(plan.adapter), is_trainable=True)
+    set_mode(model, plan.stage)
+    remember_mode(model)
+    freeze_other_modules(model, modules)
+    return model
+
+
+def quantization_config(quantization: str) -> BitsAndBytesConfig:
+    """
+    Args:
+        quantization (`str`):
+            `"nf4"` (QLoRA, arXiv 2305.14314: 4-bit NormalFloat, constants quantized again) or `"int8"`.
+
+    Returns:
+        `BitsAndBytesConfig`: For the language model's layers; the vision tower, the projector and the head stay whole.
+    """
+    # bitsandbytes skips the same modules in both formats, whatever the option's name says.
+    skipped = ["visual", "img_projector", "lm_head"]
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def _held_out_callbacks(recipe: Recipe, processor: ProcessorMixin, eval_rows: Any) -> list[GenerationCallback]:
+    if eval_rows is None or recipe.held_out is None or recipe.held_out.num_rows == 0:
+        return []
+    rows = [eval_rows[index] for index in range(min(recipe.held_out.num_rows, len(eval_rows)))]
+    folder = recipe.collator.get("image_folder")
+    return [GenerationCallback(processor, rows, recipe.held_out.max_new_tokens, image_folder=folder)]
+
+
+def write_stage_file(recipe: Recipe, plan: StagePlan, finished: bool) -> None:
+    """Notes how a stage was begun, and that it is finished. A process that is killed meanwhile leaves the old note."""
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    content = {"finished": finished, "settings": stage_settings(recipe, plan)}
+    partial = plan.directory / f"{STAGE_FILE}.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, plan.directory / STAGE_FILE)

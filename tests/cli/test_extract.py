@@ -1,0 +1,164 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`dimple-hf extract`: a valid line for each picture, whatever happens to some of them."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from dimple_hf.cli import extract
+from dimple_hf.cli.main import main
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 99}, "colour": {"enum": ["red", "green"]}},
+    "required": ["count", "colour"],
+}
+
+
+@pytest.fixture
+def arguments(parity_dir: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    return ["extract", "--model", str(parity_dir / "checkpoint"), "--schema", str(tmp_path / "schema.json")]
+
+
+@pytest.fixture
+def folder(parity_dir: Path, tmp_path: Path) -> Path:
+    """Two pictures in a folder, one in a folder inside, a broken one, and a file that is no picture."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for index, name in enumerate(("a.png", "b.png", "more/c.png")):
+        (folder / name).write_bytes((parity_dir / "tiny" / "images" / f"{index}.png").read_bytes())
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_extract_writes_a_valid_line_for_each_picture_of_a_folder(
+    arguments: list[str], folder: Path, batch_size: int, capsys: pytest.CaptureFixture
+) -> None:
+    """In the order of the names; a broken picture is a line with an error, and no crash."""
+    assert main([*arguments, "--image", str(folder), "--batch-size", str(batch_size)]) == 0
+    captured = capsys.readouterr()
+    lines = lines_of(captured.out)
+    names = [str(folder / name) for name in ("a.png", "b.png", "broken.png", "more/c.png")]
+    assert [line["source"] for line in lines] == names
+    assert ["error" in line for line in lines] == [False, False, True, False]
+    for line in lines:
+        if "error" not in line:
+            Draft202012Validator(SCHEMA).validate(line["value"])
+            assert line["passes"] >= 1
+    assert "3 read, 1 failed, 0 done before" in captured.err
+
+
+def test_extract_in_batches_gives_the_lines_of_single_pictures(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The size of a batch is a matter of speed alone."""
+    assert main([*arguments, "--image", str(folder)]) == 0
+    single = lines_of(capsys.readouterr().out)
+    assert main([*arguments, "--image", str(folder), "--batch-size", "4"]) == 0
+    assert lines_of(capsys.readouterr().out) == single
+
+
+def test_extract_goes_on_where_it_was_stopped(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Read pictures are left out, failed ones are tried again, and a line that was cut off is removed."""
+    output = tmp_path / "lines.jsonl"
+    command = [*arguments, "--image", str(folder), "--output", str(output)]
+    assert main(command) == 0
+    first = output.read_text()
+    kept = first.splitlines(keepends=True)
+    output.write_text(kept[0] + kept[1][:9])
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("2 read, 1 failed, 1 done before") == 1
+    assert output.read_text() == first
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes())
+    assert main(command) == 0
+    lines = lines_of(output.read_text())
+    assert len(lines) == 5
+    assert lines[-1]["source"] == str(folder / "broken.png")
+    assert lines[-1]["value"] == lines[0]["value"]
+
+
+def test_extract_reads_a_data_set(
+    arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """A folder of pictures is also a data set; the rows are named by their index."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    command = [*arguments, "--dataset", str(folder)]
+    assert main(command) == 0
+    lines = lines_of(capsys.readouterr().out)
+    assert [line["source"] for line in lines] == [f"{folder}/train/{index}" for index in range(4)]
+    assert sum("error" in line for line in lines) == 1
+    assert main([*command, "--image-column", "photo"]) == 1
+    assert "`--image-column` must be one of image (got 'photo')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("{", "`--schema` must be a file with a JSON schema"),
+        ('{"type": "array"}', "`schema` must have 'items' at $"),
+        ('{"type": "string", "pattern": "^x{99}$", "x-max-tokens": 9}', "$ must be longer"),
+        ("[]", "`schema` must be a dict or a pydantic model class (got list)"),
+    ],
+)
+def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
+    arguments: list[str],
+    schema: str,
+    message: str,
+    parity_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """One line with the place of the fault."""
+    (tmp_path / "schema.json").write_text(schema)
+    monkeypatch.setattr(extract, "AutoModelForImageTextToText", None)
+    assert main([*arguments, "--image", str(parity_dir / "tiny" / "images" / "0.png")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each by its name."""
+    assert main([*arguments, "--image", str(folder), "--batch-size", "0"]) == 1
+    assert "`--batch-size` must be at least 1 (got 0)" in capsys.readouterr().err
+    output = folder / "notes.txt"
+    output.write_text("no line\n")
+    assert main([*arguments, "--image", str(folder), "--output", str(output)]) == 1
+    assert "`--output` must be a file that this command has written" in capsys.readouterr().err
+    assert output.read_text() == "no line\n"  # nothing of the user's is touched
+    missing = [*arguments, "--image", str(folder / "nowhere.png")]
+    assert main(missing) == 0  # a picture that is not there is a bad picture
+    assert "error" in lines_of(capsys.readouterr().out)[0]
+    with pytest.raises(SystemExit):
+        main([*missing, "--dataset", "x"])
+
+
+def test_extract_is_a_sub_command_with_help() -> None:
+    """`dimple-hf extract --help` works."""
+    parser = argparse.ArgumentParser()
+    extract.add_arguments(parser)
+    assert "--schema" in parser.format_help()

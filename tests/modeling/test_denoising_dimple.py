@@ -1,0 +1,354 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The denoising loop on scripted scores: which place is decided when, and what every row costs.
+
+The model is replaced by a table that says how probable each place's token is, so that every step can be foreseen.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from dimple_hf.modeling.canvas_dimple import CanvasRunner
+from dimple_hf.modeling.denoising_dimple import DenoisingHooks, DenoisingPlan, denoise
+
+MASK, END = 9, 7
+VOCAB_SIZE = 10
+
+
+class ScriptedRunner(CanvasRunner):
+    """
+    Scores from a table instead of a model.
+
+    Args:
+        tokens (`list[list[int]]`):
+            The most probable token of each row and place.
+        probabilities (`list[list[float]]`):
+            Its probability; the rest is spread evenly.
+    """
+
+    def __init__(self, tokens: list[list[int]], probabilities: list[list[float]]) -> None:
+        self.input_ids = torch.arange(len(tokens))[:, None]  # one prompt token: the row's number
+        probability = torch.tensor(probabilities)[..., None]
+        rest = ((1 - probability) / (VOCAB_SIZE - 1)).expand(*probability.shape[:2], VOCAB_SIZE)
+        self.table = rest.scatter(2, torch.tensor(tokens)[..., None], probability).log()
+        self.rows_per_pass: list[list[int]] = []
+
+    def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        rows = self.input_ids[:, 0]
+        self.rows_per_pass.append(rows.tolist())
+        return self.table[rows][places]
+
+    def all_logits(self, answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.input_ids[:, 0]
+        self.rows_per_pass.append(rows.tolist())
+        whole = torch.cat([torch.zeros(len(rows), 1, VOCAB_SIZE), self.table[rows]], dim=1)
+        return torch.cat([self.input_ids, answer], dim=1), whole
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        self.input_ids = self.input_ids[rows]
+
+
+def plan(num_steps: int, threshold: float | None, **changes: Any) -> DenoisingPlan:
+    """Greedy confidence with the fixed schedule, which is the easiest to foresee."""
+    return replace(
+        DenoisingPlan(
+            num_steps=num_steps, mask_token_id=MASK, end_token_ids=torch.tensor([END]), unmasking="confidence",
+            unmasking_schedule="fixed", confidence_threshold=threshold, do_sample=False,
+        ),
+        **changes,
+    )  # fmt: skip
+
+
+def run(
+    runner: ScriptedRunner, denoising_plan: DenoisingPlan, answer: list[list[int]] | None = None, **kwargs: Any
+) -> tuple[list[list[int]], list[int], list[list[list[int]]]]:
+    shape = (len(runner.input_ids), runner.table.shape[1])
+    start = torch.full(shape, MASK) if answer is None else torch.tensor(answer)
+    arguments: dict[str, Any] = {"processors": LogitsProcessorList(), "criteria": StoppingCriteriaList()}
+    decoded, passes, history = denoise(runner, start, denoising_plan, keep_history=True, **(arguments | kwargs))
+    return decoded.tolist(), passes.tolist(), [step.tolist() for step in history]
+
+
+def test_denoising_above_the_threshold_reveals_all_confident_places_at_once() -> None:
+    """0.9 and 0.8 pass 0.5 in the first step; none passes in the second, whose schedule reveals the better half."""
+    runner = ScriptedRunner([[1, 2, 3, 4]], [[0.9, 0.2, 0.8, 0.4]])
+    decoded, passes, history = run(runner, plan(4, 0.5, eps=0.01))
+    assert history[0] == [[1, MASK, 3, MASK]]
+    # 1 - t[2] / t[1] = 1 - 0.505 / 0.7525 = 0.33 of two places: none, a wasted step of the fixed schedule
+    assert history[1] == [[1, MASK, 3, MASK]]
+    # 1 - t[3] / t[2] = 1 - 0.2575 / 0.505 = 0.49 of two: none; the last step reveals the rest
+    assert history[2:] == [[[1, MASK, 3, MASK]], [[1, 2, 3, 4]]]
+    assert decoded == [[1, 2, 3, 4]]
+    assert passes == [4]
+
+
+def test_denoising_with_two_thresholds_differs_by_one_place() -> None:
+    """A threshold between the two confidences reveals one place less; equality does not pass."""
+    probabilities = [[0.75, 0.5, 0.1, 0.1]]
+    first = []
+    for threshold in (0.4, 0.6, 0.75):
+        runner = ScriptedRunner([[1, 2, 3, 4]], probabilities)
+        first.append(run(runner, plan(2, threshold, unmasking_schedule="fixed"))[2][0])
+    assert first[0] == [[1, 2, MASK, MASK]]
+    assert first[1] == [[1, MASK, MASK, MASK]]
+    # 0.75 in float32 is exact up to the softmax; none passes, and the schedule reveals 1 - 0.5005 of 4: one place
+    assert first[2] == [[1, MASK, MASK, MASK]]
+
+
+def test_denoising_by_the_adaptive_schedule_always_reveals_something() -> None:
+    """Two places in three steps: t = 1, 0.667, 0.334, 0.001 reveals int(2 * 0.666) = 1, then the rest."""
+    runner = ScriptedRunner([[1, 2]], [[0.2, 0.3]])
+    decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive"))
+    assert history[0] == [[MASK, 2]]
+    assert decoded == [[1, 2]]
+    # control: the fixed schedule reveals nothing in its first step, 1 - 0.667 of 2
+    assert run(ScriptedRunner([[1, 2]], [[0.2, 0.3]]), plan(3, None))[2][0] == [[MASK, MASK]]
+
+
+def test_denoising_rows_leave_the_batch_when_they_are_finished() -> None:
+    """
+    Row 0 is sure of everything, row 1 of its end, row 2 of nothing: passes 1, 2 and 3, and no row too many. (The
+    adaptive schedule reveals 1, 1 and 2 of row 2's four places: int(4 * 0.24975) is none, so it looks further.)
+    """
+    runner = ScriptedRunner(
+        [[1, 2, 3, 4], [5, END, 6, 6], [1, 1, 1, 1]],
+        [[0.9, 0.9, 0.9, 0.9], [0.4, 0.9, 0.3, 0.2], [0.2, 0.3, 0.2, 0.25]],
+    )
+    one_by_one = plan(4, 0.5, unmasking="left_to_right", unmasking_schedule="adaptive")
+    decoded, passes, history = run(runner, one_by_one)
+    assert runner.rows_per_pass == [[0, 1, 2], [1, 2], [2]]
+    assert passes == [1, 2, 3]
+    assert decoded == [[1, 2, 3, 4], [5, END, MASK, MASK], [1, 1, 1, 1]]
+    # finished rows stay in the history as they were
+    assert [step[0] for step in history] == [[1, 2, 3, 4]] * 3
+    # control: without end tokens row 1 goes on
+    runner = ScriptedRunner([[5, END, 6, 6]], [[0.4, 0.9, 0.3, 0.2]])
+    endless = replace(one_by_one, end_token_ids=torch.empty(0, dtype=torch.long))
+    assert run(runner, endless)[:2] == ([[5, END, 6, 6]], [3])
+
+
+def test_denoising_a_row_depends_on_nothing_but_itself() -> None:
+    """Budgets, rankings and fallbacks of a batch of rows with very different confidences equal the rows' alone."""
+    torch.manual_seed(3)
+    tokens = torch.randint(0, 7, (5, 8)).tolist()
+    probabilities = torch.rand(5, 8).mul(0.9).add(0.05).tolist()
+    # Rows with 2, 4, 8, 5 and 8 places to decide, so that they leave at different times.
+    canvas = [[MASK] * count + [5] * (8 - count) for count in (2, 4, 8, 5, 8)]
+    for changes in ({"unmasking_schedule": "adaptive"}, {}, {"one_by_one": True, "unmasking": "left_to_right"}):
+        for threshold in (None, 0.8):
+            denoising_plan = plan(16, threshold, **changes)
+            together = run(ScriptedRunner(tokens, probabilities), denoising_plan, canvas)
+            for row in range(5):
+                one = slice(row, row + 1)
+                alone = run(ScriptedRunner(tokens[one], probabilities[one]), denoising_plan, canvas[one])
+                assert together[0][row] == alone[0][0]
+                assert together[1][row] == alone[1][0]
+                assert [step[row] for step in together[2]][: len(alone[2])] == [step[0] for step in alone[2]]
+
+
+def test_denoising_fixed_tokens_are_kept_and_not_counted() -> None:
+    """A canvas with tokens of a structure prior: the schedule counts masked places only."""
+    runner = ScriptedRunner([[1, 2, 3, 4]], [[0.9, 0.2, 0.8, 0.4]])
+    decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive"), [[MASK, 5, MASK, 5]])
+    assert history[0] == [[1, 5, MASK, 5]]  # int(2 * 0.666) = 1 place; int(2 * 0.333) would be none
+    assert decoded == [[1, 5, 3, 5]]
+    nothing = run(ScriptedRunner([[1, 2]], [[0.5, 0.5]]), plan(2, None), [[5, 6]])
+    assert nothing == ([[5, 6]], [0], [])
+
+
+def test_denoising_stopping_criteria_end_rows_one_by_one() -> None:
+    """They see prompt and answer of the rows that are left; a stopped row keeps what it has."""
+    seen: list[list[list[int]]] = []
+
+    def stop_row_one(sequences: torch.Tensor, scores: None, **kwargs: Any) -> torch.Tensor:
+        seen.append(sequences.tolist())
+        return sequences[:, 0] == 1
+
+    runner = ScriptedRunner([[1, 2, 3], [4, 5, 6]], [[0.4, 0.3, 0.2]] * 2)
+    decoded, passes, _ = run(
+        runner, plan(9, None, unmasking_schedule="adaptive"), criteria=StoppingCriteriaList([stop_row_one])
+    )
+    assert decoded == [[1, 2, 3], [4, MASK, MASK]]
+    assert passes == [3, 1]
+    assert seen[0] == [[0, 1, MASK, MASK], [1, 4, MASK, MASK]]
+    assert seen[1] == [[0, 1, 2, MASK]]
+
+
+def test_denoising_logits_processors_see_one_place_a_row_and_change_confidences() -> None:
+    """A processor forbids token 1, so place 0 is no longer sure, and place 1 comes first."""
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+
+    def forbid_one(sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        shapes.append((sequences.shape, scores.shape))
+        return scores.masked_fill(torch.arange(VOCAB_SIZE) == 1, -math.inf)
+
+    runner = ScriptedRunner([[1, 2, 3]], [[0.9, 0.6, 0.5]])
+    one_by_one = plan(3, None, unmasking_schedule="adaptive")
+    _, _, history = run(runner, one_by_one, processors=LogitsProcessorList([forbid_one]))
+    assert history[0] == [[MASK, 2, MASK]]
+    assert shapes[0] == ((3, 4), (3, VOCAB_SIZE))
+    assert shapes[1] == ((2, 4), (2, VOCAB_SIZE))
+    assert run(ScriptedRunner([[1, 2, 3]], [[0.9, 0.6, 0.5]]), one_by_one)[2][0] == [[1, MASK, MASK]]  # control
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "all -inf"])
+def test_denoising_scores_that_are_no_numbers_raise(value: float | str, do_sample: bool) -> None:
+    """An argmax over NaN is a token like any other, and the fault would show as bad text."""
+    runner = ScriptedRunner([[1, 2]], [[0.5, 0.5]])
+    denoising_plan = plan(2, None, do_sample=do_sample)
+    run(runner, denoising_plan)  # control
+    if isinstance(value, str):
+        runner.table[0, 1] = -math.inf
+    else:
+        runner.table[0, 1, 4] = value
+    for unmasking in ("confidence", "margin", "entropy", "random", "left_to_right"):
+        with pytest.raises(ValueError, match="the logits must never be NaN"):
+            run(runner, replace(denoising_plan, unmasking=unmasking))
+
+
+def test_denoising_samples_tokens_by_their_probabilities() -> None:
+    """4000 places of probability 0.6; the standard error is 0.008. Confidence is taken before the temperature."""
+    runner = ScriptedRunner([[1] * 4000], [[0.6] * 4000])
+    share = {}
+    for temperature in (None, 0.5):
+        decoded, _, _ = run(runner, plan(1, None, do_sample=True, temperature=temperature))
+        share[temperature] = decoded[0].count(1) / 4000
+    assert share[None] == pytest.approx(0.6, abs=0.03)
+    # squared: 0.36 against nine times (0.4 / 9)^2
+    assert share[0.5] == pytest.approx(0.36 / (0.36 + 9 * (0.4 / 9) ** 2), abs=0.03)
+    decoded, _, _ = run(runner, plan(1, None, do_sample=True, top_k=1))
+    assert decoded[0].count(1) == 4000
+
+
+def test_denoising_filtered_confidence_is_taken_after_the_filters() -> None:
+    """Of 0.4 and the rest, top_k=1 leaves probability 1: above any threshold; before the filter it is 0.4."""
+    for filtered, revealed in ((True, [[1, 2]]), (False, [[1, MASK]])):
+        runner = ScriptedRunner([[1, 2]], [[0.4, 0.3]])
+        history = run(
+            runner, plan(4, 0.5, filtered_confidence=filtered, top_k=1, unmasking_schedule="adaptive", eps=0.3)
+        )[2]
+        assert history[0] == revealed
+
+
+def test_denoising_independent_places_are_revealed_with_the_schedules_share() -> None:
+    """The original's `origin-ratio`: 1 - t[1] / t[0] = 0.25 of 4000 places, each by itself; error 0.007."""
+    runner = ScriptedRunner([[1] * 4000], [[0.5] * 4000])
+    history = run(runner, plan(4, None, independent_places=True, eps=1e-3))[2]
+    shares = [step[0].count(1) / 4000 for step in history]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1], abs=0.03)
+    assert shares[0] != 0.25  # control: drawn, not counted
+
+
+def test_denoising_one_by_one_ends_when_the_steps_do() -> None:
+    """The original's autoregressive order reveals one place a step, also in the last one."""
+    one_by_one = plan(2, None, one_by_one=True, unmasking="left_to_right")
+    decoded, passes, _ = run(ScriptedRunner([[1, 2, 3]], [[0.3, 0.2, 0.9]]), one_by_one)
+    assert decoded == [[1, 2, MASK]]
+    assert passes == [2]
+    # control: with a threshold the last step reveals all
+    assert run(ScriptedRunner([[1, 2, 3]], [[0.4, 0.2, 0.3]]), replace(one_by_one, confidence_threshold=0.95))[0] == [
+        [1, 2, 3]
+    ]
+
+
+def test_denoising_all_steps_repeats_the_answer_without_running_the_model() -> None:
+    """The original's "dream" pipeline returns a history of all steps; nothing need be computed for the last ones."""
+    runner = ScriptedRunner([[1, 2]], [[0.9, 0.9]])
+    changes = {"one_by_one": True, "unmasking": "left_to_right", "end_token_ids": torch.empty(0, dtype=torch.long)}
+    decoded, passes, history = run(runner, plan(5, None, run_all_steps=True, **changes))
+    assert history == [[[1, MASK]], [[1, 2]], [[1, 2]], [[1, 2]], [[1, 2]]]
+    assert passes == [2]
+    assert len(runner.rows_per_pass) == 2
+    assert len(run(ScriptedRunner([[1, 2]], [[0.9, 0.9]]), plan(5, None, **changes))[2]) == 2  # control
+
+
+def test_denoising_hooks_are_called_before_and_after_each_step() -> None:
+    """`(None, sequences, None)` once by the caller, then logits and tokens at every step, with what the pass ran."""
+    calls: list[tuple[str, int | None, list[list[int]]]] = []
+
+    def tokens(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+        calls.append(("tokens", step, sequences.tolist()))
+        return sequences
+
+    def logits(step: int, sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        calls.append(("logits", step, sequences.tolist()))
+        return scores
+
+    runner = ScriptedRunner([[1, 2]], [[0.9, 0.3]])
+    run(runner, plan(3, None, unmasking_schedule="adaptive"), hooks=DenoisingHooks(tokens, logits))
+    assert calls == [
+        ("logits", 0, [[0, MASK, MASK]]),
+        ("tokens", 0, [[0, 1, MASK]]),
+        ("logits", 1, [[0, 1, MASK]]),
+        ("tokens", 1, [[0, 1, 2]]),
+    ]
+
+
+def test_denoising_hooks_may_mask_again_and_rows_stay_for_them() -> None:
+    """A hook indexes rows, so a finished one keeps its place; what it masks again is decided again."""
+
+    def mask_again(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+        if step == 1:
+            sequences[0, 1] = MASK
+        return sequences
+
+    hooks = DenoisingHooks(mask_again, lambda step, sequences, logits: logits)
+    runner = ScriptedRunner([[1, 2, 3], [4, 5, 6]], [[0.9, 0.9, 0.9], [0.2, 0.3, 0.4]])
+    decoded, passes, history = run(runner, plan(4, 0.5, unmasking_schedule="adaptive", eps=0.01), hooks=hooks)
+    assert decoded == [[1, 2, 3], [4, 5, 6]]
+    assert all(rows == [0, 1] for rows in runner.rows_per_pass)
+    assert history[1][0] == [MASK, 2, 3]
+    assert history[2][0] == [1, 2, 3]
+    assert passes[0] == 2  # of the first step and the third; in the second it was finished
+
+
+def test_denoising_hooks_are_called_in_all_steps_of_the_original_that_runs_them() -> None:
+    """With `run_all_steps` a hook may find something to mask again at the very end."""
+    steps: list[int | None] = []
+
+    def tokens(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+        steps.append(step)
+        return sequences
+
+    runner = ScriptedRunner([[1, 2]], [[0.9, 0.9]])
+    hooks = DenoisingHooks(tokens, lambda step, sequences, logits: logits)
+    decoded, passes, history = run(
+        runner, plan(4, None, one_by_one=True, unmasking="left_to_right", run_all_steps=True), hooks=hooks
+    )
+    assert steps == [0, 1, 2, 3]
+    assert len(history) == 4
+    assert decoded == [[1, 2]]
+    assert passes == [2]
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        pytest.param(lambda sequences: sequences[:, :-1], id="shape"),
+        pytest.param(lambda sequences: sequences + 1, id="prompt"),
+    ],
+)
+def test_denoising_hook_that_changes_the_prompt_or_the_shape_is_refused(rewrite: Any) -> None:
+    """The cache already holds the prompt."""
+    hooks = DenoisingHooks(lambda step, sequences, logits: rewrite(sequences), lambda step, sequences, logits: logits)
+    with pytest.raises(ValueError, match="`generation_tokens_hook_func` must keep the prompt and the shape"):
+        hooks.rewrite(None, torch.tensor([[1]]), torch.tensor([[2, 3]]), None)
+    same = DenoisingHooks(lambda step, sequences, logits: sequences, lambda step, sequences, logits: logits)
+    assert same.rewrite(None, torch.tensor([[1]]), torch.tensor([[2, 3]]), None).tolist() == [[2, 3]]  # control

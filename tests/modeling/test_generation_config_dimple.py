@@ -1,0 +1,161 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`DimpleGenerationConfig`: its options, its file, the original's file, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import EOS, MASK, PAD, model_inputs, tiny_config, tiny_model
+from helpers import MIXED_PROMPTS as PROMPTS
+from transformers import AutoModel, GenerationConfig
+
+from dimple_hf import DimpleGenerationConfig
+from dimple_hf.modeling.generation_config_dimple import nearest_name
+
+
+def test_generation_config_defaults_are_confident_decoding() -> None:
+    """The good defaults of the design: threshold 0.95, as many steps as places, cache on unless switched off."""
+    config = DimpleGenerationConfig()
+    assert config.unmasking == "confidence"
+    assert config.unmasking_schedule == "adaptive"
+    assert config.confidence_threshold == 0.95
+    assert config.max_denoising_steps is None
+    assert config.output_history is False
+
+
+def test_generation_config_of_a_new_model_has_the_models_tokens() -> None:
+    """Also of a model that was never saved."""
+    config = tiny_model().generation_config
+    assert type(config) is DimpleGenerationConfig
+    assert (config.mask_token_id, config.pad_token_id, config.eos_token_id) == (MASK, PAD, EOS)
+    assert DimpleGenerationConfig.from_model_config(tiny_config(pad_token_id=None)).pad_token_id is None
+
+
+def test_generation_config_saved_with_the_model_is_loaded_with_it(tmp_path: Path) -> None:
+    """All own fields, `None` among them, and the inherited ones."""
+    model = tiny_model()
+    model.generation_config = DimpleGenerationConfig(
+        max_denoising_steps=3, unmasking="margin", unmasking_schedule="fixed", confidence_threshold=None,
+        output_history=True, max_new_tokens=7, eos_token_id=[EOS, 5], pad_token_id=PAD, mask_token_id=MASK,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).generation_config
+    assert type(loaded) is DimpleGenerationConfig
+    names = ("max_denoising_steps", "unmasking", "unmasking_schedule", "confidence_threshold", "output_history",
+             "max_new_tokens", "eos_token_id", "pad_token_id", "mask_token_id")  # fmt: skip
+    for name in names:
+        assert getattr(loaded, name) == getattr(model.generation_config, name), name
+    assert loaded.to_dict() != tiny_model().generation_config.to_dict()  # control
+    output = AutoModel.from_pretrained(tmp_path).generate(**model_inputs(PROMPTS[0]))
+    assert output.shape[1] == len(PROMPTS[0].tokens) + 7
+
+
+def test_generation_config_from_the_originals_file_drops_its_decoding_options(parity_dir: Path) -> None:
+    """The original never reads them back (`alg="origin"`, 512 steps, no cache); special tokens stay."""
+    written = json.loads((parity_dir / "checkpoint" / "generation_config.json").read_text(encoding="utf-8"))
+    assert {"alg", "steps", "eps", "temperature", "use_cache"} <= set(written)  # control: they are there
+    config = AutoModel.from_pretrained(parity_dir / "checkpoint").generation_config
+    assert config.confidence_threshold == 0.95
+    assert config.use_cache is not False
+    assert config.temperature is None
+    for name in ("mask_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
+        assert getattr(config, name) == written[name]
+    assert not hasattr(config, "alg")
+
+
+def test_generation_config_passed_to_from_pretrained_wins_over_the_file(tmp_path: Path) -> None:
+    """As for every transformers model; a plain one takes the defaults for what it does not know."""
+    tiny_model().save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, generation_config=GenerationConfig(max_new_tokens=3))
+    assert type(model.generation_config) is DimpleGenerationConfig
+    assert model.generation_config.max_new_tokens == 3
+
+
+def test_generation_config_file_that_is_missing_leaves_the_models_tokens(tmp_path: Path) -> None:
+    """A checkpoint need not have one."""
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert AutoModel.from_pretrained(tmp_path).generation_config.mask_token_id == MASK
+
+
+def test_generation_config_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    """It must not pass for a missing one."""
+    tiny_model().save_pretrained(tmp_path)
+    AutoModel.from_pretrained(tmp_path)  # control
+    (tmp_path / "generation_config.json").write_text("{nope", encoding="utf-8")
+    with pytest.raises(OSError, match=r"generation_config.json' is not a valid JSON file"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_generation_config_never_runs_code_from_the_checkpoint(tmp_path: Path) -> None:
+    """Transformers' own loading step runs `custom_generate/generate.py` when remote code is trusted."""
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text("raise SystemExit('executed')", encoding="utf-8")
+    for trust_remote_code in (None, False, True):
+        model = AutoModel.from_pretrained(tmp_path, trust_remote_code=trust_remote_code)
+        assert model.generate(**model_inputs(PROMPTS[0]), max_new_tokens=2).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence_treshold": 0.5}, "`confidence_treshold` must be .*; did you mean `confidence_threshold`\\?"),
+        ({"xyzzy": 1}, "`xyzzy` must be a generation option$"),
+        ({"unmasking": "confidense"}, "`unmasking` must be one of .*'confidense'\\); did you mean `confidence`\\?"),
+        ({"unmasking": None}, "`unmasking` must be one of .* \\(got None\\)"),
+        ({"unmasking_schedule": "adaptve"}, "`unmasking_schedule` must be one of adaptive, fixed .* `adaptive`\\?"),
+        ({"confidence_threshold": 0}, "`confidence_threshold` must lie in \\(0, 1\\] \\(got 0\\)"),
+        ({"confidence_threshold": 1.01}, "`confidence_threshold` must lie in \\(0, 1\\] \\(got 1.01\\)"),
+        ({"confidence_threshold": float("nan")}, "`confidence_threshold` must lie in .*nan"),
+        ({"confidence_threshold": "high"}, "`confidence_threshold` must lie in .*'high'"),
+        ({"top_p": 0.0}, "`top_p` must"),
+        ({"top_p": 2.0}, "`top_p` must"),
+        ({"top_k": -1}, "`top_k` must be an integer >= 0 \\(got -1\\)"),
+        ({"temperature": 0.0}, "`temperature`.* use do_sample=False|`temperature` .*positive"),
+        ({"temperature": -1.0}, "`temperature`"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be .*0"),
+        ({"max_new_tokens": -3}, "`max_new_tokens` must be .*-3"),
+        ({"max_new_tokens": 2.5}, "`max_new_tokens` must be an integer >= 1 \\(got 2.5\\)"),
+        ({"max_new_tokens": True}, "`max_new_tokens` must be an integer >= 1 \\(got True\\)"),
+        ({"max_length": 0}, "`max_length` must be an integer >= 1 \\(got 0\\)"),
+        ({"max_denoising_steps": 0}, "`max_denoising_steps` must be an integer >= 1 \\(got 0\\)"),
+        ({"num_return_sequences": 0}, "`num_return_sequences` must be an integer >= 1 \\(got 0\\)"),
+    ],
+)
+def test_generation_config_with_a_bad_option_is_refused(options: dict[str, Any], message: str) -> None:
+    """By its constructor, and on its way into `generate` before any pass of the model."""
+    with pytest.raises(ValueError, match=message):
+        DimpleGenerationConfig(**options)
+    model = tiny_model()
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+        model.generate(**model_inputs(PROMPTS[0]), **options)
+
+
+def test_generation_config_limits_are_accepted() -> None:
+    """The control of the refusals: what lies just inside."""
+    DimpleGenerationConfig(
+        confidence_threshold=1, top_p=1.0, top_k=1, temperature=1e-3, max_new_tokens=1, max_denoising_steps=1,
+        do_sample=True,
+    )  # fmt: skip
+    DimpleGenerationConfig(top_k=0)  # transformers' way to switch it off
+    assert DimpleGenerationConfig(confidence_threshold=None).confidence_threshold is None
+
+
+def test_nearest_name_is_proposed_only_when_it_is_near() -> None:
+    assert nearest_name("unmaskin", ["unmasking", "top_p"]) == "; did you mean `unmasking`?"
+    assert nearest_name("zzz", ["unmasking", "top_p"]) == ""

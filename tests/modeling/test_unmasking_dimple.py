@@ -1,0 +1,267 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The reverse process as pure functions: confidences, filters, schedules, ranking, revealing, ends."""
+
+import math
+
+import pytest
+import torch
+
+from dimple_hf.modeling.unmasking_dimple import (
+    CONFIDENCE_MEASURES,
+    adaptive_fraction,
+    choose_places,
+    denoising_times,
+    filter_logits,
+    finished_rows,
+    fixed_fraction,
+    pad_after_end,
+    rank_places,
+)
+
+INF = math.inf
+
+
+def logits_of(*probabilities: list[float]) -> torch.Tensor:
+    """Logits of given probabilities, off by a constant that must not matter."""
+    return torch.tensor(probabilities).log() + 2.5
+
+
+# Confidences
+
+
+@pytest.mark.parametrize(
+    ("unmasking", "expected"),
+    [
+        ("confidence", [0.7, 0.5, 0.25]),
+        ("margin", [0.5, 0.0, 0.0]),
+        # exp(-H) of (0.7, 0.2, 0.1, 0), (1/2, 1/2, 0, 0) and four equal ones
+        ("entropy", [0.7**0.7 * 0.2**0.2 * 0.1**0.1, 0.5, 0.25]),
+        ("random", [0.7, 0.5, 0.25]),
+        ("left_to_right", [0.7, 0.5, 0.25]),
+    ],
+)
+def test_confidence_of_known_distributions_is_in_zero_to_one(unmasking: str, expected: list[float]) -> None:
+    """All measures share one range, so that one threshold serves them; forbidden tokens (-inf) do no harm."""
+    logits = logits_of([0.7, 0.2, 0.1, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25])
+    confidence = CONFIDENCE_MEASURES[unmasking](logits, torch.tensor([0, 1, 3]))
+    torch.testing.assert_close(confidence, torch.tensor(expected))
+
+
+def test_confidence_is_that_of_the_chosen_token() -> None:
+    """A drawn token may be an unlikely one; margin and entropy are of the distribution."""
+    logits = logits_of([0.7, 0.2, 0.1])
+    unlikely = torch.tensor([2])
+    assert CONFIDENCE_MEASURES["confidence"](logits, unlikely).item() == pytest.approx(0.1)
+    assert CONFIDENCE_MEASURES["margin"](logits, unlikely).item() == pytest.approx(0.5)
+
+
+# Filters
+
+
+def kept(logits: torch.Tensor) -> list[list[int]]:
+    return [row.isfinite().nonzero().flatten().tolist() for row in logits]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "expected"),
+    [(None, [0, 1, 2, 3]), (1.0, [0, 1, 2, 3]), (0.9, [0, 1, 2]), (0.65, [1, 2]), (0.3, [1]), (1e-6, [1])],
+)
+def test_top_p_keeps_tokens_until_their_sum_exceeds_it(top_p: float | None, expected: list[int]) -> None:
+    """Of 0.15, 0.6, 0.2, 0.05: the sums by rank are 0.6, 0.8, 0.95, 1; the first that exceeds still stays."""
+    logits = logits_of([0.15, 0.6, 0.2, 0.05])
+    filtered = filter_logits(logits, top_p=top_p)
+    assert kept(filtered) == [expected]
+    assert torch.equal(filtered[0, expected], logits[0, expected])
+
+
+def test_top_k_keeps_the_most_probable_tokens() -> None:
+    """Row by row; a k beyond the vocabulary keeps all."""
+    logits = logits_of([0.1, 0.6, 0.3], [0.5, 0.2, 0.3])
+    assert kept(filter_logits(logits, top_k=2)) == [[1, 2], [0, 2]]
+    assert kept(filter_logits(logits, top_k=1)) == [[1], [0]]
+    assert kept(filter_logits(logits, top_k=5)) == [[0, 1, 2]] * 2
+
+
+def test_temperature_comes_before_top_p() -> None:
+    """At temperature 0.5 probabilities are squared: (0.6, 0.4) becomes (0.692, 0.308)."""
+    logits = logits_of([0.6, 0.4])
+    assert kept(filter_logits(logits, top_p=0.65)) == [[0, 1]]  # control: 0.6 alone does not exceed 0.65
+    assert kept(filter_logits(logits, temperature=0.5, top_p=0.65)) == [[0]]
+    torch.testing.assert_close(filter_logits(logits, temperature=0.5), logits * 2)
+    assert filter_logits(logits, temperature=1.0) is logits
+
+
+# Schedules
+
+
+def test_denoising_times_run_evenly_from_one_to_eps() -> None:
+    torch.testing.assert_close(denoising_times(4, 0.2), torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2]))
+
+
+def test_fixed_fraction_follows_the_step_alone() -> None:
+    """1 - s / t for the times 1, 0.8, 0.6, 0.4, 0.2; everything in the last step."""
+    times, masked = denoising_times(4, 0.2), torch.tensor([7, 1])
+    fractions = [fixed_fraction(step, times, masked, masked * 9).tolist() for step in range(4)]
+    expected = [0.2, 0.25, 1 / 3, 1.0]
+    for fraction, value in zip(fractions, expected, strict=True):
+        assert fraction == pytest.approx([value, value])
+
+
+def test_adaptive_fraction_of_a_full_row_follows_the_steps() -> None:
+    """10 places, times 1, 0.8, 0.6, 0.4, 0.2: with all masked, the first time below 1 reveals 2 of 10."""
+    times = denoising_times(4, 0.2)
+    fraction = adaptive_fraction(0, times, torch.tensor([10]), torch.tensor([10]))
+    assert fraction.item() == pytest.approx(0.2)
+    # 8 of 10 left: r = 0.8; 0.6 is the next time below, 1 - 0.6 / 0.8
+    assert adaptive_fraction(1, times, torch.tensor([8]), torch.tensor([10])).item() == pytest.approx(0.25)
+
+
+def test_adaptive_fraction_reveals_at_least_one_place() -> None:
+    """2 places over the times 1, 0.8, ..: 1 - 0.8 of 2 is none, so the time goes on to 0.4 (0.6 of 2: one place)."""
+    times = denoising_times(4, 0.2)
+    two = torch.tensor([2])
+    assert adaptive_fraction(0, times, two, two).item() == pytest.approx(0.6)
+    assert int(2 * fixed_fraction(0, times, two, two)) == 0  # control: the fixed schedule wastes the step
+
+
+def test_adaptive_fraction_of_a_row_that_is_ahead_waits_for_its_time() -> None:
+    """Confident decoding left 3 of 10 at step 0: r = 0.3, the first time below is 0.2, the last one: all."""
+    times = denoising_times(4, 0.2)
+    assert adaptive_fraction(0, times, torch.tensor([3]), torch.tensor([10])).item() == 1
+
+
+def test_adaptive_fraction_of_a_row_that_is_behind_catches_up() -> None:
+    """All of 10 masked at step 2 (times 1, 0.8, 0.6, 0.4, 0.2): not before this step's next time, 0.4."""
+    times = denoising_times(4, 0.2)
+    assert adaptive_fraction(2, times, torch.tensor([10]), torch.tensor([10])).item() == pytest.approx(0.6)
+
+
+def test_adaptive_fraction_is_each_rows_own() -> None:
+    """A batch is as good as its rows alone, also with a row that has nothing to decide."""
+    times = denoising_times(7, 1e-3)
+    masked, maskable = torch.tensor([5, 0, 9, 1, 0]), torch.tensor([5, 3, 20, 8, 0])
+    together = adaptive_fraction(2, times, masked, maskable)
+    alone = [adaptive_fraction(2, times, masked[i : i + 1], maskable[i : i + 1]) for i in range(5)]
+    assert torch.equal(together, torch.cat(alone))
+    assert together[[1, 4]].tolist() == [1, 1]
+    assert len(set(together.tolist())) > 2  # control
+
+
+# Ranking and choosing
+
+CONFIDENCE = torch.tensor([[0.2, 0.9, 0.5, 0.7]])
+ALL_MASKED = torch.ones(1, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("unmasking", "expected"),
+    [
+        ("confidence", [3, 0, 2, 1]),
+        ("margin", [3, 0, 2, 1]),
+        ("entropy", [3, 0, 2, 1]),
+        ("left_to_right", [0, 1, 2, 3]),
+    ],
+)
+def test_rank_of_masked_places_is_by_the_rule(unmasking: str, expected: list[int]) -> None:
+    assert rank_places(unmasking, CONFIDENCE, ALL_MASKED).tolist() == [expected]
+
+
+def test_rank_of_decided_places_is_behind_all_masked_ones() -> None:
+    """Whatever their confidence; otherwise a budget would be spent on them."""
+    masked = torch.tensor([[True, False, True, False]])
+    for unmasking in CONFIDENCE_MEASURES:
+        ranks = rank_places(unmasking, CONFIDENCE, masked, ranking_temperature=1.0)
+        assert sorted(ranks[masked].tolist()) == [0, 1], unmasking
+        assert sorted(ranks[~masked].tolist()) == [2, 3], unmasking
+
+
+def test_rank_of_equal_confidences_is_from_left_to_right() -> None:
+    """A tie must not be broken by chance, or a run could not be repeated."""
+    assert rank_places("confidence", torch.full((1, 6), 0.5), torch.ones(1, 6, dtype=torch.bool)).tolist() == [
+        [0, 1, 2, 3, 4, 5]
+    ]
+
+
+def test_random_ranks_give_every_place_the_same_chance() -> None:
+    """Of 4000 rows each place is first in a quarter; the standard error is 0.007."""
+    ranks = rank_places("random", CONFIDENCE.expand(4000, 4), ALL_MASKED.expand(4000, 4))
+    first = (ranks == 0).float().mean(dim=0)
+    torch.testing.assert_close(first, torch.full((4,), 0.25), rtol=0, atol=0.03)
+
+
+def test_ranking_temperature_draws_by_the_softmax_of_the_confidences() -> None:
+    """Places are drawn without replacement with weights softmax(c / T); T = 0.2 makes the odds of 0.9 to 0.7 e."""
+    weights = (CONFIDENCE / 0.2).softmax(dim=-1)[0]
+    ranks = rank_places("confidence", CONFIDENCE.expand(8000, 4), ALL_MASKED.expand(8000, 4), ranking_temperature=0.2)
+    first = (ranks == 0).float().mean(dim=0)
+    torch.testing.assert_close(first, weights, rtol=0, atol=0.025)
+    # The second is drawn from what is left: given that place 1 came first, by the weights of the others.
+    second = (ranks[ranks[:, 1] == 0] == 1).float().mean(dim=0)
+    rest = weights.clone()
+    rest[1] = 0
+    torch.testing.assert_close(second, rest / rest.sum(), rtol=0, atol=0.03)
+
+
+def test_ranking_temperature_of_entropy_takes_the_negative_entropy() -> None:
+    """The original's weights are softmax(-H / T), and our confidence is exp(-H)."""
+    confidence = torch.tensor([[0.9, 0.3]]).expand(8000, 2)
+    ranks = rank_places("entropy", confidence, torch.ones(8000, 2, dtype=torch.bool), ranking_temperature=1.0)
+    first = (ranks == 0).float().mean(dim=0)
+    torch.testing.assert_close(first, torch.tensor([0.75, 0.25]), rtol=0, atol=0.02)  # 0.9 to 0.3
+
+
+def test_chosen_places_are_the_confident_ones_or_in_a_row_without_any_the_scheduled() -> None:
+    """Row 0 has two above 0.6, row 1 none, row 2's only one is decided already; the threshold itself does not pass."""
+    confidence = torch.tensor([[0.7, 0.65, 0.1], [0.6, 0.5, 0.1], [0.9, 0.3, 0.2]])
+    masked = torch.tensor([[True, True, True], [True, True, True], [False, True, True]])
+    scheduled = torch.tensor([[False, False, True], [True, False, False], [False, True, False]])
+    chosen = choose_places(scheduled, masked, confidence, 0.6)
+    assert chosen.tolist() == [[True, True, False], [True, False, False], [False, True, False]]
+    assert torch.equal(choose_places(scheduled, masked, confidence, None), scheduled)
+
+
+# Ends
+
+MASK, END, PAD = 9, 7, 8
+ENDS = torch.tensor([END, PAD])
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([1, 2, END, MASK], True),
+        ([1, MASK, END, MASK], False),  # something before the end is open
+        ([END, MASK, MASK, MASK], True),
+        ([1, 2, 3, MASK], False),
+        ([1, 2, 3, 4], True),  # nothing is open
+        ([1, PAD, MASK, MASK], True),  # a run of padding ends an answer, too
+        ([MASK, MASK, MASK, MASK], False),
+    ],
+)
+def test_row_is_finished_when_all_up_to_its_end_is_decided(row: list[int], expected: bool) -> None:
+    """Only then can nothing that is returned change any more."""
+    assert finished_rows(torch.tensor([row, [MASK] * 4]), MASK, ENDS).tolist() == [expected, False]
+
+
+def test_row_without_end_tokens_is_finished_when_nothing_is_masked() -> None:
+    rows = torch.tensor([[1, END, MASK], [1, END, 2]])
+    assert finished_rows(rows, MASK, torch.empty(0, dtype=torch.long)).tolist() == [False, True]
+
+
+def test_padding_replaces_what_follows_the_first_end() -> None:
+    rows = torch.tensor([[1, END, 2, END], [1, 2, 3, 4], [PAD, 1, MASK, 2], [1, 2, 3, END]])
+    assert pad_after_end(rows, ENDS, PAD).tolist() == [
+        [1, END, PAD, PAD], [1, 2, 3, 4], [PAD, PAD, PAD, PAD], [1, 2, 3, END],
+    ]  # fmt: skip

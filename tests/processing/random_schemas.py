@@ -1,0 +1,112 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Random JSON schemas of the supported subset, with what is awkward in them.
+
+Imported by `test_structure_guarantee.py`.
+"""
+
+import random
+from typing import Any
+
+#: Patterns with something awkward each: anchors, alternatives, classes, escapes of JSON, characters beyond ASCII.
+PATTERNS = (
+    "^[A-Z]{2}-[0-9]{1,4}$", "[0-9]", "^(red|green|blue)$", r"^\w{1,8}$", r'^[^"]*"[^"]*$', r"^\S+@\S+\.com$",
+    "^[äöü]+$", r"^\\?[a-c]*$", "a|^b|c$", r"^[^\d\s]{2}", "^日本(語|人)$", r"^(ab?|[cd]{2}){1,3}$",
+    r"^\d+(\.\d{1,2})?$",
+)  # fmt: skip
+LITERALS = (
+    None, True, False, 0, -7, 12.5, "", "yes", "no", 'say "hi"', "\\", "naïve\n", "e\u0301", "<|im_end|>", [1, "a"],
+    {"k": None},
+)  # fmt: skip
+NAMES = ("a", "qty", "total amount", 'q"', "日付", "tags", "é", "x.y", "$ref2", "")
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A schema of any kind; objects and arrays nest up to three deep."""
+    kinds = ["string", "pattern", "format", "integer", "number", "boolean", "null", "literal", "union", "types"]
+    kinds += ["object", "array"] * (3 if depth == 0 else 2 if depth < 3 else 0)
+    kind = "object" if depth == 0 and rng.random() < 0.6 else rng.choice(kinds)
+    return _BUILDERS[kind](rng, depth)
+
+
+def _string(rng: random.Random, depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    if rng.random() < 0.6:
+        schema["maxLength"] = rng.choice((0, 1, 3, 8, 40))
+    if rng.random() < 0.3:
+        schema["minLength"] = rng.randint(0, schema.get("maxLength", 10))
+    if rng.random() < 0.2:
+        schema["x-max-tokens"] = max(rng.randint(1, 6), schema.get("minLength", 0))
+    return schema
+
+
+def _pattern(rng: random.Random, depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string", "pattern": rng.choice(PATTERNS)}
+    if rng.random() < 0.3:
+        schema["maxLength"] = 12
+    return schema
+
+
+def _number(rng: random.Random, kind: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": kind}
+    scale = rng.choice((1, 10, 1000, 123456))
+    low = rng.randint(-scale, scale) if kind == "integer" else round(rng.uniform(-scale, scale), rng.randint(0, 4))
+    if rng.random() < 0.6:
+        schema[rng.choice(("minimum", "exclusiveMinimum"))] = low
+    if rng.random() < 0.6:
+        schema[rng.choice(("maximum", "exclusiveMaximum"))] = low + 2 + rng.randint(0, 2 * scale)
+    return schema
+
+
+def _union(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"anyOf": [random_schema(rng, depth + 1) for _ in range(rng.randint(1, 3))]}
+
+
+def _types(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"type": rng.sample(["string", "integer", "number", "boolean", "null"], rng.randint(1, 3)), "maximum": 99}
+
+
+def _array(rng: random.Random, depth: int) -> dict[str, Any]:
+    at_least = rng.randint(0, 2)
+    schema = {"type": "array", "items": random_schema(rng, depth + 1), "maxItems": at_least + rng.randint(0, 2)}
+    return schema | ({"minItems": at_least} if at_least or rng.random() < 0.3 else {})
+
+
+def _object(rng: random.Random, depth: int) -> dict[str, Any]:
+    names = rng.sample(NAMES, rng.randint(0, 4))
+    schema: dict[str, Any] = {
+        "type": "object",
+        "title": "A form",
+        "properties": {name: random_schema(rng, depth + 1) for name in names},
+        "required": [name for name in names if rng.random() < 0.5],
+    }
+    if rng.random() < 0.5:
+        schema["additionalProperties"] = False
+    return schema
+
+
+_BUILDERS = {
+    "string": _string,
+    "pattern": _pattern,
+    "format": lambda rng, depth: {"type": "string", "format": rng.choice(("date", "time", "date-time"))},
+    "integer": lambda rng, depth: _number(rng, "integer"),
+    "number": lambda rng, depth: _number(rng, "number"),
+    "boolean": lambda rng, depth: {"type": "boolean"},
+    "null": lambda rng, depth: {"type": "null"},
+    "literal": lambda rng, depth: {"enum": rng.sample(LITERALS, rng.randint(1, 5))},
+    "union": _union,
+    "types": _types,
+    "array": _array,
+    "object": _object,
+}

@@ -1,0 +1,311 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows become exactly these tensors, whoever reads them, and bad rows are named or counted."""
+
+import gc
+import logging
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from training_run import CHECKPOINT, make_rows
+
+from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
+from dimple_hf.training import BadRowError, DimpleDataCollator
+from dimple_hf.training.collator import answer_length_bounds
+
+PAD = 420
+IMAGE = {"type": "image"}
+
+
+def row(*turns: str, images: tuple[PIL.Image.Image, ...] = (), **columns: Any) -> dict[str, Any]:
+    """User and assistant in turn; the images stand before the first question."""
+    messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
+    if images:
+        messages[0]["content"] = [IMAGE] * len(images) + [{"type": "text", "text": turns[0]}]
+    return {"messages": messages, "images": list(images)} | columns
+
+
+PICTURE = PIL.Image.new("RGB", (56, 28))  # 4 x 2 patches, 2 image tokens
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "bounds"),
+    [(1, (2, 2)), (2, (3, 4)), (3, (4, 4)), (4, (5, 8)), (7, (8, 8)), (8, (9, 16)), (15, (16, 16)), (16, (17, 32)),
+     (31, (32, 32)), (32, (33, 48))],
+)  # fmt: skip
+def test_answer_length_bounds_known_lengths_follow_the_formula(num_tokens: int, bounds: tuple[int, int]) -> None:
+    """The released code's rule: powers of two below 16 tokens, then the next multiple of 16."""
+    assert answer_length_bounds(num_tokens) == bounds
+
+
+def test_collator_docstring_example_gives_these_tensors(processor: DimpleProcessor) -> None:
+    """What the docstring shows, number by number."""
+    batch = DimpleDataCollator(processor)([row("ab", "cdef", images=(PICTURE,)), row("ab", "cdef")])
+    assert list(batch) == ["input_ids", "attention_mask", "labels", "pixel_values", "image_grid_thw"]
+    assert batch["input_ids"].tolist() == [
+        [48, 25, 424, 427, 427, 425, 64, 65, 220, 32, 25, 66, 67, 68, 69, PAD],
+        [48, 25, 64, 65, 220, 32, 25, 66, 67, 68, 69, PAD, PAD, PAD, PAD, PAD],
+    ]
+    assert batch["attention_mask"].tolist() == [[1] * 16, [1] * 15 + [0]]
+    assert batch["labels"].tolist() == [
+        [-100] * 11 + [66, 67, 68, 69, PAD],
+        [-100] * 7 + [66, 67, 68, 69, PAD, PAD, PAD, PAD] + [-100],
+    ]
+    assert batch["pixel_values"].shape == (8, 1176)
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
+    shown = "".join(DimpleDataCollator.__doc__.split())
+    for name in ("input_ids", "attention_mask", "labels", "image_grid_thw"):
+        assert "".join(str(batch[name]).split()) in shown
+
+
+def test_collator_prompt_equals_the_processors_own() -> None:
+    """A trained model must see at inference what it saw in training, with the checkpoint's real chat template."""
+    processor = DimpleProcessor.from_pretrained(CHECKPOINT)
+    picture = row("What is it?", "red", images=(PICTURE, PICTURE))
+    batch = DimpleDataCollator(processor)([picture])
+    inputs = processor.apply_chat_template(
+        picture["messages"][:1],
+        processor_kwargs={"images": picture["images"]},
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(batch["input_ids"][:, :length], inputs["input_ids"])
+    assert (batch["labels"][:, :length] == -100).all()
+    assert batch["labels"][0, length] != -100
+    assert torch.equal(batch["pixel_values"], inputs["pixel_values"])
+
+
+def test_collator_padding_lengths_cover_the_range_and_depend_on_seed_and_tokens(processor: DimpleProcessor) -> None:
+    """Drawn, but from nothing that changes between two readings of a row."""
+
+    def lengths(seed: int) -> list[int]:
+        batch = DimpleDataCollator(processor, seed=seed)([row(f"q{index}", "abcd") for index in range(40)])
+        return [int((labels != -100).sum()) for labels in batch["labels"]]
+
+    assert set(lengths(0)) == {5, 6, 7, 8}
+    assert lengths(0) == lengths(0)
+    assert lengths(0) != lengths(1)
+
+
+def test_collator_batches_do_not_depend_on_neighbours_or_loading_processes() -> None:
+    """Two processes that load, none, other batches: the same rows are the same tensors."""
+    collator = DimpleDataCollator(DimpleProcessor.from_pretrained(CHECKPOINT))
+    rows = make_rows(8)
+    alone = [DataLoader(rows, batch_size=2, collate_fn=collator), DataLoader(rows, 2, False, None, None, 2, collator)]
+    for first, second in zip(*alone, strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    single = collator(rows[1:2])["input_ids"]
+    assert torch.equal(collator(rows[:2])["input_ids"][1, : single.shape[1]], single[0])
+
+
+def test_collator_several_turns_become_one_sequence_for_each_answer(processor: DimpleProcessor) -> None:
+    """Earlier answers are part of the prompt, without padding and with the chat's own end; images come along."""
+    batch = DimpleDataCollator(processor)([row("a", "bcd", "e", "fgh", images=(PICTURE,))])
+    assert batch["input_ids"].tolist() == [
+        [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, PAD] + [PAD] * 10,
+        [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, 422, 48, 25, 68, 220, 32, 25, 69, 70, 71, PAD],
+    ]
+    assert batch["labels"].tolist() == [
+        [-100] * 10 + [65, 66, 67, PAD] + [-100] * 10,
+        [-100] * 20 + [69, 70, 71, PAD],
+    ]
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]] * 2
+    assert torch.equal(*batch["pixel_values"].chunk(2))
+
+
+def test_collator_image_of_a_later_turn_is_not_in_earlier_sequences(processor: DimpleProcessor) -> None:
+    """The model takes images in the order of placeholders, so each sequence must bring exactly its own."""
+    later = row("a", "bcd", "e", "fgh")
+    later["messages"][2]["content"] = [IMAGE, {"type": "text", "text": "e"}]
+    later["images"] = [PICTURE]
+    batch = DimpleDataCollator(processor)([later])
+    assert (batch["input_ids"] == 427).sum(dim=1).tolist() == [0, 2]
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_collator_later_turn_changed_leaves_logits_of_earlier_answers(
+    processor: DimpleProcessor, model: DimpleForConditionalGeneration, is_causal: bool
+) -> None:
+    """Under full attention one sequence for the whole chat would let an answer see its successors."""
+
+    def logits(last_question: str) -> torch.Tensor:
+        batch = DimpleDataCollator(processor)([row("a", "bcd", last_question, "fgh", images=(PICTURE,))])
+        batch.pop("labels")
+        with torch.no_grad():
+            return model(**batch, is_causal=is_causal).logits
+
+    before, after = logits("e"), logits("xyz")
+    torch.testing.assert_close(before[0, :14], after[0, :14])
+    # Control: the second sequence is another one, and one sequence for all would have leaked.
+    assert not torch.allclose(before[1, 20:24], after[1, 20:24], atol=1e-3)
+
+
+def shortened(processor: DimpleProcessor, question: str, max_length: int) -> str:
+    """A row with an answer of 20 tokens, shortened, as text: `|` before what is learned, `_` for padding."""
+    sample = row(question, "98765432109876543210", images=(PICTURE,))
+    batch = DimpleDataCollator(processor, max_length=max_length, seed=6)([sample])
+    assert batch["input_ids"].shape[1] <= max_length
+    learned = batch["labels"][0] != -100
+    prompt = processor.tokenizer.decode(batch["input_ids"][0, ~learned])
+    answer = processor.tokenizer.decode(batch["input_ids"][0, learned])
+    picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    return f"{prompt}|{answer}".replace(picture, "#").replace("<|endoftext|>", "_")
+
+
+@pytest.mark.parametrize(
+    ("num_digits", "max_length", "expected"),
+    [
+        # 6 + 10 + 3 tokens of prompt, 20 of answer, 10 of padding.
+        (10, 49, "Q:#0123456789 A:|98765432109876543210__________"),
+        (10, 45, "Q:#0123456789 A:|98765432109876543210______"),
+        (10, 40, "Q:#0123456789 A:|98765432109876543210_"),
+        (10, 39, "Q:#0123456789 A:|98765432109876543210"),
+        (10, 35, "Q:#0123456789 A:|9876543210987654"),
+        # 30 digits and ` A:` are one text of 33 tokens, of which at least 16 stay.
+        (30, 55, "Q:#012345678901234567890123456789 A:|9876543210987654"),
+        (30, 54, "Q:#01234567890123457890123456789 A:|9876543210987654"),
+        (30, 38, "Q:#0123456756789 A:|9876543210987654"),
+    ],
+)
+def test_collator_long_row_is_shortened_in_padding_then_answer_then_text(
+    processor: DimpleProcessor, num_digits: int, max_length: int, expected: str
+) -> None:
+    """In this order, and the image and the chat's markers stay whole."""
+    assert shortened(processor, ("0123456789" * 3)[:num_digits], max_length) == expected
+
+
+@pytest.mark.parametrize(("num_digits", "max_length"), [(10, 34), (30, 37)])
+def test_collator_row_too_long_for_its_images_is_refused_by_name(
+    processor: DimpleProcessor, num_digits: int, max_length: int
+) -> None:
+    """One place less than the last row that can be shortened."""
+    long = row("0123456789" * 3, "9" * 20, images=(PICTURE,), id="scan-9")
+    long["messages"][0]["content"][1]["text"] = ("0123456789" * 3)[:num_digits]
+    with pytest.raises(BadRowError, match=rf"row 'scan-9' is bad: it must fit `max_length`={max_length} .* 2 of them"):
+        DimpleDataCollator(processor, max_length=max_length)([long])
+    DimpleDataCollator(processor, max_length=max_length + 1)([long])
+
+
+BAD_ROWS = {
+    "row 1 of its batch is bad: it must have an assistant turn": row("hi"),
+    "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
+    "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
+    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PICTURE]},
+    "row 'd' is bad: `images` must be readable images (image 0 is 'no/file.png'": row(
+        "hi", "ho", images=(PICTURE,), id="d"
+    )
+    | {"images": ["no/file.png"]},
+    "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(PICTURE,), id="e") | {"images": [b"junk"]},
+    "row 'f' is bad: its text must not hold the mask token <|mask|>": row("hi <|mask|>", "ho", id="f"),
+    "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
+    "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
+    "row 'i' is bad: answers must not hold the image placeholder": row("hi", "<|image_pad|>", id="i"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_collator_bad_row_is_refused_by_name(processor: DimpleProcessor, message: str) -> None:
+    """The first error of a long run must say where to look."""
+    with pytest.raises(BadRowError) as error:
+        DimpleDataCollator(processor)([row("good", "row"), BAD_ROWS[message]])
+    assert str(error.value).startswith(message)
+
+
+def test_collator_cut_off_image_file_is_refused_by_name(processor: DimpleProcessor, tmp_path: Path) -> None:
+    """A file that begins as an image does and then ends: downloads that broke off."""
+    PIL.Image.effect_noise((64, 64), 90).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    collator = DimpleDataCollator(processor, image_folder=tmp_path)
+    cut_off = row("hi", "ho", images=(PICTURE,), id=7)
+    collator([cut_off | {"images": ["whole.png"]}])
+    with pytest.raises(BadRowError, match=r"row 7 is bad: .*half\.png"):
+        collator([cut_off | {"images": ["half.png"]}])
+
+
+def test_collator_fault_of_the_code_is_not_taken_for_a_bad_row(processor: DimpleProcessor) -> None:
+    """Leaving rows out must not hide a bug: only what is wrong with a row is skipped."""
+    with pytest.raises(AttributeError):
+        DimpleDataCollator(processor, on_bad_row="skip")([None])
+
+
+def test_collator_skipped_rows_are_left_out_counted_and_reported(
+    processor: DimpleProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the batch is as if they had not been there; one warning at the end tells how many."""
+    caplog.set_level(logging.INFO, logger="dimple_hf")
+    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    good = row("ab", "cdef", images=(PICTURE,))
+    batch = collator([row("hi", "", id="empty"), good, {}])
+    assert all(torch.equal(batch[name], tensor) for name, tensor in DimpleDataCollator(processor)([good]).items())
+    assert collator.num_skipped_rows == 2
+    assert "row 'empty' is bad: answers must not be empty" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    del collator
+    gc.collect()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("2 bad rows were left out of training batches")
+
+
+def test_collator_without_skipped_rows_is_silent_at_the_end(
+    processor: DimpleProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning that always comes is not read."""
+    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    collator([row("ab", "cd")])
+    del collator
+    gc.collect()
+    assert not caplog.records
+
+
+def test_collator_skipped_rows_of_loading_processes_are_counted(processor: DimpleProcessor) -> None:
+    """Rows are mostly read by other processes, which end without a word."""
+    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    rows = [row("ab", "cd"), {}, row("ab", "cd"), {}, {}, row("ab", "cd")]
+    batches = list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
+    assert [len(batch["input_ids"]) for batch in batches] == [1, 1, 1]
+    assert collator.num_skipped_rows == 3
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_collator_batch_of_bad_rows_trains_nothing(
+    processor: DimpleProcessor, model: DimpleForConditionalGeneration, is_causal: bool
+) -> None:
+    """A batch of one bad row must neither stop the run nor move a weight."""
+    batch = DimpleDataCollator(processor, on_bad_row="skip")([{}])
+    assert batch["labels"].tolist() == [[-100, -100]]
+    loss = model(**batch, is_causal=is_causal).loss
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": 1}, "`max_length` must be >= 2 (got 1)"),
+        ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
+        ({"on_bad_row": "ignore"}, "`on_bad_row` must be 'raise' or 'skip' (got 'ignore')"),
+    ],
+)
+def test_collator_bad_argument_is_refused(processor: DimpleProcessor, arguments: dict, message: str) -> None:
+    """Before the first batch."""
+    with pytest.raises(ValueError, match="must be") as error:
+        DimpleDataCollator(processor, **arguments)
+    assert str(error.value) == message
