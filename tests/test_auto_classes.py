@@ -141,6 +141,7 @@ def test_pipeline_loads_our_classes(trust_remote_code: bool | None, trapped_chec
 
 @TRUST
 def test_auto_model_from_config_builds_our_class(trust_remote_code: bool | None, trapped_checkpoint: Path) -> None:
+    """Training from scratch starts like this."""
     config = AutoConfig.from_pretrained(trapped_checkpoint, trust_remote_code=trust_remote_code)
     model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     assert type(model) is DimpleForConditionalGeneration

@@ -41,7 +41,15 @@ from .modeling import (
     DimpleGenerationOutput,
     DimpleVisionConfig,
 )
-from .processing import DimpleImageProcessor, DimpleProcessor, DimpleTokenizer
+from .processing import (
+    DimpleImageProcessor,
+    DimpleProcessor,
+    DimpleTokenizer,
+    OptionalPart,
+    RepeatedPart,
+    Slot,
+    StructurePrior,
+)
 
 __version__ = "0.1.0"
 
@@ -54,6 +62,10 @@ __all__ = [
     "DimpleProcessor",
     "DimpleTokenizer",
     "DimpleVisionConfig",
+    "OptionalPart",
+    "RepeatedPart",
+    "Slot",
+    "StructurePrior",
 ]
 
 

@@ -146,10 +146,10 @@ def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys:
     assert main([*arguments, "--image", str(folder), "--batch-size", "0"]) == 1
     assert "`--batch-size` must be at least 1 (got 0)" in capsys.readouterr().err
     output = folder / "notes.txt"
-    output.write_text("no line\n")
+    output.write_text("no line\nand no end")
     assert main([*arguments, "--image", str(folder), "--output", str(output)]) == 1
     assert "`--output` must be a file that this command has written" in capsys.readouterr().err
-    assert output.read_text() == "no line\n"  # nothing of the user's is touched
+    assert output.read_text() == "no line\nand no end"  # nothing of the user's is touched
     missing = [*arguments, "--image", str(folder / "nowhere.png")]
     assert main(missing) == 0  # a picture that is not there is a bad picture
     assert "error" in lines_of(capsys.readouterr().out)[0]

@@ -19,13 +19,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from rich.console import Console
 from rich.live import Live
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from dimple_hf.cli import generate
 from dimple_hf.cli.generate import MASK_SIGN, STEP_STYLES, LiveAnswer
 from dimple_hf.cli.main import main
+from dimple_hf.training import lora_config
 
 
 @pytest.fixture
@@ -103,3 +105,19 @@ def test_live_answer_colours_each_token_by_the_pass_that_revealed_it(parity_dir:
     second = streamer.render([letters[0], letters[1], pad])
     assert second.plain == "ab"
     assert [span.style for span in second.spans] == [STEP_STYLES[1], STEP_STYLES[0]]
+
+
+def test_generate_with_an_adapter_takes_its_mode_and_its_weights(
+    arguments: list[str], parity_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An adapter trained causally answers causally: one pass a token, with other tokens than the base's."""
+    torch.manual_seed(0)
+    base = AutoModelForImageTextToText.from_pretrained(parity_dir / "checkpoint")
+    base.config.full_attn_mask = False
+    adapted = get_peft_model(base, lora_config(full_attn_mask=False, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert main([*arguments, "--json", "What?"]) == 0
+    assert main([*arguments, "--adapter", str(tmp_path / "adapter"), "--json", "What?"]) == 0
+    plain, with_adapter = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert with_adapter["answer"] != plain["answer"]
+    assert with_adapter["passes"] <= 6

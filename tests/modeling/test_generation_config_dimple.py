@@ -157,5 +157,6 @@ def test_generation_config_limits_are_accepted() -> None:
 
 
 def test_nearest_name_is_proposed_only_when_it_is_near() -> None:
+    """A far-fetched proposal would mislead."""
     assert nearest_name("unmaskin", ["unmasking", "top_p"]) == "; did you mean `unmasking`?"
     assert nearest_name("zzz", ["unmasking", "top_p"]) == ""

@@ -315,6 +315,7 @@ def test_generate_returns_prompt_and_answer_as_plain_tokens_by_default(model: Di
 
 
 def test_generate_with_max_length_counts_the_prompt(model: DimpleForConditionalGeneration) -> None:
+    """As in transformers; the two lengths are easily confused."""
     inputs = model_inputs(MIXED_PROMPTS[0])
     assert torch.equal(model.generate(**inputs, max_length=12), model.generate(**inputs, max_new_tokens=7))
 
@@ -332,12 +333,14 @@ def test_generate_history_shows_every_step(model: DimpleForConditionalGeneration
 
 
 def test_generate_with_fewer_steps_reveals_the_rest_in_the_last(model: DimpleForConditionalGeneration) -> None:
+    """Quality is traded for speed, but an answer is always whole."""
     output = answers(model, *MIXED_PROMPTS, max_new_tokens=8, max_denoising_steps=3, confidence_threshold=None)
     assert output.num_forward_passes.tolist() == [3] * 4
     assert answers(model, MIXED_PROMPTS[0], max_new_tokens=8, max_denoising_steps=1).num_forward_passes.item() == 1
 
 
 def test_generate_sampling_with_the_same_seed_gives_the_same_tokens(model: DimpleForConditionalGeneration) -> None:
+    """An experiment can be repeated."""
     rows = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -429,6 +432,7 @@ def test_answer_ids_fix_tokens_and_set_the_length(model: DimpleForConditionalGen
 def test_answer_ids_without_mask_tokens_need_no_pass(
     model: DimpleForConditionalGeneration, passes: Callable[[DimpleForConditionalGeneration], list[tuple[int, int]]]
 ) -> None:
+    """There is nothing to decide, and nothing to divide by."""
     seen = passes(model)
     output = answers(model, MIXED_PROMPTS[0], answer_ids=torch.tensor([[1, 2, 3]]))
     assert output.sequences[0, -3:].tolist() == [1, 2, 3]
@@ -705,6 +709,7 @@ def test_causal_checkpoint_streams(
     causal_model: DimpleForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    """Through transformers' own loop, with the `tokenizer` argument that its server passes."""
     inputs = model_inputs(MIXED_PROMPTS[1])
     sequences = causal_model.generate(
         **inputs, max_new_tokens=6, streamer=TextStreamer(tokenizer, skip_prompt=True), tokenizer=tokenizer
@@ -713,6 +718,7 @@ def test_causal_checkpoint_streams(
 
 
 def test_causal_checkpoint_runs_the_vision_tower_once() -> None:
+    """The prompt is embedded before the loop."""
     model = tiny_model(full_attn_mask=False)
     calls: list[int] = []
     model.visual.register_forward_pre_hook(lambda module, args: calls.append(1))
@@ -724,6 +730,7 @@ def test_causal_checkpoint_runs_the_vision_tower_once() -> None:
 def test_causal_checkpoint_refuses_options_of_diffusion(
     causal_model: DimpleForConditionalGeneration, name: str
 ) -> None:
+    """They would do nothing, in silence."""
     with pytest.raises(ValueError, match=f"`{name}` must be used in bidirectional mode"):
         causal_model.generate(**model_inputs(MIXED_PROMPTS[0]), max_new_tokens=2, **{name: 1})
     causal_model.generate(**model_inputs(MIXED_PROMPTS[0]), max_new_tokens=2)  # control
@@ -827,6 +834,7 @@ def test_generate_without_any_padding_token_is_refused() -> None:
 
 
 def test_causal_generation_beyond_the_positions_is_refused(causal_model: DimpleForConditionalGeneration) -> None:
+    """The prompt is checked as in bidirectional mode, before any pass."""
     inputs = model_inputs(MIXED_PROMPTS[0])
     with pytest.raises(ValueError, match=r"`max_position_embeddings`=128 \(got 5 \+ 124 tokens\)"):
         causal_model.generate(**inputs, max_new_tokens=124)

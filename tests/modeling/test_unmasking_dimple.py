@@ -107,6 +107,7 @@ def test_temperature_comes_before_top_p() -> None:
 
 
 def test_denoising_times_run_evenly_from_one_to_eps() -> None:
+    """One time more than steps, both ends included."""
     torch.testing.assert_close(denoising_times(4, 0.2), torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2]))
 
 
@@ -175,6 +176,7 @@ ALL_MASKED = torch.ones(1, 4, dtype=torch.bool)
     ],
 )
 def test_rank_of_masked_places_is_by_the_rule(unmasking: str, expected: list[int]) -> None:
+    """The most confident place comes first; from left to right confidence does not matter."""
     assert rank_places(unmasking, CONFIDENCE, ALL_MASKED).tolist() == [expected]
 
 
@@ -256,11 +258,13 @@ def test_row_is_finished_when_all_up_to_its_end_is_decided(row: list[int], expec
 
 
 def test_row_without_end_tokens_is_finished_when_nothing_is_masked() -> None:
+    """The original's calls never stop early."""
     rows = torch.tensor([[1, END, MASK], [1, END, 2]])
     assert finished_rows(rows, MASK, torch.empty(0, dtype=torch.long)).tolist() == [False, True]
 
 
 def test_padding_replaces_what_follows_the_first_end() -> None:
+    """Not the end itself, and whatever was decided behind it, mask tokens included."""
     rows = torch.tensor([[1, END, 2, END], [1, 2, 3, 4], [PAD, 1, MASK, 2], [1, 2, 3, END]])
     assert pad_after_end(rows, ENDS, PAD).tolist() == [
         [1, END, PAD, PAD], [1, 2, 3, 4], [PAD, PAD, PAD, PAD], [1, 2, 3, END],

@@ -123,6 +123,7 @@ def test_bad_option_is_refused_before_any_pass(options: dict[str, Any], message:
 
 
 def test_causal_checkpoint_is_refused(causal_model: DimpleForConditionalGeneration) -> None:
+    """Its weights have never seen a masked answer."""
     with pytest.raises(ValueError, match="`diffusion_generate` must be used in bidirectional mode"):
         causal_model.diffusion_generate(**model_inputs(MIXED_PROMPTS[0]), max_new_tokens=2)
 
@@ -194,6 +195,7 @@ def test_answers_do_not_stop_at_an_end_token() -> None:
 
 
 def test_plain_call_returns_sequences(model: DimpleForConditionalGeneration) -> None:
+    """The original's return value; figures only on request, and the prompt may be positional."""
     inputs = model_inputs(*MIXED_PROMPTS)
     options = {"alg": "maskgit_plus", "steps": LENGTH, "max_new_tokens": LENGTH}
     sequences = model.diffusion_generate(**inputs, **options)
@@ -206,6 +208,7 @@ def test_plain_call_returns_sequences(model: DimpleForConditionalGeneration) -> 
 
 
 def test_max_length_counts_the_prompt(model: DimpleForConditionalGeneration) -> None:
+    """20 with the prompt by default, and `max_new_tokens` wins."""
     inputs = model_inputs(MIXED_PROMPTS[0])
     options = {"alg": "maskgit_plus", "steps": 4}
     assert model.diffusion_generate(**inputs, **options).shape == (1, 20)
@@ -238,6 +241,7 @@ def test_vision_tower_runs_once() -> None:
 
 
 def test_same_seed_gives_the_same_tokens(model: DimpleForConditionalGeneration) -> None:
+    """For all that is drawn: orders, places and tokens."""
     for options in ({"alg": "origin"}, {"alg": "origin-ratio"}, {"alg": "maskgit_plus", "alg_temp": 0.5},
                     {"alg": "entropy", "temperature": 1.5, "decoding_pipeline": "dream"}):  # fmt: skip
         outputs = []

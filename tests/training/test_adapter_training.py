@@ -24,9 +24,6 @@ from training_run import CHECKPOINT, PHASES, losses, make_rows, make_trainer
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
 from dimple_hf.training import GenerationCallback, MetricsCallback, add_before_reporters
 
-# What PEFT asks of every model that it wraps; nothing of ours.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def wrap(model: DimpleForConditionalGeneration, use_dora: bool) -> PeftModel:
     """Adapters on the language model's attention, as users write it."""

@@ -23,9 +23,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.training.adapters import TEXT_LINEAR_LAYERS, load_adapter, lora_config, remember_mode
 
-#: PEFT 0.21 asks the model for `is_gradient_checkpointing`, which transformers 5.23 has renamed.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing`:FutureWarning")
-
 LAYER_NAMES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 

@@ -40,9 +40,6 @@ from dimple_hf.training.run import (
     write_stage_file,
 )
 
-#: PEFT 0.21 asks the model for `is_gradient_checkpointing`, which transformers 5.23 has renamed.
-peft_reads_a_deprecated_name = pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing`:FutureWarning")
-
 
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +228,6 @@ def test_train_recipe_with_evaluation_logs_answers(tmp_path: Path) -> None:
     assert "eval_answers" not in (tmp_path / "silent" / "diffusion" / "trainer_state.json").read_text()
 
 
-@peft_reads_a_deprecated_name
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_train_recipe_with_peft_trains_one_adapter_through_both_phases(tmp_path: Path, use_dora: bool) -> None:
     """The adapter goes on from phase to phase and knows its last one; the base model is untouched."""
@@ -263,7 +259,6 @@ def test_train_recipe_with_peft_trains_one_adapter_through_both_phases(tmp_path:
     assert not torch.allclose(plain(input_ids=tokens).logits, expected, atol=1e-2)  # control: it does adapt
 
 
-@peft_reads_a_deprecated_name
 def test_train_recipe_with_peft_goes_on_after_an_interruption(tmp_path: Path) -> None:
     """The same as for whole models: losses and adapter are those of the uninterrupted run."""
     peft = {"r": 2, "lora_dropout": 0.1}

@@ -154,13 +154,14 @@ def finished_sources(output: Path) -> set[str]:
         return set()
     data = output.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        output.write_bytes(whole)
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
-        return {line["source"] for line in lines if "error" not in line}
+        done = {line["source"] for line in lines if "error" not in line}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"`--output` must be a file that this command has written ({output}: {error!r})") from error
+    if len(whole) < len(data):
+        output.write_bytes(whole)
+    return done
 
 
 def extract(

@@ -27,6 +27,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from ..training.adapters import load_adapter
+
 HELP = "ask a model about pictures"
 
 #: Shown in place of a token that is not yet decided.
@@ -96,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
     parser.add_argument("question", help="what to ask")
     parser.add_argument("--model", required=True, help="directory or Hub id of a checkpoint")
+    parser.add_argument("--adapter", help="directory or Hub id of a PEFT adapter for the model")
     parser.add_argument("--image", type=Path, action="append", default=[], help="picture; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, help="places of the answer")
     parser.add_argument("--confidence-threshold", type=float, help="reveal every place surer than this")
@@ -112,7 +115,10 @@ def run(args: argparse.Namespace) -> int:
     if not console.is_terminal or args.json:
         logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto")
+    if args.adapter is not None:
+        model = load_adapter(model, args.adapter)
+    model = model.to(args.device).eval()
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": message_content(args.question, args.image)}],
         add_generation_prompt=True,

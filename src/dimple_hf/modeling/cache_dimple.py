@@ -13,7 +13,7 @@
 # limitations under the License.
 """A key/value cache for denoising: the prompt's entries are kept, the answer's are renewed in place at every step.
 
-Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Imported by `generation_dimple`.
+Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Imported by `canvas_dimple`.
 """
 
 from typing import Any

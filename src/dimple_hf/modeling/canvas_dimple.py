@@ -14,7 +14,8 @@
 """Runs the model over a prompt and an answer canvas, as often as denoising asks, computing only what a step needs.
 
 Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Knows the prompt, the cache and the attention mask;
-knows nothing of how tokens are chosen. Imported by `generation_dimple`.
+knows nothing of how tokens are chosen. Imported by `denoising_dimple` and
+`generation_dimple`.
 """
 
 import torch

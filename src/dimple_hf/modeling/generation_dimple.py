@@ -205,7 +205,13 @@ class DimpleGenerationMixin(GenerationMixin):
             ends = plan.end_token_ids if constraint is None else plan.end_token_ids[:0]
             drafts = DraftStreamer(streamer, mask_token_id, ends)
         decoded, num_passes, history = denoise(
-            runner, answer, plan, processors, criteria, drafts, keep_history=config.output_history,
+            runner,
+            answer,
+            plan,
+            processors,
+            criteria,
+            drafts,
+            keep_history=config.output_history,
             constraint=constraint,
         )
 
@@ -292,9 +298,7 @@ class DimpleGenerationMixin(GenerationMixin):
         answer = self._checked_answer(inputs, kwargs.pop("answer_ids", None))
         if answer is None:
             answer = inputs.new_full((len(inputs), options.answer_length(inputs.shape[1])), mask_token_id)
-        attention_mask = self._check_prompt(
-            inputs, kwargs.pop("attention_mask", None), mask_token_id, answer.shape[1]
-        )
+        attention_mask = self._check_prompt(inputs, kwargs.pop("attention_mask", None), mask_token_id, answer.shape[1])
         constraint = self._answer_constraint(inputs, kwargs, options.num_return_sequences)
         plan = options.plan(mask_token_id, inputs.new_empty(0))
 

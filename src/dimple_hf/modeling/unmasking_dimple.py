@@ -15,7 +15,8 @@
 
 Pure functions of tensors; every budget, ranking and fallback is per row. Source: Dimple, sections 4.1 and 4.2 (arXiv
 2505.16990); MaskGIT (arXiv 2202.04200) for ranking by confidence, Dream (arXiv 2508.15487) for margin and entropy. The
-schedules are the released code's. Imported by `generation_dimple`.
+schedules are the released code's. Imported by `denoising_dimple`, and for
+its names by `generation_config_dimple`.
 """
 
 import torch

@@ -16,20 +16,31 @@
 Imported by recipes, the command line and users; `dimple_hf` itself does not import it.
 """
 
+from .adapters import load_adapter, lora_config, remember_mode
 from .checkpoints import last_complete_checkpoint
 from .collator import DimpleDataCollator
 from .held_out import GenerationCallback
 from .metrics import MetricsCallback, add_before_reporters
 from .phases import Phase, PhaseCallback
+from .recipe import load_recipe
 from .rows import BadRowError
+from .run import train_recipe
+from .stages import STAGES, Stage
 
 __all__ = [
+    "STAGES",
     "BadRowError",
     "DimpleDataCollator",
     "GenerationCallback",
     "MetricsCallback",
     "Phase",
     "PhaseCallback",
+    "Stage",
     "add_before_reporters",
     "last_complete_checkpoint",
+    "load_adapter",
+    "load_recipe",
+    "lora_config",
+    "remember_mode",
+    "train_recipe",
 ]

@@ -23,12 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from .adapters import remember_mode
 from .seeding import SeededSpan
 
 SWITCH_UNITS = ("steps", "epochs", "fraction")
@@ -104,7 +106,8 @@ class PhaseCallback(TrainerCallback):
 
     Before each optimizer step it
 
-    1. sets `model.config.full_attn_mask`, from which `forward` takes attention and loss, and which checkpoints keep;
+    1. sets `model.config.full_attn_mask`, from which `forward` takes attention and loss, and which checkpoints keep,
+       as adapters do;
     2. sets `args.max_grad_norm`, which the Trainer reads at each step (DeepSpeed clips by its own configuration);
     3. seeds torch's generators from `args.seed`, the step and the rank, until the step is over, so that masks are
        the same in a resumed run and differ between processes. Evaluation draws the same masks every time.
@@ -230,6 +233,8 @@ class PhaseCallback(TrainerCallback):
         # A complete run that is started again is past its last step, and stays in the mode of that.
         is_diffusion = min(state.global_step, state.max_steps - 1) >= self._switch_step
         model.config.full_attn_mask = is_diffusion
+        if isinstance(model, PeftModel):
+            remember_mode(model)
         if self.phases is not None:
             max_grad_norm = self.phases[is_diffusion].max_grad_norm
             args.max_grad_norm = self._default_max_grad_norm if max_grad_norm is None else max_grad_norm
