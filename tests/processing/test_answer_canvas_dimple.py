@@ -99,6 +99,15 @@ def test_restrict_joins_the_alternatives_that_are_still_open(tokenizer: DimpleTo
     assert allowed(canvas, [mask, mask, filler]) == [{filler}, {filler}]
 
 
+def test_restrict_refuses_answers_of_another_canvas(tokenizer: DimpleTokenizer) -> None:
+    """Tokens that were not admitted, and masks behind the canvas, have no way out."""
+    canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))
+    mask, five = canvas.vocabulary.mask_id, canvas.vocabulary.encode("5")[0]
+    for tokens in ([five, mask, mask], [mask] * 4):
+        with pytest.raises(ValueError, match="the answer of row 0 can no longer be completed"):
+            allowed(canvas, tokens)
+
+
 def test_restrict_leaves_free_rows_and_keeps_rows_apart(tokenizer: DimpleTokenizer) -> None:
     """Rows leave the batch as they finish, so the loop says which rows it still holds."""
     number = canvas_of(tokenizer, Gap(Number(0, 9, is_integer=True), "n", room=2))

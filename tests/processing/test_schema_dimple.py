@@ -24,7 +24,17 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from dimple_hf.processing import DimpleTokenizer, StructurePrior
-from dimple_hf.processing.answer_parts_dimple import Choices, Either, Gap, Number, Part, Sequence, String, Text
+from dimple_hf.processing.answer_parts_dimple import (
+    Choices,
+    Either,
+    FirstOf,
+    Gap,
+    Number,
+    Part,
+    Sequence,
+    String,
+    Text,
+)
 from dimple_hf.processing.schema_dimple import MAX_DEPTH, SchemaReader
 
 
@@ -36,8 +46,9 @@ def part_of(schema: Any, **options: Any) -> Part:
 def gaps_of(part: Part) -> Iterator[Gap]:
     if isinstance(part, Gap):
         yield part
-    for inner in getattr(part, "parts", ()) or getattr(part, "options", ()):
-        yield from gaps_of(inner)
+    for name in ("parts", "options", "items"):
+        for inner in getattr(part, name, ()):
+            yield from gaps_of(inner)
 
 
 def texts(part: Part) -> set[str]:
@@ -48,6 +59,9 @@ def texts(part: Part) -> set[str]:
         return set(part.value.texts) if isinstance(part.value, Choices) else {"_"}
     if isinstance(part, Either):
         return set().union(*map(texts, part.options))
+    if isinstance(part, FirstOf):
+        counts = range(part.at_least, len(part.items) + 1)
+        return set().union(*(texts(Sequence(part.items[:count])) for count in counts))
     return {"".join(pieces) for pieces in itertools.product(*map(texts, part.parts))}
 
 
@@ -222,6 +236,10 @@ def nested(depth: int) -> dict[str, Any]:
         ({"$ref": "#"}, "must not be recursive"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}},
          r"must not be recursive \('#/\$defs/a' refers to itself at \$\.items\)"),
+        (nested(9), r"must have fewer items, or smaller ones, at \$(\.items)* \(got up to 4\)"),
+        ({"type": "array", "items": {"type": "null"}, "maxItems": 10**9}, "must have fewer items"),
+        ({"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(200)}},
+         r"must have fewer optional properties at \$ \(got 200\)"),
         (nested(MAX_DEPTH + 1), f"must be nested at most {MAX_DEPTH} deep"),
     ],
 )  # fmt: skip

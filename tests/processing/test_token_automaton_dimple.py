@@ -134,12 +134,6 @@ def test_automaton_of_sequences_accepts_exactly_them(vocabulary: Vocabulary) -> 
     assert accepts(TokenAutomaton.from_sequences([[]], vocabulary), [vocabulary.filler_id])
 
 
-@pytest.mark.parametrize(("pattern", "shortest"), [("", 0), (r"\d{3}x?", 3), (" the( the)*", 1), (" number", 1)])
-def test_shortest_counts_tokens(vocabulary: Vocabulary, pattern: str, shortest: int) -> None:
-    """It tells a slot that is too short for anything."""
-    assert TokenAutomaton.from_bytes(byte_automaton(pattern), vocabulary).shortest() == shortest
-
-
 def test_memory_of_steps_is_bounded(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server runs for weeks."""
     monkeypatch.setattr("dimple_hf.processing.token_automaton_dimple.MAX_REMEMBERED", 5)
@@ -149,6 +143,10 @@ def test_memory_of_steps_is_bounded(vocabulary: Vocabulary, monkeypatch: pytest.
         states = automaton.after(states, vocabulary.encode("q")[0])
         automaton.before(states, None)
         automaton.allowed(states, automaton.accepting)
+    monkeypatch.setattr("dimple_hf.processing.token_automaton_dimple.MAX_AUTOMATA", 2)
+    for number in range(5):
+        assert vocabulary.automaton(number, lambda: automaton) is automaton
+    assert len(vocabulary._automata) <= 2
     assert len(automaton._steps) <= 5
     assert len(automaton._allowed) <= 5
     assert MAX_REMEMBERED > 1000  # control: the bound of the test is not the real one

@@ -238,9 +238,11 @@ def _reveal(
         if constraint is not None:
             chosen = constraint.admit(rows, answer, masked, proposed, chosen, confidence)
         answer = torch.where(chosen, proposed, answer)
-        undecided = (answer == plan.mask_token_id)[masked]
+        if constraint is None or step < plan.num_steps - 1:
+            return answer
         # The last step decides everything, so what had to wait chooses again among what is still possible.
-        if constraint is None or step < plan.num_steps - 1 or not bool(undecided.any()):
+        undecided = (answer == plan.mask_token_id)[masked]
+        if not bool(undecided.any()):
             return answer
         logits = logits[undecided]
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .token_automaton_dimple import TokenAutomaton, Vocabulary
+from .token_automaton_dimple import TokenAutomaton, Vocabulary, remember
 
 #: Most remembered fillings of one piece; more are forgotten at once.
 MAX_FILLINGS = 1 << 10
@@ -62,15 +62,14 @@ class Piece:
 
     def _states(self, tokens: tuple[int | None, ...]) -> list[int]:
         """The sets of states before each place and behind the last one, given what is decided."""
-        if tokens not in self._forward:
-            if len(self._forward) >= MAX_FILLINGS:
-                self._forward.clear()
+        states = self._forward.get(tokens)
+        if states is None:
             states = [self.automaton.start]
             for place, token in enumerate(tokens):
                 following = self.automaton.after(states[-1], token)
                 states.append(following & ~self.automaton.filled if place < self.min_tokens else following)
-            self._forward[tokens] = states
-        return self._forward[tokens]
+            remember(self._forward, tokens, states, MAX_FILLINGS)
+        return states
 
     def can_hold(self, tokens: tuple[int | None, ...]) -> bool:
         """Whether the places can still be completed; `tokens` has one entry a place, `None` where undecided."""
@@ -78,19 +77,18 @@ class Piece:
 
     def options(self, tokens: tuple[int | None, ...]) -> list[bytes | None]:
         """For each place that is undecided, a token set of the automaton; else `None`."""
-        if tokens not in self._options:
-            if len(self._options) >= MAX_FILLINGS:
-                self._options.clear()
+        keys = self._options.get(tokens)
+        if keys is None:
             forward, behind = self._states(tokens), self.automaton.accepting
-            keys: list[bytes | None] = [None] * len(tokens)
+            keys = [None] * len(tokens)
             for place in reversed(range(len(tokens))):
                 if place < self.min_tokens:
                     behind &= ~self.automaton.filled
                 if tokens[place] is None:
                     keys[place] = self.automaton.allowed(forward[place], behind)
                 behind = self.automaton.before(behind, tokens[place])
-            self._options[tokens] = keys
-        return self._options[tokens]
+            remember(self._options, tokens, keys, MAX_FILLINGS)
+        return keys
 
 
 @dataclass
@@ -211,6 +209,9 @@ class CanvasConstraint:
 
         Returns:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: `logits`, -inf at what is forbidden.
+
+        Raises:
+            ValueError: If an answer can no longer be completed: its tokens do not come from its canvas.
         """
         places_of: dict[Any, list[int]] = {}  # token sets -> rows of `logits`
         index = 0
@@ -219,6 +220,11 @@ class CanvasConstraint:
             undecided = [place for place, token in enumerate(tokens) if token is None]
             if canvas is not None:
                 options = self._options(canvas, tokens)
+                if not all(options[place] for place in undecided):
+                    raise ValueError(
+                        "`answer_ids` must be what the processor made with `answer_constraint`, and hooks must keep "
+                        f"to it (the answer of row {row} can no longer be completed)"
+                    )
                 for offset, place in enumerate(undecided):
                     places_of.setdefault(tuple(options[place]), []).append(index + offset)
             index += len(undecided)
@@ -254,9 +260,8 @@ class CanvasConstraint:
             `tuple(bool, torch.LongTensor)`: Whether the tokens are the allowed ones, and the tokens.
         """
         memory_key = (key, vocab_size, device)
-        if memory_key not in self._ids:
-            if len(self._ids) >= MAX_FILLINGS:
-                self._ids.clear()
+        written = self._ids.get(memory_key)
+        if written is None:
             (automaton, token_set), *rest = sorted(key, key=lambda item: item[0].size(item[1]), reverse=True)
             is_sparse = 2 * automaton.size(token_set) < vocab_size
             if is_sparse:
@@ -266,8 +271,9 @@ class CanvasConstraint:
                 for each, other in rest:
                     ids = ids[~each.holds(other, ids)]
                 ids = np.append(ids, np.arange(automaton.vocabulary_size, vocab_size))
-            self._ids[memory_key] = (is_sparse, torch.from_numpy(ids[ids < vocab_size]).to(device))
-        return self._ids[memory_key]
+            written = (is_sparse, torch.from_numpy(ids[ids < vocab_size]).to(device))
+            remember(self._ids, memory_key, written, MAX_FILLINGS)
+        return written
 
     def admit(
         self,

@@ -177,7 +177,23 @@ class Either:
     options: tuple["Part", ...]
 
 
-Part = Text | Gap | Sequence | Either
+@dataclass(frozen=True)
+class FirstOf:
+    """
+    The first few of several parts.
+
+    Args:
+        items (`tuple`):
+            The parts.
+        at_least (`int`):
+            How many of them must come.
+    """
+
+    items: tuple["Part", ...]
+    at_least: int
+
+
+Part = Text | Gap | Sequence | Either | FirstOf
 
 EMPTY = Sequence(())
 
@@ -215,7 +231,15 @@ class _Layout:
             elif isinstance(item, Gap):
                 node, start = self.gap(item, node, start)
             elif isinstance(item, Either):
-                node, start = self.either(item, node, start)
+                ends = [self.sequence(option, node, start, is_certain=False) for option in item.options]
+                node, start = self.join(ends)
+            elif isinstance(item, FirstOf):
+                ends = []
+                for index, inner in enumerate(item.items):
+                    if index >= item.at_least:
+                        ends.append((node, start))
+                    node, start = self.sequence(inner, node, start, is_certain and index < item.at_least)
+                node, start = self.join([*ends, (node, start)])
         return node, start
 
     def text(self, item: Text, node: int, start: int, is_certain: bool) -> tuple[int, int]:
@@ -250,14 +274,13 @@ class _Layout:
             )
         return node, start + room
 
-    def either(self, item: Either, node: int, start: int) -> tuple[int, int]:
-        """Options begin at the same place; behind the shorter ones stand fillers."""
-        ends = [self.sequence(option, node, start, is_certain=False) for option in item.options]
-        end = max(end for _, end in ends)
+    def join(self, ends: list[tuple[int, int]]) -> tuple[int, int]:
+        """Leads several ends, each a node and a place, to one, with fillers behind those that come before the last."""
+        end = max(place for _, place in ends)
         exit_node = self._node()
         filler = self.vocabulary.automaton("filler", lambda: TokenAutomaton.from_sequences([()], self.vocabulary))
-        for option_node, option_end in ends:
-            self.pieces.append(Piece(filler, option_end, end, option_node, exit_node))
+        for node, place in ends:
+            self.pieces.append(Piece(filler, place, end, node, exit_node))
         return exit_node, end
 
     def _piece(
@@ -343,6 +366,12 @@ def lay_out_compactly(part: Part, vocabulary: Vocabulary) -> Canvas:
             return network.literal(part.lead.encode(), network.embed(part.value.automaton(), target))
         if isinstance(part, Either):
             return network.either([build(option, target) for option in part.options])
+        if isinstance(part, FirstOf):
+            state = target
+            for index, item in reversed(list(enumerate(part.items))):
+                state = build(item, state)
+                state = network.either([state, target]) if index >= part.at_least else state
+            return state
         for item in reversed(flattened(part)):
             target = build(item, target)
         return target
@@ -364,24 +393,35 @@ def with_prefix(part: Part, prefix: tuple[Any, ...]) -> Part:
         return Sequence(tuple(with_prefix(item, prefix) for item in part.parts))
     if isinstance(part, Either):
         return Either(tuple(with_prefix(item, prefix) for item in part.options))
+    if isinstance(part, FirstOf):
+        return FirstOf(tuple(with_prefix(item, prefix) for item in part.items), part.at_least)
     return part
 
 
 def repeated(item: Part, separator: Part, at_least: int, at_most: int) -> Part:
     """`item` between `at_least` and `at_most` times, with `separator` between; labels get the index before them."""
-    part: Part = EMPTY
-    for index in reversed(range(at_most)):
-        parts: Iterable[Part] = (*([separator] if index else []), with_prefix(item, (index,)), part)
-        part = Sequence(tuple(parts))
-        if index >= at_least:
-            part = Either((part, EMPTY))
-    return part
+    items = [with_prefix(item, (index,)) for index in range(at_most)]
+    rest = (Sequence((separator, item)) for item in items[1:])
+    return FirstOf((*items[:1], *rest), at_least)
+
+
+def num_parts(part: Part) -> int:
+    """How many texts and gaps a part consists of, as its layout will see them."""
+    return 1 if isinstance(part, Text | Gap) else sum(map(num_parts, _inside(part)))
 
 
 def gaps_of(part: Part) -> Iterable[Gap]:
     """All gaps, in order."""
     if isinstance(part, Gap):
         yield part
-    elif not isinstance(part, Text):
-        for item in part.parts if isinstance(part, Sequence) else part.options:
-            yield from gaps_of(item)
+    for item in _inside(part):
+        yield from gaps_of(item)
+
+
+def _inside(part: Part) -> tuple[Part, ...]:
+    """The parts that a part is made of."""
+    if isinstance(part, Sequence):
+        return part.parts
+    if isinstance(part, Either):
+        return part.options
+    return part.items if isinstance(part, FirstOf) else ()

@@ -22,10 +22,26 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .answer_parts_dimple import EMPTY, FORMATS, Choices, Either, Gap, Number, Part, Sequence, String, Text, repeated
+from .answer_parts_dimple import (
+    EMPTY,
+    FORMATS,
+    Choices,
+    Either,
+    Gap,
+    Number,
+    Part,
+    Sequence,
+    String,
+    Text,
+    num_parts,
+    repeated,
+)
 
 #: Deepest nesting of a schema.
 MAX_DEPTH = 16
+
+#: Most texts and gaps of an array or object; nested repetitions multiply.
+MAX_PARTS = 1 << 14
 
 #: Keywords that say nothing about what is valid.
 ANNOTATIONS = frozenset(
@@ -260,6 +276,8 @@ class SchemaReader:
         if "items" not in schema:
             raise ValueError(f"`schema` must have 'items' at {place.path}, as free values are not supported")
         item = self._part(schema["items"], place.inside(".items"))
+        if num_parts(item) * at_most > MAX_PARTS:
+            raise ValueError(f"`schema` must have fewer items, or smaller ones, at {place.path} (got up to {at_most})")
         return Sequence((Text("["), repeated(item, Text(self.comma), at_least, at_most), Text("]")))
 
     def _object(self, schema: dict[str, Any], place: _Place) -> Part:
@@ -274,7 +292,10 @@ class SchemaReader:
             key = self._dumps(name, place) + self.colon
             part = self._part(value, place.inside(f".properties.{name}"))
             members.append((Sequence((Text(key), part)), name in required))
-        return Sequence((Text("{"), self._members(members), Text("}")))
+        part = self._members(members)
+        if num_parts(part) > MAX_PARTS:
+            raise ValueError(f"`schema` must have fewer optional properties at {place.path} (got {len(members)})")
+        return Sequence((Text("{"), part, Text("}")))
 
     def _members(self, members: list[tuple[Part, bool]]) -> Part:
         """

@@ -30,8 +30,18 @@ from .automaton_dimple import ByteAutomaton
 #: Most pairs of a state and a kind of token that are tried for one automaton (two bytes each).
 MAX_WALKS = 1 << 27
 
+#: Most remembered automata of one vocabulary.
+MAX_AUTOMATA = 1 << 9
+
 #: Most remembered steps of one automaton; more are forgotten at once.
 MAX_REMEMBERED = 1 << 14
+
+
+def remember(memory: dict[Any, Any], key: Any, value: Any, limit: int) -> None:
+    """Puts `value` into `memory`, and forgets all else when it holds `limit` entries."""
+    if len(memory) >= limit:
+        memory.clear()
+    memory[key] = value
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -94,10 +104,12 @@ class Vocabulary:
         return b"".join(self.token_bytes[i] or b"" for i in ids if i < self.size)
 
     def automaton(self, key: Any, build: Callable[[], "TokenAutomaton"]) -> "TokenAutomaton":
-        """The automaton that `build` makes, made once for each `key`."""
-        if key not in self._automata:
-            self._automata[key] = build()
-        return self._automata[key]
+        """The automaton that `build` makes, or made before for the same `key`."""
+        automaton = self._automata.get(key)
+        if automaton is None:
+            automaton = build()
+            remember(self._automata, key, automaton, MAX_AUTOMATA)
+        return automaton
 
 
 class TokenAutomaton:
@@ -122,16 +134,17 @@ class TokenAutomaton:
         self._table = np.full((num_states + 1, num_classes + 1), -1, dtype=np.int32)
         self._table[:-1, :-1] = table
         self._table[:, -1] = np.where(np.append(accepting, True), num_states, -1)
-        self._class = token_class.astype(np.int32)
+        class_type: type = np.int16 if num_classes < 2**15 else np.int32
+        self._class: np.ndarray = token_class.astype(class_type)
         self._class[filler_id] = num_classes
         self.vocabulary_size = len(token_class)
         self.start = 1
         self.accepting = self._to_set(np.append(accepting, True))
-        order = np.argsort(self._class, kind="stable")
-        # The tokens of each class; first those that never occur.
-        borders = np.searchsorted(self._class[order], np.arange(-1, num_classes + 2))
-        self._members = [order[low:high] for low, high in zip(borders, borders[1:], strict=False)]
-        self._sizes = np.diff(borders[1:])
+        used = np.flatnonzero(self._class >= 0)
+        used = used[np.argsort(self._class[used], kind="stable")]
+        borders = np.searchsorted(self._class[used], np.arange(num_classes + 2))
+        self._members = [used[low:high] for low, high in zip(borders, borders[1:], strict=False)]  # of each class
+        self._sizes = np.diff(borders)
         neighbours = np.zeros((num_states + 1, num_states + 2), dtype=bool)
         neighbours[np.arange(num_states + 1)[:, None], self._table] = True
         self._after = np.packbits(neighbours[:, :-1], axis=1, bitorder="little")
@@ -225,7 +238,8 @@ class TokenAutomaton:
             flags = np.zeros(len(self._table) + 1, dtype=bool)
             flags[targets] = True
             found = self._to_set(flags[:-1])
-        return self._remember(key, found)
+        remember(self._steps, key, found, MAX_REMEMBERED)
+        return found
 
     def before(self, states: int, token: int | None) -> int:
         """The states from which `token`, or any token (`None`), leads to one of `states`."""
@@ -239,17 +253,18 @@ class TokenAutomaton:
             found = 0
         else:
             found = self._to_set(self._flags(states)[self._table[:, key[2]]])
-        return self._remember(key, found)
+        remember(self._steps, key, found, MAX_REMEMBERED)
+        return found
 
     def allowed(self, before: int, behind: int) -> bytes:
         """The tokens that lead from one of `before` to one of `behind`, as a key for the methods below."""
         key = (before, behind)
-        if key not in self._allowed:
-            if len(self._allowed) >= MAX_REMEMBERED:
-                self._allowed.clear()
+        found = self._allowed.get(key)
+        if found is None:
             possible = self._flags(behind)[self._table[self._indices(before)]].any(axis=0)
-            self._allowed[key] = np.packbits(possible, bitorder="little").tobytes()
-        return self._allowed[key]
+            found = np.packbits(possible, bitorder="little").tobytes()
+            remember(self._allowed, key, found, MAX_REMEMBERED)
+        return found
 
     def size(self, key: bytes) -> int:
         """How many tokens a token set holds; `key` is what [`~TokenAutomaton.allowed`] returned."""
@@ -257,11 +272,12 @@ class TokenAutomaton:
 
     def members(self, key: bytes) -> np.ndarray:
         """The tokens of a token set: int64 of shape `(size,)`."""
-        return self._gather(np.append(False, self._classes(key)))
+        return np.concatenate([self._members[index] for index in np.flatnonzero(self._classes(key))])
 
     def others(self, key: bytes) -> np.ndarray:
         """The tokens of the tokenizer that are not in a token set: int64 of shape `(vocabulary_size - size,)`."""
-        return self._gather(np.append(True, ~self._classes(key)))
+        others = [self._members[index] for index in np.flatnonzero(~self._classes(key))]
+        return np.concatenate([np.flatnonzero(self._class < 0), *others])
 
     def holds(self, key: bytes, tokens: np.ndarray) -> np.ndarray:
         """Which of `tokens` are in a token set: bool of the same shape."""
@@ -271,29 +287,9 @@ class TokenAutomaton:
         flags = np.unpackbits(np.frombuffer(key, dtype=np.uint8), count=len(self._sizes), bitorder="little")
         return flags.astype(bool)
 
-    def _gather(self, flags: np.ndarray) -> np.ndarray:
-        chosen = [self._members[index] for index in np.flatnonzero(flags)]
-        return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
-
-    def shortest(self) -> int | None:
-        """Fewest tokens of accepted content, `None` if the vocabulary cannot write any."""
-        states, seen = self.start, 0
-        for count in range(len(self._table) + 1):
-            if states & self.accepting:
-                return count
-            seen |= states
-            states = self.after(states, None) & ~seen
-        return None
-
     def _class_of(self, token: int) -> int:
         # -2 and not -1, which stands for any token.
         return int(self._class[token]) if token < len(self._class) and self._class[token] >= 0 else -2
-
-    def _remember(self, key: tuple[str, int, int], states: int) -> int:
-        if len(self._steps) >= MAX_REMEMBERED:
-            self._steps.clear()
-        self._steps[key] = states
-        return states
 
     def _flags(self, states: int) -> np.ndarray:
         """One bool a state and a last `False`, which index -1 finds."""
