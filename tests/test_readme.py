@@ -62,6 +62,22 @@ def test_readme_snippets_name_the_published_model(repo_root: Path) -> None:
     assert PUBLISHED_MODEL in (repo_root / "README.md").read_text()
 
 
+def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir: Path) -> None:
+    """The page's promise holds with random weights: whatever they say, the answer is a receipt."""
+    from transformers import AutoModel, AutoProcessor
+
+    snippets = python_snippets((repo_root / "docs" / "structured_extraction.md").read_text())
+    assert len(snippets) == 4
+    namespace: dict[str, object] = {
+        "processor": AutoProcessor.from_pretrained(parity_dir / "checkpoint"),
+        "model": AutoModel.from_pretrained(parity_dir / "checkpoint"),
+        "messages": [{"role": "user", "content": "Read the receipt."}],
+    }
+    for snippet in snippets:
+        exec(compile(snippet, "structured_extraction.md", "exec"), namespace)
+    assert type(namespace["receipt"]) is namespace["Receipt"]
+
+
 def test_readme_options_table_names_only_real_options(repo_root: Path) -> None:
     """Each option in the table of `generate` exists, with the default that the table gives."""
     from dimple_hf import DimpleGenerationConfig
