@@ -22,7 +22,7 @@ Three parts, of which the first two need a trained model:
 - `cost`: the share of the denoising steps that the constraint takes at vocabulary 152,064, on random weights.
 
 Command:
-    python benchmarks/structure.py json length --model CHECKPOINT --output benchmarks/results/structure-forms-cpu.json
+    python benchmarks/structure.py json length --output benchmarks/results/structure-forms-cpu.json
     python benchmarks/structure.py cost --output benchmarks/results/structure-cost-cpu.json
 
 Hardware: any. The table that is printed stands in docs/results.md.
@@ -46,12 +46,13 @@ from decode import SHAPES, build_model, describe_machine
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf import DimpleTokenizer, OptionalPart, Slot, StructurePrior
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.processing.structure_prior_dimple import canvas_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
 from forms_dataset import forms_row
-from forms_scores import score_answer
+from forms_evaluation import ask, score
 
 SEED = 0
 LENGTHS = (16, 32, 64)
@@ -66,7 +67,7 @@ DEFINITIONS = {
     "exact": "share of answers that equal the expected text",
     "ends": "share of answers that end at the length or before; of free ones, before the last of 64 places",
     "passes": "passes of the model for one answer, mean",
-    "tokens": "generated tokens of one answer, without fillers, mean",
+    "tokens": "tokens of one answer, without fillers and padding, mean",
     "share": "time in the constraint's methods over time in `generate`, behind the first pass, median over rounds",
     "largest_share": "the same, largest of the rounds; the first begins with empty memories",
     "step_ms": "median time of a denoising step behind the first, constraint included",
@@ -90,34 +91,6 @@ def is_valid(answer: str, labels: Iterable[str]) -> bool:
     return is_form and all(type(number) is int and 0 <= number <= 9999 for number in value.values())
 
 
-def answer_rows(
-    model: Any, processor: Any, rows: list[dict[str, Any]], priors: list[StructurePrior] | None, batch_size: int
-) -> list[dict[str, Any]]:
-    """Asks each row's question; returns text, passes, generated tokens and places behind the text for each."""
-    results = []
-    for start in range(0, len(rows), batch_size):
-        batch = range(start, min(start + batch_size, len(rows)))
-        chats = []
-        for index in batch:
-            image, question = rows[index]["images"][0], rows[index]["question"]
-            content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-            chats.append([{"role": "user", "content": content}])
-        form = {} if priors is None else {"structure_prior": [priors[index] for index in batch]}
-        inputs = processor.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **form
-        ).to(model.device)
-        options = {"max_new_tokens": ANSWER_LENGTH} if priors is None else {}
-        output = model.generate(**inputs, **options, return_dict_in_generate=True)
-        answers = output.sequences[:, inputs["input_ids"].shape[1] :]
-        tokens = output.tokens_per_forward * output.num_forward_passes
-        for row, ids in enumerate(answers):
-            text = processor.decode(ids, skip_special_tokens=True)
-            results.append(
-                {"text": text, "passes": output.num_forward_passes[row].item(), "tokens": round(tokens[row].item())}
-            )
-    return results
-
-
 def measure_json(model: Any, processor: Any, num_rows: int, batch_size: int) -> list[dict[str, Any]]:
     """One line for each way to ask for JSON."""
     rows = [forms_row("test", index, kind="json") for index in range(num_rows)]
@@ -127,21 +100,18 @@ def measure_json(model: Any, processor: Any, num_rows: int, batch_size: int) -> 
         priors = None
         if way != "asked":
             priors = [StructurePrior.from_json_schema(form_schema(form), layout=way) for form in fields]
-        answers = answer_rows(model, processor, rows, priors, batch_size)
-        scores = [
-            score_answer("json", answer["text"], row["answer"], form)
-            for answer, row, form in zip(answers, rows, fields, strict=True)
-        ]
-        right, possible = (sum(score["fields"][side] for score in scores) for side in (0, 1))
+        length = {"max_new_tokens": ANSWER_LENGTH} if priors is None else {}
+        answers = ask(model, processor, rows, batch_size, priors, f"json, {way}", **length)
+        scores = score(rows, answers)
         results.append(
             {
                 "way": way,
                 "rows": num_rows,
-                "valid": statistics.mean(is_valid(a["text"], f) for a, f in zip(answers, fields, strict=True)),
-                "fields": right / possible,
-                "whole": statistics.mean(score["whole"][0] for score in scores),
-                "passes": statistics.mean(answer["passes"] for answer in answers),
-                "tokens": statistics.mean(answer["tokens"] for answer in answers),
+                "valid": statistics.mean(is_valid(a.text, f) for a, f in zip(answers, fields, strict=True)),
+                "fields": scores["json/fields"],
+                "whole": scores["json/whole"],
+                "passes": statistics.mean(answer.num_passes for answer in answers),
+                "tokens": statistics.mean(answer.num_tokens for answer in answers),
             }
         )
     return results
@@ -158,15 +128,16 @@ def measure_length(model: Any, processor: Any, num_rows: int, batch_size: int) -
     results = []
     for length in (None, *LENGTHS):
         priors = None if length is None else [StructurePrior.from_anchors({}, length)] * num_rows
-        answers = answer_rows(model, processor, rows, priors, batch_size)
+        limit = {"max_new_tokens": ANSWER_LENGTH} if priors is None else {}
+        answers = ask(model, processor, rows, batch_size, priors, f"length, {length or 'free'}", **limit)
         results.append(
             {
                 "length": length or "free",
                 "rows": num_rows,
-                "exact": statistics.mean(a["text"] == row["answer"] for a, row in zip(answers, rows, strict=True)),
-                "ends": statistics.mean(answer["tokens"] <= (length or ANSWER_LENGTH - 1) for answer in answers),
-                "passes": statistics.mean(answer["passes"] for answer in answers),
-                "tokens": statistics.mean(answer["tokens"] for answer in answers),
+                "exact": statistics.mean(a.text == row["answer"] for a, row in zip(answers, rows, strict=True)),
+                "ends": statistics.mean(answer.num_tokens <= (length or ANSWER_LENGTH - 1) for answer in answers),
+                "passes": statistics.mean(answer.num_passes for answer in answers),
+                "tokens": statistics.mean(answer.num_tokens for answer in answers),
             }
         )
     return results
@@ -313,7 +284,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=("json", "length", "cost"))
-    parser.add_argument("--model", help="trained checkpoint, for `json` and `length`")
+    parser.add_argument(
+        "--model", default=str(FORMS_CHECKPOINT), help="checkpoint for `json` and `length` (default: the package's)"
+    )
     parser.add_argument("--rows", type=int, default=200, help="held-out forms (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1], help="the first one for `json` and `length`")
     parser.add_argument("--shape", default="small", choices=SHAPES, help="model for `cost` (default: %(default)s)")
@@ -322,8 +295,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(arguments)
-    if args.model is None and set(args.parts) != {"cost"}:
-        parser.error("--model must be given for `json` and `length`")
 
     report: dict[str, Any] = {
         "benchmark": "structure",
@@ -333,7 +304,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "seed": SEED,
         "threads": torch.get_num_threads(),
     }
-    if args.model is not None:
+    if set(args.parts) != {"cost"}:
         processor = AutoProcessor.from_pretrained(args.model)
         model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
     for part in args.parts:

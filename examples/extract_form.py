@@ -21,10 +21,10 @@ the values stands from the beginning, the values are decided all at once, (4) re
 canvas after each pass.
 
 Command:
-    python examples/extract_form.py --model CHECKPOINT --picture canvas.svg
+    python examples/extract_form.py --picture canvas.svg
 
-Hardware: any; with the small checkpoint of the forms recipe a second on a CPU, with the 7B model a GPU of 24 GB. With
-random weights the numbers are noise, and the object is valid all the same.
+Hardware: any; with the package's small checkpoint a second on a CPU, with the 7B model a GPU of 24 GB. With random
+weights the numbers are noise, and the object is valid all the same.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from rich.text import Text
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
 
 from dimple_hf import StructurePrior
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 SAMPLE = Path(__file__).resolve().parent / "forms" / "sample.png"
 MASK_SIGN, FILLER_SIGN = "░", "·"
@@ -70,7 +71,9 @@ def draw_canvas(console: Console, tokenizer: PreTrainedTokenizerBase, canvases: 
 
 def main(arguments: list[str] | None = None) -> Form:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="directory or Hub id of a checkpoint")
+    parser.add_argument(
+        "--model", default=str(FORMS_CHECKPOINT), help="directory or Hub id of a checkpoint (default: the package's)"
+    )
     parser.add_argument("--image", type=Path, default=SAMPLE, help="picture of a form with the rows of `Form`")
     parser.add_argument("--layout", choices=("aligned", "compact"), default="aligned", help="where fillers stand")
     parser.add_argument("--picture", type=Path, help="SVG file to draw the canvas to")

@@ -46,13 +46,6 @@ def test_structure_json_and_length_report_one_line_for_each_way(
     assert "| aligned | 2 | " in capsys.readouterr().out
 
 
-def test_structure_without_a_model_says_so(script: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    """Two of the three parts need one."""
-    with pytest.raises(SystemExit):
-        script.main(["cost", "json"])
-    assert "--model must be given" in capsys.readouterr().err
-
-
 def test_structure_valid_means_the_forms_labels_and_numbers(script: ModuleType) -> None:
     """The judge of "asked" is as strict as the schema of the priors."""
     assert script.is_valid('{"age": 5, "qty": 9999}', ["qty", "age"])

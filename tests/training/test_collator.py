@@ -102,6 +102,18 @@ def test_collator_padding_lengths_cover_the_range_and_depend_on_seed_and_tokens(
     assert lengths(0) != lengths(1)
 
 
+def test_collator_canvas_length_widens_the_range_and_never_narrows_it(processor: DimpleProcessor) -> None:
+    """On a canvas of any length up to the given one; the original's bounds where they are wider."""
+
+    def lengths(canvas_length: int | None, answer: str) -> set[int]:
+        collator = DimpleDataCollator(processor, canvas_length=canvas_length)
+        batch = collator([row(f"q{index}", answer) for index in range(200)])
+        return {int((labels != -100).sum()) for labels in batch["labels"]}
+
+    assert lengths(12, "abcd") == set(range(5, 13))
+    assert lengths(6, "abcd") == lengths(None, "abcd") == {5, 6, 7, 8}
+
+
 def test_collator_batches_do_not_depend_on_neighbours_or_loading_processes() -> None:
     """Two processes that load, none, other batches: the same rows are the same tensors."""
     collator = DimpleDataCollator(DimpleProcessor.from_pretrained(CHECKPOINT))
@@ -300,6 +312,7 @@ def test_collator_batch_of_bad_rows_trains_nothing(
     ("arguments", "message"),
     [
         ({"max_length": 1}, "`max_length` must be >= 2 (got 1)"),
+        ({"canvas_length": 0}, "`canvas_length` must be >= 1 (got 0)"),
         ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
         ({"on_bad_row": "ignore"}, "`on_bad_row` must be 'raise' or 'skip' (got 'ignore')"),
     ],

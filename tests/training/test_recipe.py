@@ -149,6 +149,7 @@ def test_recipe_held_out_follows_evaluation_data(write_recipe: WriteRecipe) -> N
         ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
         ({"seed": True}, "`seed` must be a number (got True)"),
         ({"dtype": "half"}, "`dtype` must be one of float32, bfloat16, auto (got 'half')"),
+        ({"attn_implementation": "flash"}, "`attn_implementation` must be one of eager, sdpa, flash_attention_2"),
         ({"quantization": "fp4"}, "`quantization` must be one of nf4, int8 (got 'fp4')"),
         ({"quantization": "nf4"}, "`quantization` must come with `peft`"),
         ({"output_dir": str(CHECKPOINT)}, "`output_dir` must be another directory than `model`"),

@@ -296,6 +296,14 @@ def test_save_whole_model_under_fsdp_gathers_it_and_puts_the_kind_of_checkpoint_
     assert kinds == [*plugin_kinds, "saved"]
 
 
+def test_load_model_takes_the_attention_that_the_recipe_names(tmp_path: Path) -> None:
+    """And without a name, transformers' choice."""
+    recipe = load_recipe(write_recipe(tmp_path, attn_implementation="eager"))
+    assert load_model(recipe, recipe.plans[0]).config._attn_implementation == "eager"
+    recipe = load_recipe(write_recipe(tmp_path))
+    assert load_model(recipe, recipe.plans[0]).config._attn_implementation == "sdpa"
+
+
 def test_load_model_of_a_quantized_recipe_quantizes_the_language_model_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,8 +92,8 @@ class DimpleDataCollator:
     Makes batches of chat rows for both phases of training.
 
     **Labels** are on answers only. An answer is followed by a run of padding, at least one token, which is learned
-    too and by which the model ends its answers; the run's length is drawn from [`answer_length_bounds`], from `seed`
-    and the row's own tokens. So a row gives the same tensors whenever, and in whichever process, it is read.
+    too and by which the model ends its answers; the run's length is drawn from [`answer_length_bounds`], or up to
+    `canvas_length`, from `seed` and the row's own tokens. So a row gives the same tensors whenever, and in whichever process, it is read.
 
     **Several turns**: each answer becomes a sequence of its own, cut after it, with the images up to there. In such a
     sequence earlier answers are given, whole and unmasked, and later turns do not exist, as when the model
@@ -115,6 +115,10 @@ class DimpleDataCollator:
             Its chat template writes the prompts, its image processor makes the patches.
         max_length (`int`, *optional*):
             Most tokens of a sequence. No limit when missing.
+        canvas_length (`int`, *optional*):
+            Draw an answer's padded length from all lengths up to this one, if it is above the original's bounds, so
+            that the model answers on any canvas of up to so many places. The original's bounds when missing, with
+            which the length of a canvas tells that of the answer.
         seed (`int`, defaults to 0):
             Seed of the padded lengths, >= 0.
         on_bad_row (`str`, defaults to `"raise"`):
@@ -160,18 +164,22 @@ class DimpleDataCollator:
         self,
         processor: ProcessorMixin,
         max_length: int | None = None,
+        canvas_length: int | None = None,
         seed: int = 0,
         on_bad_row: str = "raise",
         image_folder: str | os.PathLike[str] | None = None,
     ) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"`max_length` must be >= 2 (got {max_length})")
+        if canvas_length is not None and canvas_length < 1:
+            raise ValueError(f"`canvas_length` must be >= 1 (got {canvas_length})")
         if seed < 0:
             raise ValueError(f"`seed` must be >= 0 (got {seed})")
         if on_bad_row not in ("raise", "skip"):
             raise ValueError(f"`on_bad_row` must be 'raise' or 'skip' (got {on_bad_row!r})")
         self.processor = processor
         self.max_length = max_length
+        self.canvas_length = canvas_length
         self.seed = seed
         self.on_bad_row = on_bad_row
         self.image_folder = image_folder
@@ -269,6 +277,7 @@ class DimpleDataCollator:
     def _pad_answer(self, prompt: list[int], answer: list[int]) -> list[int]:
         """Adds the run of padding that ends the answer, of a length drawn from the seed and the tokens."""
         shortest, longest = answer_length_bounds(len(answer))
+        longest = max(longest, self.canvas_length or 0)
         checksum = zlib.crc32(np.array([*prompt, *answer], dtype="<i8").tobytes())
         length = int(np.random.default_rng((self.seed, checksum)).integers(shortest, longest + 1))
         return answer + [self.processor.tokenizer.pad_token_id] * (length - len(answer))

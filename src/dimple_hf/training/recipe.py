@@ -39,7 +39,7 @@ from .stages import PARTS, STAGE_FIELDS, STAGES, Stage
 
 RECIPE_KEYS = (
     "model", "output_dir", "data", "stages", "collator", "trainer", "held_out", "peft", "quantization", "dtype",
-    "seed",
+    "attn_implementation", "seed",
 )  # fmt: skip
 REQUIRED_KEYS = ("model", "output_dir", "data", "stages")
 DATA_KEYS = ("train", "eval")
@@ -48,6 +48,7 @@ STAGE_KEYS = (*STAGE_FIELDS, "data", "trainer")
 HELD_OUT_KEYS = ("num_rows", "max_new_tokens")
 QUANTIZATIONS = ("nf4", "int8")
 DTYPES = ("float32", "bfloat16", "auto")
+ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 #: Arguments of the Trainer that follow from other parts of a recipe -> where to say it instead.
 MANAGED_ARGUMENTS = {
@@ -152,6 +153,8 @@ class Recipe:
             `"nf4"` or `"int8"`.
         dtype (`str`):
             Type in which the model is loaded.
+        attn_implementation (`str`, *optional*):
+            How attention is computed, as in `from_pretrained`; transformers' choice when missing.
         seed (`int`):
             Seed of everything that is drawn.
     """
@@ -165,6 +168,7 @@ class Recipe:
     peft: dict[str, Any] | None
     quantization: str | None
     dtype: str
+    attn_implementation: str | None
     seed: int
 
 
@@ -218,7 +222,9 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         ):  # fmt: skip
             if key in entries and (not isinstance(entries[key], wanted) or isinstance(entries[key], bool)):
                 raise ValueError(f"`{key}` must be {kind} (got {entries[key]!r})")
-        for key, known in (("quantization", QUANTIZATIONS), ("dtype", DTYPES)):
+        for key, known in (
+            ("quantization", QUANTIZATIONS), ("dtype", DTYPES), ("attn_implementation", ATTN_IMPLEMENTATIONS),
+        ):  # fmt: skip
             if entries.get(key) is not None and entries[key] not in known:
                 raise ValueError(f"`{key}` must be one of {', '.join(known)} (got {entries[key]!r})")
         if entries.get("seed", 0) < 0:
@@ -235,6 +241,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             quantization=entries.get("quantization"),
             # Small steps vanish in bfloat16 weights; an adapter's own weights are float32 whatever the model is in.
             dtype=entries.get("dtype") or ("auto" if entries.get("peft") is not None else "float32"),
+            attn_implementation=entries.get("attn_implementation"),
             seed=entries.get("seed", 0),
         )
         _check_whole(recipe)
@@ -299,7 +306,7 @@ def _read_trainer(value: Any) -> dict[str, Any]:
 def _read_collator(value: Any, seed: int) -> dict[str, Any]:
     with _at("collator"):
         options = {"seed": seed} | _mapping(value, COLLATOR_KEYS)
-        for name in ("seed", "max_length"):
+        for name in ("seed", "max_length", "canvas_length"):
             value = options.get(name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ValueError(f"`{name}` must be an integer (got {value!r})")

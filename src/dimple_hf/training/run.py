@@ -161,6 +161,7 @@ def stage_settings(recipe: Recipe, plan: StagePlan) -> dict[str, Any]:
         "peft": recipe.peft if plan.uses_peft else None,
         "quantization": recipe.quantization,
         "dtype": recipe.dtype,
+        "attn_implementation": recipe.attn_implementation,
         "seed": recipe.seed,
     }
     return json.loads(json.dumps(settings, default=str))
@@ -362,7 +363,7 @@ def load_model(recipe: Recipe, plan: StagePlan) -> PreTrainedModel | PeftModel:
     Returns:
         `PreTrainedModel` or `PeftModel`: In the stage's mode; what the stage does not train is frozen.
     """
-    options: dict[str, Any] = {"dtype": recipe.dtype}
+    options: dict[str, Any] = {"dtype": recipe.dtype, "attn_implementation": recipe.attn_implementation}
     if recipe.quantization is not None:
         options["quantization_config"] = quantization_config(recipe.quantization)
     model = DimpleForConditionalGeneration.from_pretrained(plan.base, **options)

@@ -1,0 +1,61 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The evaluation of checkpoints on held-out forms: what is asked, what is counted, and that wrong answers score 0."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
+
+import forms_evaluation
+from forms_dataset import QUESTIONS, forms_row
+from forms_evaluation import Answer
+
+
+def test_score_of_the_expected_answers_is_full_and_counts_passes_over_all_tokens() -> None:
+    """A pass too many in a short answer weighs as much as in a long one."""
+    rows = [forms_row("test", index, kind=kind) for index, kind in enumerate(QUESTIONS)]
+    answers = [Answer(row["answer"], num_passes=index + 1, num_tokens=10) for index, row in enumerate(rows)]
+    scores = forms_evaluation.score(rows, answers)
+    assert scores.pop("passes_per_token") == pytest.approx((1 + 2 + 3 + 4 + 5) / 50)
+    assert set(scores.values()) == {1.0}
+    wrong = forms_evaluation.score(rows, [Answer("", 1, 0)] * len(rows))
+    assert set(wrong.values()) == {0.0, len(rows)}  # no token at all: as if there were one
+
+
+def test_ask_in_batches_gives_the_answers_of_single_rows(parity_dir: Path) -> None:
+    """Random weights say nothing sensible, but the same; padding counts as no token."""
+    processor = AutoProcessor.from_pretrained(parity_dir / "checkpoint")
+    model = AutoModelForImageTextToText.from_pretrained(parity_dir / "checkpoint").eval()
+    rows = [forms_row("test", index) for index in range(3)]
+    batched = forms_evaluation.ask(model, processor, rows, batch_size=2, max_new_tokens=6)
+    assert batched == forms_evaluation.ask(model, processor, rows, max_new_tokens=6)
+    assert all(1 <= answer.num_passes <= 6 and answer.num_tokens <= 6 for answer in batched)
+
+
+def test_main_writes_the_scores_of_both_decodings(
+    parity_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One token per pass makes more passes than confident decoding ever can."""
+    output = tmp_path / "scores.json"
+    arguments = ["--model", str(parity_dir / "checkpoint"), "--rows", "1", "--max-new-tokens", "8"]
+    report = forms_evaluation.main([*arguments, "--output", str(output)])
+    assert json.loads(output.read_text()) == report
+    assert list(report["scores"]) == ["confident", "one_by_one"]
+    assert {name.split("/")[0] for name in report["scores"]["confident"]} == {*QUESTIONS, "passes_per_token"}
+    assert "| json/parses | 0.0 % | 0.0 % |" in capsys.readouterr().out
