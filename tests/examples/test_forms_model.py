@@ -16,6 +16,7 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,14 +91,14 @@ def test_model_answers_a_forms_row_with_a_finite_loss(untrained):
 def test_vision_stage_interrupted_ends_with_the_same_weights(tmp_path, monkeypatch):
     """Kill it and run it again: nothing is lost and nothing is repeated, bit for bit."""
     expected = stage(tmp_path / "whole")
-    batch_of = train_vision.batch_of
+    train_step = train_vision.Run.train_step
 
-    def killed_in_step_5(split: str, indices: range, seed: int):
-        if split == "train" and indices.start >= 8:
+    def killed_in_step_5(run: train_vision.Run, *batch: Any) -> float:
+        if run.step == 4:
             raise KeyboardInterrupt
-        return batch_of(split, indices, seed)
+        return train_step(run, *batch)
 
-    monkeypatch.setattr(train_vision, "batch_of", killed_in_step_5)
+    monkeypatch.setattr(train_vision.Run, "train_step", killed_in_step_5)
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "cut")
     monkeypatch.undo()
