@@ -93,6 +93,19 @@ def pointers(directory: Path) -> set[str]:
     return found
 
 
+def dangling(directory: Path) -> set[str]:
+    """The `auto_map` entries whose class is not in a file of the directory."""
+    found: set[str] = set()
+    for path in directory.glob("*.json"):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        for auto_class, reference in (fields.get("auto_map", {}) if isinstance(fields, dict) else {}).items():
+            module, name = (reference[0] if isinstance(reference, list) else reference).split(".")
+            code = directory / f"{module}.py"
+            if not code.exists() or f"class {name}(" not in code.read_text(encoding="utf-8"):
+                found.add(auto_class)
+    return found
+
+
 def test_traps_work(trapped_checkpoint: Path, questions: list[str]) -> None:
     """The control of all tests here: the pointers are there, they lead to traps, and traps leave a mark."""
     assert {"AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoTokenizer"} <= pointers(
@@ -120,10 +133,12 @@ def test_auto_class_loads_our_class(name: str, trust_remote_code: bool | None, t
 def test_auto_class_loads_our_class_from_what_we_saved(
     name: str, trust_remote_code: bool | None, trapped_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Model and processor saved to one directory load from there, and no pointer to code is left in it."""
+    """Model and processor saved to one directory load from there, and its pointers lead to the code in it."""
     for auto_class in (AutoModel, AutoProcessor):
         auto_class.from_pretrained(trapped_checkpoint).save_pretrained(tmp_path / "saved")
-    assert pointers(tmp_path / "saved") == set()
+    assert pointers(tmp_path / "saved") == set(AUTO_CLASSES)
+    assert dangling(tmp_path / "saved") == set()
+    assert dangling(trapped_checkpoint) == pointers(trapped_checkpoint)  # control
     loaded = getattr(transformers, name).from_pretrained(tmp_path / "saved", trust_remote_code=trust_remote_code)
     assert type(loaded) is getattr(dimple_hf, AUTO_CLASSES[name])
 

@@ -28,15 +28,19 @@ import numpy as np
 from datasets import Dataset
 from forms_data import SPLITS, Form, draw_form, form_rng, render_form
 
-KIND_SHARES = {"text": 0.2, "json": 0.25, "field": 0.2, "rows": 0.05, "sum": 0.3}
-"""Kinds of question and how often each is asked; the sum gets as much as any because it is the hardest to learn."""
+KIND_SHARES = {"text": 0.15, "json": 0.2, "field": 0.1, "fields": 0.25, "rows": 0.05, "sum": 0.25}
+"""Kinds of question and how often each is asked. Reading from top to bottom is learned first; finding a row by its label
+is what the named fields teach, most of all when all rows are asked for in another order."""
 QUESTIONS = {
     "text": ("Read the form.", "What does the form say?", "Read this form as text."),
     "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "field": ("What is the {0}?", "Read the {0}.", "What does the form say for {0}?"),
+    "fields": ("Read the {0}.", "What are the {0}?", "Give the {0}."),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
 }
+NUM_ASKED = {"field": 1, "sum": 2}
+"""How many labels a question names; `"fields"` names all, in any order."""
 
 SAMPLE_INDEX = 1012
 """The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
@@ -49,7 +53,7 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         kind (`str`): Kind of question, a key of `QUESTIONS`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
         asked (`tuple[str, ...]`, defaults to `()`): The labels named in the question: one for `"field"`, two for
-            `"sum"`, else none.
+            `"sum"`, any number for `"fields"`, else none.
 
     Returns:
         `str`: For example `"qty 12\\nage 345"`, `'{"qty":12,"age":345}'`, `"age 345"`, `"2"`,
@@ -59,8 +63,8 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         return "\n".join(f"{label} {number}" for label, number in fields.items())
     if kind == "json":
         return json.dumps(fields, separators=(",", ":"))
-    if kind == "field":
-        return f"{asked[0]} {fields[asked[0]]}"
+    if kind in ("field", "fields"):
+        return "\n".join(f"{label} {fields[label]}" for label in asked)
     if kind == "rows":
         return str(len(fields))
     # Of one width, so that digits of one place always stand at the same distance: a small model learns to add numbers
@@ -82,11 +86,13 @@ def draw_question(form: Form, rng: np.random.Generator, kind: str | None = None)
     """
     # All draws happen whether or not `kind` is given, so that the same row asks for the same labels.
     drawn = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
-    labels = tuple(str(label) for label in rng.permutation(list(form.fields))[:2])
+    labels = [str(label) for label in rng.permutation(list(form.fields))]
     wording = int(rng.integers(3))
     kind = drawn if kind is None else kind
-    question = QUESTIONS[kind][wording].format(*labels)
-    return kind, question, write_answer(kind, form.fields, labels)
+    asked = tuple(labels[: NUM_ASKED.get(kind, len(labels))])
+    named = (", ".join(asked[:-1]) + f" and {asked[-1]}",) if kind == "fields" else asked
+    question = QUESTIONS[kind][wording].format(*named)
+    return kind, question, write_answer(kind, form.fields, asked)
 
 
 def forms_row(split: str, index: int, seed: int = 0, kind: str | None = None) -> dict[str, Any]:

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The untrained small forms model: about 4 M parameters in Dimple's own classes, and its processor.
+"""The untrained small forms model: about 3 M parameters in Dimple's own classes, and its processor.
 
 A tower of 4 layers x 128 with full attention (a picture has 30 tokens; windows would cut rows apart) and a language
-model of 6 layers x 192. `python examples/forms/forms_model.py OUT [--visual FILE]` writes the directory that the
+model of 4 layers x 192. `python examples/forms/forms_model.py OUT [--visual FILE]` writes the directory that the
 training recipe starts from. Imported by the vision stage.
 """
 
@@ -64,7 +64,7 @@ def model_config(tokenizer: DimpleTokenizer) -> DimpleConfig:
         vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=6,
         num_key_value_heads=2,
         max_position_embeddings=1024,

@@ -50,7 +50,7 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
     """Scores one answer.
 
     Args:
-        kind (`str`): Kind of question: `"text"`, `"json"`, `"field"`, `"rows"` or `"sum"`.
+        kind (`str`): Kind of question: `"text"`, `"json"`, `"field"`, `"fields"`, `"rows"` or `"sum"`.
         answer (`str`): What the model said, without special tokens.
         expected (`str`): The row's `answer`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
@@ -62,12 +62,12 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
     Raises:
         ValueError: If `kind` is unknown.
     """
-    if kind in ("field", "rows"):
+    if kind in ("field", "fields", "rows"):
         return {"exact": (int(answer.strip() == expected), 1)}
     if kind == "sum":
         return {"exact": (int(parse_sum(answer) == parse_sum(expected)), 1)}
     if kind not in ("text", "json"):
-        raise ValueError(f"`kind` must be text, json, field, rows or sum (got {kind!r})")
+        raise ValueError(f"`kind` must be text, json, field, fields, rows or sum (got {kind!r})")
     parsed = parse_text(answer) if kind == "text" else parse_json(answer)
     found = parsed or {}
     right = sum(found.get(label) == number for label, number in fields.items())

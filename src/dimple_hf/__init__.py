@@ -15,7 +15,8 @@
 ecosystem.
 
 Importing this package registers Dimple with transformers' Auto classes (here and nowhere else), so that
-`AutoModel.from_pretrained("rp-yu/Dimple-7B")` and its siblings need no remote code.
+`AutoModel.from_pretrained("rp-yu/Dimple-7B")` and its siblings need no remote code. And what is saved brings its code
+along, for machines without this package.
 """
 
 from typing import Any
@@ -98,6 +99,10 @@ def _register() -> None:
     AutoProcessor.register(DimpleConfig, DimpleProcessor, exist_ok=True)
     AutoVideoProcessor.register(DimpleConfig, video_processor_class=_NoVideoProcessor, exist_ok=True)
     AutoTokenizer.register(_TokenizerKey, tokenizer_class=DimpleTokenizer, exist_ok=True)
+    # What `save_pretrained` and `push_to_hub` write is whole: the code travels with it.
+    DimpleConfig.register_for_auto_class()
+    DimpleForConditionalGeneration.register_for_auto_class("AutoModel")
+    DimpleProcessor.register_for_auto_class()
 
 
 _register()

@@ -13,6 +13,7 @@
 # limitations under the License.
 """`DimpleConfig`: reads the original's files, writes files that the original reads, refuses contradictions."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,24 @@ def test_config_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     assert loaded.to_dict() != tiny_config().to_dict()  # control
 
 
-def test_config_with_auto_map_drops_it(tmp_path: Path, parity_dir: Path) -> None:
-    """Saved again, it would point to code that is not there."""
+def test_config_with_auto_map_drops_it_and_saves_its_own_beside_the_code(tmp_path: Path, parity_dir: Path) -> None:
+    """Upstream's points to classes that are not in our files; ours is only written where these files are."""
     written = json.loads((parity_dir / "checkpoint" / "config.json").read_text(encoding="utf-8"))
-    assert "auto_map" in written  # control
+    assert written["auto_map"]["AutoModel"] == "modeling_dimple.DimpleModel"  # control
     config = DimpleConfig.from_pretrained(parity_dir / "checkpoint")
     assert not hasattr(config, "auto_map")
-    assert "auto_map" not in saved(config, tmp_path)
+    model = "modeling_dimple.DimpleForConditionalGeneration"
+    assert saved(config, tmp_path / "saved")["auto_map"] == {
+        "AutoConfig": "configuration_dimple.DimpleConfig",
+        "AutoModel": model,
+        "AutoModelForImageTextToText": model,
+        "AutoModelForMultimodalLM": model,
+    }
+    package = Path(inspect.getfile(DimpleConfig)).parent
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "saved").glob("*.py")}
+    assert copied == {path.name: path.read_bytes() for path in package.glob("*_dimple.py")}
+    config.to_json_file(tmp_path / "alone.json")
+    assert "auto_map" not in json.loads((tmp_path / "alone.json").read_text(encoding="utf-8"))
 
 
 def test_config_mrope_section_reaches_the_rotary_embedding() -> None:

@@ -30,7 +30,8 @@ from transformers.modeling_utils import load_state_dict
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.modeling import DimpleOutput
-from dimple_hf.modeling.modeling_dimple import is_whole_safetensors_file, multimodal_position_ids, select_places
+from dimple_hf.modeling.modeling_dimple import multimodal_position_ids, select_places
+from dimple_hf.modeling.weight_files_dimple import is_whole_safetensors_file
 
 ONE_IMAGE = MIXED_PROMPTS[1]
 MODES = pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])

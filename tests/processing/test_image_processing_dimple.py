@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from dimple_hf.processing import DimpleImageProcessor
+from dimple_hf.processing import DimpleImageProcessor, DimpleProcessor
 
 Web = tuple[str, dict[str, tuple[int, bytes]]]
 
@@ -485,9 +485,16 @@ def test_image_processor_saved_and_loaded_gives_the_same_patches(
     assert not np.array_equal(patches(DimpleImageProcessor(max_pixels=9000), images[4]), patches(loaded, images[4]))
 
 
-def test_image_processor_saved_holds_no_pointer_to_remote_code(parity_dir: Path, tmp_path: Path) -> None:
-    """Upstream's `auto_map` names files that a saved directory does not hold."""
+def test_image_processor_saved_points_to_its_own_code_only(parity_dir: Path, tmp_path: Path) -> None:
+    """Not to what upstream's `auto_map` names, nor to the processor that it was saved with before."""
     source = parity_dir / "tokenizer" / "preprocessor_config.json"
-    assert "auto_map" in source.read_text()  # control
-    DimpleImageProcessor.from_pretrained(source.parent).save_pretrained(tmp_path)
-    assert "auto_map" not in (tmp_path / "preprocessor_config.json").read_text()
+    assert "AutoProcessor" in json.loads(source.read_text())["auto_map"]  # control
+    processor = DimpleProcessor.from_pretrained(source.parent)
+    processor.save_pretrained(tmp_path / "processor")
+    processor.image_processor.save_pretrained(tmp_path / "alone")
+    for folder in ("processor", "alone"):
+        saved = json.loads((tmp_path / folder / "preprocessor_config.json").read_text())
+        assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_dimple.DimpleImageProcessor"}
+    assert [path.name for path in (tmp_path / "alone").glob("*.py")] == ["image_processing_dimple.py"]
+    processor.image_processor.to_json_file(tmp_path / "no_code_beside.json")
+    assert "auto_map" not in (tmp_path / "no_code_beside.json").read_text()

@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import dimple_hf
 from dimple_hf.processing import DimpleImageProcessor, DimpleProcessor, DimpleTokenizer
 
 IMAGE = "<|image_pad|>"
@@ -510,12 +511,9 @@ def test_processor_saved_and_loaded_gives_the_same_inputs(
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
-def test_processor_saved_has_upstreams_layout_without_pointers_to_remote_code(
-    processor: DimpleProcessor, parity_dir: Path, tmp_path: Path
-) -> None:
+def test_processor_saved_has_upstreams_layout(processor: DimpleProcessor, parity_dir: Path, tmp_path: Path) -> None:
     """Upstream's reader fails on image settings in `processor_config.json`, and knows `chat_template.json` only."""
     source = parity_dir / "tokenizer"
-    assert any("auto_map" in path.read_text("utf-8") for path in source.iterdir())  # control
     processor.save_pretrained(tmp_path)
     upstream_files = {path.name for path in source.iterdir()} - {"tokenizer_goldens.json"}
     # what these two hold is in the tokenizer's config, from where upstream's tokenizer reads it first
@@ -523,12 +521,14 @@ def test_processor_saved_has_upstreams_layout_without_pointers_to_remote_code(
         "added_tokens.json",
         "special_tokens_map.json",
     }
-    assert read_json(tmp_path / "processor_config.json") == {"processor_class": "DimpleProcessor"}
+    assert read_json(tmp_path / "processor_config.json") == {
+        "processor_class": "DimpleProcessor",
+        "auto_map": {"AutoProcessor": "processing_dimple.DimpleProcessor"},
+    }
     assert read_json(tmp_path / "chat_template.json") == read_json(source / "chat_template.json")
     saved, upstream = (read_json(folder / "preprocessor_config.json") for folder in (tmp_path, source))
     same = upstream.keys() - {"auto_map", "processor_class", "size"}
     assert {name: saved[name] for name in same} == {name: upstream[name] for name in same}
-    assert not any("auto_map" in path.read_text("utf-8") for path in tmp_path.iterdir())
 
 
 def test_processor_loaded_from_one_nested_file_drops_its_pointers_to_remote_code(
@@ -546,7 +546,9 @@ def test_processor_loaded_from_one_nested_file_drops_its_pointers_to_remote_code
         loaded.apply_chat_template(chat, **AS_TENSORS), processor.apply_chat_template(chat, **AS_TENSORS)
     )
     loaded.save_pretrained(tmp_path / "saved")
-    assert not any("auto_map" in path.read_text("utf-8") for path in (tmp_path / "saved").iterdir())
+    assert "AutoProcessor" in settings_of_images["auto_map"]  # control
+    saved = read_json(tmp_path / "saved" / "preprocessor_config.json")["auto_map"]
+    assert saved == {"AutoImageProcessor": "image_processing_dimple.DimpleImageProcessor"}
 
 
 def test_processor_with_named_templates_saves_and_loads_them(processor: DimpleProcessor, tmp_path: Path) -> None:
@@ -574,14 +576,21 @@ def test_processor_saved_with_a_push_uploads_all_files(
     assert pushed == [("name", {}), ("a/b", {"commit_message": "c"})]
 
 
+def test_processor_has_the_classes_of_priors_as_attributes(processor: DimpleProcessor) -> None:
+    """Where the processor came with its own code, there is no other way to them."""
+    for name in ("StructurePrior", "Slot", "OptionalPart", "RepeatedPart"):
+        assert getattr(processor, name) is getattr(dimple_hf, name)
+
+
 def test_processor_registered_for_the_hub_saves_its_code_and_that_of_its_parts(
     processor: DimpleProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who pushes the processor pushes three classes; each must be found by its Auto class."""
-    processor.save_pretrained(tmp_path / "without")
-    assert not list((tmp_path / "without").glob("*.py"))  # control
     for part in (DimpleProcessor, DimpleImageProcessor, DimpleTokenizer):
         monkeypatch.setattr(part, "_auto_class", None)  # undone after the test
+    processor.save_pretrained(tmp_path / "without")
+    assert not list((tmp_path / "without").glob("*.py"))  # control
+    assert not any("auto_map" in path.read_text("utf-8") for path in (tmp_path / "without").iterdir())
     DimpleProcessor.register_for_auto_class()
     processor.save_pretrained(tmp_path / "with")
     assert {path.name for path in (tmp_path / "with").glob("*.py")} == {

@@ -119,12 +119,26 @@ def test_tokenizer_without_settings_pads_left_and_has_a_mask_token(tmp_path: Pat
     assert (tokenizer.padding_side, tokenizer.mask_token_id) == ("right", 1)
 
 
-def test_tokenizer_saved_holds_no_pointer_to_remote_code(tokenizer: DimpleTokenizer, tmp_path: Path) -> None:
-    """Upstream's `auto_map` names files that a saved directory does not hold."""
+def test_tokenizer_saved_points_to_its_own_code_only(tokenizer: DimpleTokenizer, tmp_path: Path) -> None:
+    """Upstream's `auto_map` also names the processor, which a saved tokenizer does not bring."""
     source = json.loads(Path(tokenizer.name_or_path, "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert "auto_map" in source  # control
+    assert "AutoProcessor" in source["auto_map"]  # control
     tokenizer.save_pretrained(tmp_path)
-    assert "auto_map" not in (tmp_path / "tokenizer_config.json").read_text(encoding="utf-8")
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert saved["auto_map"] == {"AutoTokenizer": ["tokenization_dimple.DimpleTokenizer", None]}
+    assert [path.name for path in tmp_path.glob("*.py")] == ["tokenization_dimple.py"]
+
+
+def test_tokenizer_saved_after_use_writes_the_same_files(tokenizer: DimpleTokenizer, tmp_path: Path) -> None:
+    """Padding and truncation of the last call would stay in tokenizer.json, for every other library to obey."""
+    tokenizer.save_pretrained(tmp_path / "before")
+    tokenizer(["a b c d", "e"], padding=True, truncation=True, max_length=2)
+    assert tokenizer.backend_tokenizer.truncation is not None  # control
+    tokenizer.save_pretrained(tmp_path / "after")
+    DimpleTokenizer.from_pretrained(tmp_path / "after", local_files_only=True).save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "before").iterdir():
+        for folder in ("after", "again"):
+            assert (tmp_path / folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_tokenizer_saved_writes_the_slow_files_as_upstream_does(

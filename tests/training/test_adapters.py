@@ -94,6 +94,19 @@ def test_load_adapter_that_does_not_know_its_mode_says_so(
     assert "does not say in which mode it was trained; the model stays bidirectional" in caplog.text
 
 
+def test_load_adapter_with_a_damaged_file_names_it_and_leaves_the_mode(
+    model: DimpleForConditionalGeneration, tmp_path: Path
+) -> None:
+    """The library that reads the file says neither which one it is nor where."""
+    get_peft_model(model, lora_config(False)).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    base = DimpleForConditionalGeneration(model.config)
+    with pytest.raises(ValueError, match=r"safetensors files must be whole \(got .*adapter_model\.safetensors"):
+        load_adapter(base, str(tmp_path))
+    assert base.config.full_attn_mask is True
+
+
 def test_remember_mode_after_a_switch_is_saved_with_the_adapter(
     model: DimpleForConditionalGeneration, tmp_path: Path
 ) -> None:

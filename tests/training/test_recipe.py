@@ -72,7 +72,8 @@ def test_recipe_with_names_of_stages_alone_has_the_papers_figures(write_recipe: 
     assert [plan.base for plan in recipe.plans] == [str(CHECKPOINT), "out/align", "out/instruct"]
     assert [str(plan.directory) for plan in recipe.plans] == ["out/align", "out/instruct", "out/diffusion"]
     assert not any(plan.uses_peft or plan.adapter for plan in recipe.plans)
-    assert (recipe.dtype, recipe.seed, recipe.held_out, recipe.collator) == ("float32", 0, None, {"seed": 0})
+    assert (recipe.dtype, recipe.seed, recipe.held_out) == ("float32", 0, None)
+    assert all(plan.collator == {"seed": 0} for plan in recipe.plans)
 
 
 def test_recipe_with_changed_stage_keeps_the_other_figures(write_recipe: WriteRecipe) -> None:
@@ -97,11 +98,19 @@ def test_recipe_of_a_stage_wins_over_the_recipes_own(tmp_path: Path, write_recip
     """Data and Trainer arguments can differ by stage, as the paper's captions and instructions do."""
     (tmp_path / "captions.jsonl").write_text("{}\n")
     stages = [
-        {"name": "align", "data": {"train": "captions.jsonl"}, "trainer": {"per_device_train_batch_size": 2}},
+        {
+            "name": "align",
+            "data": {"train": "captions.jsonl"},
+            "collator": {"max_length": 64},
+            "trainer": {"per_device_train_batch_size": 2},
+        },
         "instruct",
     ]
     trainer = {"per_device_train_batch_size": 4, "bf16": True}
-    align, instruct = load_recipe(write_recipe(stages=stages, trainer=trainer)).plans
+    collator = {"max_length": 128, "on_bad_row": "skip"}
+    align, instruct = load_recipe(write_recipe(stages=stages, trainer=trainer, collator=collator)).plans
+    assert align.collator == {"seed": 0, "max_length": 64, "on_bad_row": "skip"}
+    assert instruct.collator == {"seed": 0} | collator
     assert (align.train.location, instruct.train.location) == ("captions.jsonl", "rows.jsonl")
     assert align.trainer == {"per_device_train_batch_size": 2, "bf16": True}
     assert instruct.trainer == trainer

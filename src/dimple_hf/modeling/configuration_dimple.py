@@ -19,11 +19,16 @@ Source: "Dimple: Discrete Diffusion Multimodal Large Language Model with Paralle
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+#: The Auto classes that find the model without this package, in the code that is saved with it.
+MODEL_AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 
 def _check_positive(config: PreTrainedConfig, name: str) -> None:
@@ -142,9 +147,10 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     vision_token_id: int = 151654
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Pointers to code inside a checkpoint: our classes are registered, and re-saving them would leave them
-        # dangling.
-        kwargs.pop("auto_map", None)
+        # Pointers to code inside a checkpoint. The package needs none, as its classes are registered; where this file
+        # itself came with a checkpoint, they lead to the model.
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            kwargs.pop("auto_map", None)
         if isinstance(self.vision_config, dict):
             # The original writes "dimple" as the tower's type too; the class knows its own.
             self.vision_config = {k: v for k, v in self.vision_config.items() if k != "model_type"}
@@ -192,10 +198,17 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
                 f"(got {self.mask_token_id} for two of them)"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields. `auto_map` is none: it says where code lies, and [`~DimpleConfig.to_json_file`] writes it."""
+        return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
+
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
         """
         Writes the configuration as JSON, with the names that the original code reads next to transformers' own:
         without them it would load what we save with a rotary base of 10000, silently.
+
+        Beside the code, which `save_pretrained` copies, the file also says where the classes are (`auto_map`);
+        elsewhere it does not, whatever the checkpoint said that the configuration was loaded from.
 
         Args:
             json_file_path (`str` or `os.PathLike`):
@@ -210,6 +223,14 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         fields["mrope_section"] = self.mrope_section
         fields["full_attn_mask"] = self.full_attn_mask
         fields["torch_dtype"] = fields.get("dtype")
+        if (Path(json_file_path).parent / "modeling_dimple.py").is_file():
+            # Also what lets a configuration that is saved or pushed alone bring the model's code: `save_pretrained`
+            # copies the files that its text search finds imported here.
+            from .modeling_dimple import DimpleForConditionalGeneration
+
+            reference = f"modeling_dimple.{DimpleForConditionalGeneration.__name__}"
+            fields["auto_map"] = {"AutoConfig": "configuration_dimple.DimpleConfig"}
+            fields["auto_map"] |= dict.fromkeys(MODEL_AUTO_CLASSES, reference)
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 

@@ -18,10 +18,8 @@ logits at place i predict the token at place i + 1 in both modes, because the la
 Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
 """
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +37,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .adapter_dimple import take_mode_of_adapter
 from .configuration_dimple import DimpleConfig, DimpleVisionConfig
 from .diffusion_dimple import (
     add_complements,
@@ -50,6 +49,7 @@ from .diffusion_dimple import (
 )
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, check_no_video
+from .weight_files_dimple import refuse_damaged_files
 
 
 @dataclass
@@ -252,36 +252,27 @@ class DimplePreTrainedModel(PreTrainedModel):
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> "DimplePreTrainedModel":
         """
-        See `PreTrainedModel.from_pretrained`. CHANGED: names the files when a safetensors file of a directory is cut
-        off or corrupt, which the library that reads them does not.
+        See `PreTrainedModel.from_pretrained`. CHANGED: names the weight files that are cut off or corrupt, which the
+        libraries that download and read them do not.
         """
-        try:
+        with refuse_damaged_files(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir")):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except Exception as error:
-            files = sorted(Path(str(pretrained_model_name_or_path)).glob("*.safetensors"))
-            damaged = [str(file) for file in files if not is_whole_safetensors_file(file)]
-            if not damaged:
-                raise
-            raise ValueError(f"safetensors files must be whole (got {', '.join(damaged)}: {error})") from error
 
-
-def is_whole_safetensors_file(path: Path) -> bool:
-    """
-    Whether a safetensors file has a readable header and as many bytes as it announces.
-
-    Its layout: the header's length in 8 bytes, the header in JSON (name -> dtype, shape and place in what follows),
-    and the tensors.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = file.read(min(header_size, size))
-    try:
-        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-        data_size = max((entry["data_offsets"][1] for entry in tensors), default=0)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
-    return size == 8 + header_size + data_size
+    def load_adapter(
+        self, peft_model_id: str | None = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """
+        See `PreTrainedModel.load_adapter`, which `from_pretrained` calls for an adapter's directory or Hub id, too.
+        CHANGED: switches the model to the mode that the adapter was trained in, and names a damaged file.
+        """
+        load_config, adapter_kwargs = kwargs.get("load_config"), kwargs.get("adapter_kwargs") or {}
+        download = ({} if load_config is None else load_config.download_kwargs) | adapter_kwargs
+        with refuse_damaged_files(
+            peft_model_id, download.get("revision"), download.get("cache_dir"), config_name="adapter_config.json"
+        ):
+            loading_info = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        take_mode_of_adapter(self.config, self.peft_config[adapter_name or "default"], str(peft_model_id))
+        return loading_info
 
 
 class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixin):

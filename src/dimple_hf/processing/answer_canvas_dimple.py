@@ -193,9 +193,10 @@ class CanvasConstraint:
         answer: torch.LongTensor,
         masked: torch.BoolTensor,
         logits: torch.FloatTensor,
+        places: torch.BoolTensor | None = None,
     ) -> torch.FloatTensor:
         """
-        Forbids at each masked place what its row's canvas cannot hold there, given what is decided. In place.
+        Forbids at each place what its row's canvas cannot hold there, given what is decided. In place.
 
         Args:
             rows (`torch.LongTensor` of shape `(num_rows,)`):
@@ -205,7 +206,9 @@ class CanvasConstraint:
             masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
                 `True` where a place is not yet decided.
             logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
-                Scores of the masked places, row by row.
+                Scores of `places`, row by row.
+            places (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
+                `True` at those of the masked places that this pass can decide; all of them when missing.
 
         Returns:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: `logits`, -inf at what is forbidden.
@@ -215,22 +218,23 @@ class CanvasConstraint:
         """
         places_of: dict[Any, list[int]] = {}  # token sets -> rows of `logits`
         index = 0
-        for row, tokens in zip(rows.tolist(), _undecided_as_none(answer, masked), strict=True):
+        scored = (masked if places is None else places).tolist()
+        for row, tokens, flags in zip(rows.tolist(), _undecided_as_none(answer, masked), scored, strict=True):
             canvas = self.canvases[row]
-            undecided = [place for place, token in enumerate(tokens) if token is None]
+            present = [place for place, flag in enumerate(flags) if flag]
             if canvas is not None:
                 options = self._options(canvas, tokens)
-                if not all(options[place] for place in undecided):
+                if not all(options[place] for place, token in enumerate(tokens) if token is None):
                     raise ValueError(
                         "`answer_ids` must be what the processor made with `answer_constraint`, and hooks must keep "
                         f"to it (the answer of row {row} can no longer be completed)"
                     )
-                for offset, place in enumerate(undecided):
+                for offset, place in enumerate(present):
                     places_of.setdefault(tuple(options[place]), []).append(index + offset)
-            index += len(undecided)
-        for key, places in places_of.items():
+            index += len(present)
+        for key, indices in places_of.items():
             is_sparse, ids = self._written_ids(key, logits.shape[1], logits.device)
-            where = torch.tensor(places, device=logits.device)
+            where = torch.tensor(indices, device=logits.device)
             if is_sparse:
                 kept = logits[where[:, None], ids]
                 logits.index_fill_(0, where, -torch.inf)

@@ -22,8 +22,10 @@ Source: Dimple, section 3 (arXiv 2505.16990) and the released `preprocessor_conf
 import base64
 import difflib
 import io
+import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
@@ -307,9 +309,17 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
         return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, with the pixel bounds under the released code's names too."""
-        output = super().to_dict()
+        """The settings, with the pixel bounds under the released code's names too, and without pointers to code."""
+        output = {name: value for name, value in super().to_dict().items() if name != "auto_map"}
         return output | {"min_pixels": self.size["shortest_edge"], "max_pixels": self.size["longest_edge"]}
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Writes the settings as JSON; beside the code, which `save_pretrained` copies, also where the class is."""
+        fields = json.loads(self.to_json_string())
+        if (Path(json_file_path).parent / "image_processing_dimple.py").is_file():
+            fields["auto_map"] = {"AutoImageProcessor": "image_processing_dimple.DimpleImageProcessor"}
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
     def preprocess(self, images: ImageInput, **kwargs: Unpack[Qwen2VLImageProcessorKwargs]) -> BatchFeature:
         """

@@ -32,7 +32,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .image_processing_dimple import DimpleImageProcessor, flatten_images, refuse_unknown_names
-from .structure_prior_dimple import Slot, StructurePrior, canvas_inputs, read_answers
+from .structure_prior_dimple import OptionalPart, RepeatedPart, Slot, StructurePrior, canvas_inputs, read_answers
 from .tokenization_dimple import DimpleTokenizer
 
 #: Stands for one image token in the text. The same for every checkpoint, as the chat template spells it out.
@@ -97,7 +97,16 @@ def _is_nested(images: Any) -> bool:
     return isinstance(images, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in images)
 
 
-class DimpleProcessor(ProcessorMixin):
+class _PriorClasses:
+    """What structure priors are made of, for those who have a processor but no package to import from."""
+
+    StructurePrior = StructurePrior
+    Slot = Slot
+    OptionalPart = OptionalPart
+    RepeatedPart = RepeatedPart
+
+
+class DimpleProcessor(_PriorClasses, ProcessorMixin):
     r"""
     Turns chats and images into the inputs of [`DimpleForConditionalGeneration`], and token ids back into text.
 
@@ -109,6 +118,9 @@ class DimpleProcessor(ProcessorMixin):
       place. `padding_side="right"` and `padding=False` override that for one call.
     - Arguments that nobody knows are refused, with the nearest known name.
     - A directory of the released model loads as it is, and what is saved loads in the released code.
+    - What priors are made of are its attributes: `processor.StructurePrior`, `processor.Slot`,
+      `processor.OptionalPart`, `processor.RepeatedPart`. So a processor that came with its own code
+      (`trust_remote_code=True`, on a machine without this package) has them, too.
 
     Args:
         image_processor ([`DimpleImageProcessor`]):

@@ -84,6 +84,9 @@ class DimpleTokenizer(Qwen2Tokenizer):
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
         """Also writes the slow format, unless `legacy_format=False`; `file_names[0]` is the config just written."""
+        # How the last call padded and cut its texts would be written into tokenizer.json, which others obey.
+        self.backend_tokenizer.no_padding()
+        self.backend_tokenizer.no_truncation()
         file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         if legacy_format is False:
             return file_names
@@ -96,6 +99,8 @@ class DimpleTokenizer(Qwen2Tokenizer):
             str(token_id): token.__getstate__() for token_id, token in self.added_tokens_decoder.items()
         }
         config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+        for name in ("is_local", "local_files_only"):  # how this tokenizer was loaded says nothing about itself
+            config.pop(name, None)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         with open(file_names[0], "w", encoding="utf-8") as file:

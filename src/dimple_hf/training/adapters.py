@@ -18,21 +18,17 @@ the adapter's own `adapter_config.json`, where `PeftModel.save_pretrained` and `
 themselves. Imported by `run`, the command line and users.
 """
 
-import logging
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 
 from ..modeling import DimpleForConditionalGeneration
-
-logger = logging.getLogger(__name__)
+from ..modeling.adapter_dimple import MODE_KEY, take_mode_of_adapter
+from ..modeling.weight_files_dimple import refuse_damaged_files
 
 #: The linear layers of the language model, as PEFT's regular expression over module names. The vision tower's layers
 #: have the same last names, so a list of those would adapt it, too.
 TEXT_LINEAR_LAYERS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-
-#: Where the mode stands in an adapter's config: a free-form field of PEFT's, in which it keeps other loading hints.
-MODE_KEY = "full_attn_mask"
 
 
 def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
@@ -78,8 +74,7 @@ def load_adapter(model: DimpleForConditionalGeneration, adapter: str, is_trainab
     """
     Wraps a model with a saved adapter, and switches the model to the mode that the adapter was trained in.
 
-    A switch is logged as a warning, because it changes what the model does. So is an adapter that does not know its
-    mode (one that was made without [`lora_config`]); then the model's mode stays.
+    See [`~dimple_hf.modeling.adapter_dimple.take_mode_of_adapter`] for what is logged.
 
     Args:
         model ([`DimpleForConditionalGeneration`]):
@@ -91,27 +86,14 @@ def load_adapter(model: DimpleForConditionalGeneration, adapter: str, is_trainab
 
     Returns:
         `PeftModel`
+
+    Raises:
+        ValueError: If the adapter's weights are damaged.
     """
-    full_attn_mask = (PeftConfig.from_pretrained(adapter).auto_mapping or {}).get(MODE_KEY)
-    if full_attn_mask is None:
-        logger.warning(
-            "The adapter %s does not say in which mode it was trained; the model stays %s.",
-            adapter,
-            _mode_name(model.config.full_attn_mask),
-        )
-    elif full_attn_mask != model.config.full_attn_mask:
-        logger.warning(
-            "The adapter %s was trained in %s mode: the model, which was %s, is switched to it.",
-            adapter,
-            _mode_name(full_attn_mask),
-            _mode_name(model.config.full_attn_mask),
-        )
-        model.config.full_attn_mask = full_attn_mask
-    return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
-
-
-def _mode_name(full_attn_mask: bool) -> str:
-    return "bidirectional" if full_attn_mask else "causal"
+    with refuse_damaged_files(adapter, config_name="adapter_config.json"):
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+    take_mode_of_adapter(model.config, adapted.active_peft_config, adapter)
+    return adapted
 
 
 def freeze_other_modules(model: PeftModel, modules: set[str]) -> None:

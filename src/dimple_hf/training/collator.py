@@ -93,7 +93,8 @@ class DimpleDataCollator:
 
     **Labels** are on answers only. An answer is followed by a run of padding, at least one token, which is learned
     too and by which the model ends its answers; the run's length is drawn from [`answer_length_bounds`], or up to
-    `canvas_length`, from `seed` and the row's own tokens. So a row gives the same tensors whenever, and in whichever process, it is read.
+    `canvas_length`, from `seed` and the row's own tokens. So a row gives the same tensors whenever, and in whichever
+    process, it is read.
 
     **Several turns**: each answer becomes a sequence of its own, cut after it, with the images up to there. In such a
     sequence earlier answers are given, whole and unmasked, and later turns do not exist, as when the model

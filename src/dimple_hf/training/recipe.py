@@ -44,7 +44,7 @@ RECIPE_KEYS = (
 REQUIRED_KEYS = ("model", "output_dir", "data", "stages")
 DATA_KEYS = ("train", "eval")
 SOURCE_KEYS = tuple(field.name for field in fields(Source))
-STAGE_KEYS = (*STAGE_FIELDS, "data", "trainer")
+STAGE_KEYS = (*STAGE_FIELDS, "data", "collator", "trainer")
 HELD_OUT_KEYS = ("num_rows", "max_new_tokens")
 QUANTIZATIONS = ("nf4", "int8")
 DTYPES = ("float32", "bfloat16", "auto")
@@ -107,6 +107,8 @@ class StagePlan:
             What is trained and how.
         train, eval ([`Source`]):
             Its rows; `eval` may be `None`.
+        collator (`dict[str, Any]`):
+            Options of [`DimpleDataCollator`].
         trainer (`dict[str, Any]`):
             Further arguments of `TrainingArguments`.
         directory (`Path`):
@@ -122,6 +124,7 @@ class StagePlan:
     stage: Stage
     train: Source
     eval: Source | None
+    collator: dict[str, Any]
     trainer: dict[str, Any]
     directory: Path
     base: str
@@ -143,8 +146,6 @@ class Recipe:
             Where the stages' directories are.
         plans (`tuple[StagePlan, ...]`):
             The stages in order.
-        collator (`dict[str, Any]`):
-            Options of [`DimpleDataCollator`].
         held_out ([`HeldOut`], *optional*):
             Answers at evaluation; `None` without evaluation data.
         peft (`dict[str, Any]`, *optional*):
@@ -163,7 +164,6 @@ class Recipe:
     model: str
     output_dir: Path
     plans: tuple[StagePlan, ...]
-    collator: dict[str, Any]
     held_out: HeldOut | None
     peft: dict[str, Any] | None
     quantization: str | None
@@ -235,7 +235,6 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             model=entries["model"],
             output_dir=Path(entries["output_dir"]),
             plans=_read_stages(entries, path.resolve().parent),
-            collator=_read_collator(entries.get("collator"), entries.get("seed", 0)),
             held_out=_read_held_out(entries),
             peft=_read_peft(entries),
             quantization=entries.get("quantization"),
@@ -303,9 +302,9 @@ def _read_trainer(value: Any) -> dict[str, Any]:
     return entries
 
 
-def _read_collator(value: Any, seed: int) -> dict[str, Any]:
+def _read_collator(value: Any) -> dict[str, Any]:
     with _at("collator"):
-        options = {"seed": seed} | _mapping(value, COLLATOR_KEYS)
+        options = _mapping(value, COLLATOR_KEYS)
         for name in ("seed", "max_length", "canvas_length"):
             value = options.get(name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
@@ -351,6 +350,7 @@ def _read_stages(entries: Mapping[str, Any], recipe_dir: Path) -> tuple[StagePla
             raise ValueError("must name at least one stage (got none)")
     uses_peft = entries.get("peft") is not None
     default_data = _read_data(entries["data"], recipe_dir)
+    default_collator = {"seed": entries.get("seed", 0)} | _read_collator(entries.get("collator"))
     default_trainer = _read_trainer(entries.get("trainer"))
     plans: list[StagePlan] = []
     base, adapter = entries["model"], None
@@ -365,6 +365,7 @@ def _read_stages(entries: Mapping[str, Any], recipe_dir: Path) -> tuple[StagePla
                 stage=stage,
                 train=train,
                 eval=evaluation,
+                collator=default_collator | _read_collator(entry.get("collator")),
                 trainer=default_trainer | _read_trainer(entry.get("trainer")),
                 directory=Path(entries["output_dir"]) / stage.name,
                 base=base,

@@ -157,7 +157,7 @@ def stage_settings(recipe: Recipe, plan: StagePlan) -> dict[str, Any]:
         "adapter": None if plan.adapter is None else str(plan.adapter),
         "train": asdict(plan.train),
         "trainer": {name: value for name, value in plan.trainer.items() if name not in FREE_ARGUMENTS},
-        "collator": recipe.collator,
+        "collator": plan.collator,
         "peft": recipe.peft if plan.uses_peft else None,
         "quantization": recipe.quantization,
         "dtype": recipe.dtype,
@@ -255,10 +255,12 @@ def train_recipe(recipe: Recipe, num_processes: int = 1) -> Path:
         return result
     for plan in todo:
         build_training_arguments(recipe, plan, num_processes)
-    collator = DimpleDataCollator(AutoProcessor.from_pretrained(recipe.model), **recipe.collator)
+    processor = AutoProcessor.from_pretrained(recipe.model)
     recipe_dir = recipe.path.resolve().parent
+    # All of them before the first model, so that nothing is refused after hours of training.
+    collators = [DimpleDataCollator(processor, **plan.collator) for plan in todo]
     rows = [(plan.train.load(recipe_dir), plan.eval and plan.eval.load(recipe_dir)) for plan in todo]
-    for plan, (train_rows, eval_rows) in zip(todo, rows, strict=True):
+    for plan, collator, (train_rows, eval_rows) in zip(todo, collators, rows, strict=True):
         run_stage(recipe, plan, num_processes, collator, train_rows, eval_rows)
     return result
 
@@ -313,7 +315,7 @@ def run_stage(
         processing_class=collator.processor,
         callbacks=[plan.stage.phase_callback()],
     )
-    add_before_reporters(trainer, MetricsCallback(), *_held_out_callbacks(recipe, collator.processor, eval_rows))
+    add_before_reporters(trainer, MetricsCallback(), *_held_out_callbacks(recipe, plan, collator.processor, eval_rows))
 
     # 4. Training
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -405,11 +407,13 @@ def quantization_config(quantization: str) -> BitsAndBytesConfig:
     )
 
 
-def _held_out_callbacks(recipe: Recipe, processor: ProcessorMixin, eval_rows: Any) -> list[GenerationCallback]:
+def _held_out_callbacks(
+    recipe: Recipe, plan: StagePlan, processor: ProcessorMixin, eval_rows: Any
+) -> list[GenerationCallback]:
     if eval_rows is None or recipe.held_out is None or recipe.held_out.num_rows == 0:
         return []
     rows = [eval_rows[index] for index in range(min(recipe.held_out.num_rows, len(eval_rows)))]
-    folder = recipe.collator.get("image_folder")
+    folder = plan.collator.get("image_folder")
     return [GenerationCallback(processor, rows, recipe.held_out.max_new_tokens, image_folder=folder)]
 
 
