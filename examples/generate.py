@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> str:
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="directory or Hub id of a checkpoint")
     parser.add_argument("--image", type=Path, default=SAMPLE, help="picture to ask about (default: a form)")
     parser.add_argument("--question", default="Read the form.")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="places of the answer")
+    parser.add_argument("--max-new-tokens", type=int, help="places of the answer (default: the checkpoint's)")
     args = parser.parse_args(arguments)
     if not args.image.is_file():
         parser.error(f"--image must be a file (got {args.image})")
@@ -62,14 +62,16 @@ def main(arguments: list[str] | None = None) -> str:
     ).to(device)
 
     start = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, return_dict_in_generate=True)
+    length = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    output = model.generate(**inputs, **length, return_dict_in_generate=True)
     seconds = time.perf_counter() - start
 
-    answer = processor.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+    answer = processor.decode(tokens, skip_special_tokens=True)
     print(f"picture   {args.image}")
     print(f"question  {args.question}")
     print("answer    " + answer.replace("\n", "\n          "))
-    print(f"passes    {output.num_forward_passes.item()} for {args.max_new_tokens} places, {seconds:.2f} s")
+    print(f"passes    {output.num_forward_passes.item()} for {len(tokens)} places, {seconds:.2f} s")
     return answer
 
 

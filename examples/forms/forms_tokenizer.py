@@ -48,7 +48,9 @@ def corpus() -> list[str]:
     """All text whose words become single tokens: the chat template's, every question and whole forms."""
     lines = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
     for first, second in pairwise((*LABELS, LABELS[0])):
-        lines += [wording.format(first, second) for wordings in QUESTIONS.values() for wording in wordings]
+        # All kinds but "fields", which asks with the words of the others.
+        kinds = ("text", "json", "field", "rows", "sum")
+        lines += [wording.format(first, second) for kind in kinds for wording in QUESTIONS[kind]]
         lines += [write_answer(kind, {first: 10, second: 23}) for kind in ("text", "json")]
     return lines
 

@@ -38,6 +38,7 @@ def test_write_answer_of_every_kind_is_exact():
     assert write_answer("json", FIELDS) == '{"qty":482,"age":5}'
     assert write_answer("field", FIELDS, ("age",)) == "age 5"
     assert write_answer("rows", FIELDS) == "2"
+    assert write_answer("fields", FIELDS, ("age", "qty")) == "age 5\nqty 482"
     assert write_answer("sum", FIELDS, ("age", "qty")) == "age 0005+qty 0482=00487"
 
 
@@ -51,11 +52,11 @@ def test_forms_row_is_a_chat_about_its_own_picture():
 
 
 def test_forms_row_of_another_kind_shows_the_same_picture():
-    """Evaluations of the five kinds must look at the same forms, so that their scores can be compared."""
+    """Evaluations of the six kinds must look at the same forms, so that their scores can be compared."""
     rows = [forms_row("test", 5, kind=kind) for kind in QUESTIONS]
     assert len({row["images"][0].tobytes() for row in rows}) == 1
     assert len({row["fields"] for row in rows}) == 1
-    assert len({row["question"] for row in rows}) == 5
+    assert len({row["question"] for row in rows}) == 6
     assert forms_row("test", 6)["images"][0].tobytes() != rows[0]["images"][0].tobytes()
 
 
@@ -90,7 +91,7 @@ def test_forms_dataset_of_one_kind_asks_only_that():
     ("arguments", "message"),
     [
         ({"split": "val"}, r"`split` must be one of train, test \(got 'val'\)"),
-        ({"split": "train", "kind": "xml"}, r"`kind` must be one of text, json, field, rows, sum \(got 'xml'\)"),
+        ({"split": "train", "kind": "xml"}, r"`kind` must be one of text, json, field, fields, rows, sum \(got 'xml'\)"),
     ],
 )
 def test_forms_dataset_with_an_unknown_name_is_refused(arguments, message):
@@ -138,7 +139,7 @@ def test_score_answer_of_short_answers_is_exact():
 
 
 def test_score_answer_of_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"`kind` must be text, json, field, rows or sum \(got 'xml'\)"):
+    with pytest.raises(ValueError, match=r"`kind` must be text, json, field, fields, rows or sum \(got 'xml'\)"):
         score_answer("xml", "", "", FIELDS)
 
 
