@@ -20,6 +20,7 @@ build, and row `index` is the same in every process. Used by the training recipe
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from datasets import Dataset
 from forms_data import SPLITS, Form, draw_form, form_rng, render_form
 
 KIND_SHARES = {"text": 0.15, "json": 0.2, "field": 0.1, "fields": 0.25, "rows": 0.05, "sum": 0.25}
-"""Kinds of question and how often each is asked. Reading from top to bottom is learned first; finding a row by its label
-is what the named fields teach, most of all when all rows are asked for in another order."""
+"""Kinds of question and how often each is asked. Reading from top to bottom is learned first; finding a row by its
+label is what the named fields teach, most of all when all rows are asked for in another order."""
 QUESTIONS = {
     "text": ("Read the form.", "What does the form say?", "Read this form as text."),
     "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
@@ -73,19 +74,22 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
     return f"{terms}={sum(fields[label] for label in asked):05d}"
 
 
-def draw_question(form: Form, rng: np.random.Generator, kind: str | None = None) -> tuple[str, str, str]:
+def draw_question(
+    form: Form, rng: np.random.Generator, kind: str | None = None, shares: Mapping[str, float] = KIND_SHARES
+) -> tuple[str, str, str]:
     """Draws a question about the form.
 
     Args:
         form (`Form`): What the question is about.
         rng (`np.random.Generator`): The source of the kind, the wording and the labels asked for.
-        kind (`str`, *optional*): Kind of question; drawn by `KIND_SHARES` when not given.
+        kind (`str`, *optional*): Kind of question; drawn by `shares` when not given.
+        shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
 
     Returns:
         `tuple[str, str, str]`: Kind, question, expected answer.
     """
     # All draws happen whether or not `kind` is given, so that the same row asks for the same labels.
-    drawn = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    drawn = str(rng.choice(list(shares), p=list(shares.values())))
     labels = [str(label) for label in rng.permutation(list(form.fields))]
     wording = int(rng.integers(3))
     kind = drawn if kind is None else kind
@@ -95,7 +99,9 @@ def draw_question(form: Form, rng: np.random.Generator, kind: str | None = None)
     return kind, question, write_answer(kind, form.fields, asked)
 
 
-def forms_row(split: str, index: int, seed: int = 0, kind: str | None = None) -> dict[str, Any]:
+def forms_row(
+    split: str, index: int, seed: int = 0, kind: str | None = None, shares: Mapping[str, float] = KIND_SHARES
+) -> dict[str, Any]:
     """Row `index` of a split: the picture, one question about it and its answer.
 
     Returns:
@@ -106,7 +112,7 @@ def forms_row(split: str, index: int, seed: int = 0, kind: str | None = None) ->
     rng = form_rng(split, index, seed)
     form = draw_form(split, rng)
     picture = render_form(form, split, rng)
-    kind, question, answer = draw_question(form, rng, kind)
+    kind, question, answer = draw_question(form, rng, kind, shares)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
@@ -119,7 +125,9 @@ def forms_row(split: str, index: int, seed: int = 0, kind: str | None = None) ->
     }
 
 
-def forms_dataset(split: str, num_rows: int, seed: int = 0, kind: str | None = None) -> Dataset:
+def forms_dataset(
+    split: str, num_rows: int, seed: int = 0, kind: str | None = None, shares: Mapping[str, float] = KIND_SHARES
+) -> Dataset:
     """A data set of `num_rows` questions about as many pictures, composed when they are read.
 
     Train with `remove_unused_columns=False`: the only stored column is the row's index.
@@ -128,18 +136,22 @@ def forms_dataset(split: str, num_rows: int, seed: int = 0, kind: str | None = N
         split (`str`): `"train"` or `"test"`; no digit image is in both.
         num_rows (`int`): Number of rows.
         seed (`int`, defaults to 0): Another seed gives other forms from the same digits.
-        kind (`str`, *optional*): One kind of question for all rows; mixed by `KIND_SHARES` when not given.
+        kind (`str`, *optional*): One kind of question for all rows; mixed by `shares` when not given.
+        shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
 
     Raises:
-        ValueError: If `split` or `kind` is unknown.
+        ValueError: If `split` or a kind is unknown, or the shares are not shares of 1.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)} (got {split!r})")
-    if kind is not None and kind not in QUESTIONS:
-        raise ValueError(f"`kind` must be one of {', '.join(QUESTIONS)} (got {kind!r})")
+    for name in (*shares, *([] if kind is None else [kind])):
+        if name not in QUESTIONS:
+            raise ValueError(f"`kind` must be one of {', '.join(QUESTIONS)} (got {name!r})")
+    if not math.isclose(sum(shares.values()), 1) or min(shares.values()) < 0:
+        raise ValueError(f"`shares` must be shares of 1 (got {dict(shares)})")
 
     def compose(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [forms_row(split, index, seed, kind) for index in batch["index"]]
+        rows = [forms_row(split, index, seed, kind, shares) for index in batch["index"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     return Dataset.from_dict({"index": range(num_rows)}).with_transform(compose)

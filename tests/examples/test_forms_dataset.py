@@ -85,13 +85,20 @@ def test_forms_dataset_repeats_itself_and_mixes_kinds_by_their_shares():
 
 def test_forms_dataset_of_one_kind_asks_only_that():
     assert set(forms_dataset("test", 5, kind="rows")[:]["kind"]) == {"rows"}
+    assert set(forms_dataset("test", 20, shares={"rows": 0.5, "sum": 0.5})[:]["kind"]) == {"rows", "sum"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"split": "val"}, r"`split` must be one of train, test \(got 'val'\)"),
-        ({"split": "train", "kind": "xml"}, r"`kind` must be one of text, json, field, fields, rows, sum \(got 'xml'\)"),
+        ({"split": "train", "shares": {"text": 0.5, "rows": 0.4}}, "`shares` must be shares of 1"),
+        ({"split": "train", "shares": {"text": 1.5, "rows": -0.5}}, "`shares` must be shares of 1"),
+        ({"split": "train", "shares": {"txt": 1.0}}, r"`kind` must be one of text, .* \(got 'txt'\)"),
+        (
+            {"split": "train", "kind": "xml"},
+            r"`kind` must be one of text, json, field, fields, rows, sum \(got 'xml'\)",
+        ),
     ],
 )
 def test_forms_dataset_with_an_unknown_name_is_refused(arguments, message):

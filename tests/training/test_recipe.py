@@ -96,7 +96,8 @@ def test_recipe_with_stage_of_another_name_takes_all_from_its_entry(write_recipe
 
 def test_recipe_of_a_stage_wins_over_the_recipes_own(tmp_path: Path, write_recipe: WriteRecipe) -> None:
     """Data and Trainer arguments can differ by stage, as the paper's captions and instructions do."""
-    (tmp_path / "captions.jsonl").write_text("{}\n")
+    for name in ("captions.jsonl", "held_out.jsonl"):
+        (tmp_path / name).write_text("{}\n")
     stages = [
         {
             "name": "align",
@@ -108,7 +109,10 @@ def test_recipe_of_a_stage_wins_over_the_recipes_own(tmp_path: Path, write_recip
     ]
     trainer = {"per_device_train_batch_size": 4, "bf16": True}
     collator = {"max_length": 128, "on_bad_row": "skip"}
-    align, instruct = load_recipe(write_recipe(stages=stages, trainer=trainer, collator=collator)).plans
+    data = {"train": "rows.jsonl", "eval": "held_out.jsonl"}
+    align, instruct = load_recipe(write_recipe(stages=stages, data=data, trainer=trainer, collator=collator)).plans
+    assert align.eval is not None
+    assert align.eval.location == "held_out.jsonl"  # what a stage does not name stays
     assert align.collator == {"seed": 0, "max_length": 64, "on_bad_row": "skip"}
     assert instruct.collator == {"seed": 0} | collator
     assert (align.train.location, instruct.train.location) == ("captions.jsonl", "rows.jsonl")

@@ -278,10 +278,11 @@ def _check_model(model: str) -> None:
         raise ValueError(f"`model` must be a directory or a Hub id such as 'owner/name' (got {model!r})")
 
 
-def _read_data(value: Any, recipe_dir: Path) -> tuple[Source, Source | None]:
+def _read_data(value: Any, recipe_dir: Path, default: Mapping[str, Source] | None = None) -> dict[str, Source]:
+    """Reads training and evaluation data; what a stage does not name is the recipe's own, the `default`."""
     with _at("data"):
-        entries = _mapping(value, DATA_KEYS, ("train",))
-    sources = {}
+        entries = _mapping(value, DATA_KEYS, ("train",) if default is None else ())
+    sources = dict(default or {})
     for key, entry in entries.items():
         if entry is None:
             continue
@@ -290,7 +291,7 @@ def _read_data(value: Any, recipe_dir: Path) -> tuple[Source, Source | None]:
                 entry = _mapping(entry, SOURCE_KEYS, ("location",))
             sources[key] = read_source(entry)
             sources[key].check(recipe_dir)
-    return sources["train"], sources.get("eval")
+    return sources
 
 
 def _read_trainer(value: Any) -> dict[str, Any]:
@@ -360,11 +361,11 @@ def _read_stages(entries: Mapping[str, Any], recipe_dir: Path) -> tuple[StagePla
             stage = _read_stage(entry, uses_peft)
             if any(plan.stage.name == stage.name for plan in plans):
                 raise ValueError(f"`name` must be different for each stage (got {stage.name!r} twice)")
-            train, evaluation = default_data if entry.get("data") is None else _read_data(entry["data"], recipe_dir)
+            data = _read_data(entry.get("data"), recipe_dir, default_data)
             plan = StagePlan(
                 stage=stage,
-                train=train,
-                eval=evaluation,
+                train=data["train"],
+                eval=data.get("eval"),
                 collator=default_collator | _read_collator(entry.get("collator")),
                 trainer=default_trainer | _read_trainer(entry.get("trainer")),
                 directory=Path(entries["output_dir"]) / stage.name,
