@@ -101,7 +101,7 @@ def test_missing_options_and_dangling_pointers_are_warnings(checkpoint: Path) ->
     assert with_status("problem", findings) == []
     files, code = with_status("warning", findings)
     assert files == ("files", "no generation_config.json: the default options apply")
-    assert "`auto_map` names files that are missing: configuration_dimple, image_processing_dimple" in code[1]
+    assert "`auto_map` names missing files, not needed here: configuration_dimple, image_processing_dimple" in code[1]
 
 
 def test_cut_off_shard_is_a_problem(checkpoint: Path) -> None:
@@ -220,13 +220,23 @@ def test_index_that_names_a_wrong_file_is_a_problem(checkpoint: Path) -> None:
     assert problems == [("weights", "model.safetensors.index.json names a wrong file for lm_head.weight")]
 
 
+def test_index_that_is_no_json_is_a_problem(checkpoint: Path) -> None:
+    """Like any other file."""
+    (checkpoint / "model.safetensors.index.json").write_text("{")
+    ((subject, problem),) = with_status("problem", check_checkpoint(str(checkpoint)))
+    assert subject == "weights"
+    assert "model.safetensors.index.json must hold JSON" in problem
+
+
 def test_other_type_than_declared_is_a_warning_and_integers_are_a_problem(checkpoint: Path) -> None:
     """Types that `dtype="auto"` would widen again in silence, and weights that some library has packed."""
     for path in checkpoint.glob("*.safetensors"):
         rewrite(path, lambda weights: weights.update({name: w.bfloat16() for name, w in weights.items()}))
     findings = check_checkpoint(str(checkpoint))
     assert with_status("problem", findings) == []
-    assert ("weights", 'config.json says F32: `dtype="auto"` loads them as that') in with_status("warning", findings)
+    assert ("weights", 'config.json says torch.float32, which `dtype="auto"` loads them as') in with_status(
+        "warning", findings
+    )
     for path in checkpoint.glob("*.safetensors"):
         rewrite(path, lambda weights: weights.update({name: w.char() for name, w in weights.items()}))
     ((_, problem),) = with_status("problem", check_checkpoint(str(checkpoint)))
@@ -338,5 +348,10 @@ def test_problem_of_a_checkpoint_on_the_hub_is_found_before_it_is_downloaded(hub
     hub.repositories["team/tiny"].commit("main", files)
     problems = with_status("problem", check_checkpoint("team/tiny"))
     assert problems == [("weights", f"{SHARD}: missing, cut off or damaged")]
+    files[SHARD] = File(b"no header" * 9, is_large=True)
+    hub.repositories["team/tiny"].commit("main", files)
+    ((subject, problem),) = with_status("problem", check_checkpoint("team/tiny"))
+    assert subject == "weights"
+    assert SHARD in problem
     with pytest.raises(OSError, match="Repository Not Found"):
         check_checkpoint("team/none")

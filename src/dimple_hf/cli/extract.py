@@ -27,6 +27,7 @@ import PIL.Image
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ..checkpoints import FORMS_CHECKPOINT
 from ..processing import StructurePrior
 
 HELP = "read pictures into JSON that is valid for a schema"
@@ -40,7 +41,11 @@ PICTURE_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
-    parser.add_argument("--model", required=True, help="directory or Hub id of a checkpoint")
+    parser.add_argument(
+        "--model",
+        default=str(FORMS_CHECKPOINT),
+        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
+    )
     parser.add_argument("--schema", type=Path, required=True, help="file with a JSON schema")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, nargs="+", help="pictures, or folders of pictures")

@@ -17,10 +17,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import extract, generate, init, train
+from . import card, convert, doctor, extract, generate, init, train
 
 #: Sub-command -> module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
-COMMANDS = {"extract": extract, "generate": generate, "init": init, "train": train}
+COMMANDS = {
+    "card": card,
+    "convert": convert,
+    "doctor": doctor,
+    "extract": extract,
+    "generate": generate,
+    "init": init,
+    "train": train,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,54 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Check a checkpoint and write it anew: safetensors shards, clean configurations, another type, or quantized. A
+checkpoint of any size fits through a few hundred megabytes of memory."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+
+from ..hub.conversion import QUANTIZATIONS, convert_checkpoint
+
+HELP = "check a checkpoint and write it anew"
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to `parser`."""
+    parser.add_argument("source", metavar="SRC", help="directory or Hub id of a checkpoint")
+    parser.add_argument("output_dir", type=Path, metavar="OUT", help="directory to write; must be new or empty")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: the source's)")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="pack the language model's layers: 4 or 8 bits by bitsandbytes, or 8 bits by torchao",
+    )
+    parser.add_argument("--max-shard-size", default="4GiB", help="largest file of weights (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and prints where the new checkpoint lies."""
+    print(
+        convert_checkpoint(
+            args.source,
+            args.output_dir,
+            dtype=DTYPES.get(args.dtype),
+            quantization=args.quantize,
+            max_shard_bytes=convert_file_size_to_int(args.max_shard_size),
+        )
+    )
+    return 0
