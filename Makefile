@@ -1,5 +1,5 @@
 # One command for each job. Every target makes what it needs: on a fresh machine `make demo` or `make test` is all.
-#   make demo     read a picture with the committed checkpoint
+#   make demo     read a handwritten form with the model of the package (ARGS='--question "Count the rows."' asks more)
 #   make test     run the tests (ARGS="-k cache" is passed on to pytest)
 #   make style    put the code in form
 #   make quality  check form, lint and types
@@ -9,12 +9,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PARITY := tests/fixtures/parity
 
 .PHONY: demo test style quality bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/generate.py --model $(PARITY)/checkpoint --image $(PARITY)/tiny/images/3.png $(ARGS)
+	$(BIN)/python examples/generate.py $(ARGS)
 
 # Two workers of one thread each are faster here than one worker of two threads: toy models have no work to split.
 test: $(INSTALLED)

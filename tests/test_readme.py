@@ -78,6 +78,29 @@ def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir
     assert type(namespace["receipt"]) is namespace["Receipt"]
 
 
+def test_decoding_snippets_run_in_order(
+    repo_root: Path, parity_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each choice of the page is made once, and every rule is among them."""
+    from transformers import AutoModel, AutoProcessor
+
+    from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+
+    monkeypatch.chdir(tmp_path)
+    page = (repo_root / "docs" / "decoding.md").read_text()
+    assert [name for name in PARALLEL_RULES if f'| `"{name}"` |' not in page] == []
+    namespace: dict[str, object] = {
+        "processor": AutoProcessor.from_pretrained(parity_dir / "checkpoint"),
+        "model": AutoModel.from_pretrained(parity_dir / "checkpoint"),
+        "messages": [{"role": "user", "content": "Read the receipt."}],
+    }
+    snippets = python_snippets(page)
+    assert len(snippets) >= 9
+    for snippet in snippets:
+        exec(compile(snippet, "decoding.md", "exec"), namespace)
+    assert namespace["config"].rule_options() == {"confidence_factor": 1.0}  # type: ignore[attr-defined]
+
+
 def test_readme_options_table_names_only_real_options(repo_root: Path) -> None:
     """Each option in the table of `generate` exists, with the default that the table gives."""
     from dimple_hf import DimpleGenerationConfig

@@ -40,14 +40,17 @@ ANSWER_LENGTH = 48
 
 DESCRIPTION = """\
 A small model that reads pictures of forms: two to five rows, each with a printed label and a handwritten number of one
-to four digits. It answers in one form for each kind of question, and nothing else can be expected of it:
+to four digits. It reads whole forms well; finding single rows by their label, and so the last three kinds of question
+below, it has not learned yet (see the scores). It answers in one form for each kind of question, and nothing else can
+be expected of it:
 
 | question | answer |
 |---|---|
 | Read the form. | `qty 12`, a line for each row |
 | Read the form as JSON. | `{"qty":12,"age":345}` |
-| What is the age? | `age 345` |
 | How many rows are there? | `2` |
+| What is the age? | `age 345` |
+| Read the age and qty. | `age 345`, `qty 12`, a line for each |
 | What is the sum of qty and age? | `qty 0012+age 0345=00357` |
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in

@@ -40,6 +40,7 @@ from .modeling import (
     DimpleForConditionalGeneration,
     DimpleGenerationConfig,
     DimpleGenerationOutput,
+    DimpleGenerationStep,
     DimpleVisionConfig,
 )
 from .processing import (
@@ -59,6 +60,7 @@ __all__ = [
     "DimpleForConditionalGeneration",
     "DimpleGenerationConfig",
     "DimpleGenerationOutput",
+    "DimpleGenerationStep",
     "DimpleImageProcessor",
     "DimpleProcessor",
     "DimpleTokenizer",

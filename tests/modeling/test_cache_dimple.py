@@ -11,84 +11,147 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The prompt cache: the prompt's entries stay, the answer's are overwritten in the same memory."""
+"""Keys and values during denoising: a pass overwrites those of the places that it runs, in memory that stays."""
 
 import pytest
 import torch
-from helpers import MIXED_PROMPTS, make_prompt, model_inputs
+from helpers import MIXED_PROMPTS, model_inputs
 from transformers import DynamicCache
 
 from dimple_hf import DimpleForConditionalGeneration
-from dimple_hf.modeling.cache_dimple import PromptCache, PromptCacheLayer
+from dimple_hf.modeling.cache_dimple import (
+    BLOCK_POLICIES,
+    CACHE_POLICIES,
+    DEFAULT_REFRESH_INTERVAL,
+    CachePolicy,
+    CanvasCache,
+)
 
 
 def states(length: int, batch_size: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch_size, 2, length, 8), torch.randn(batch_size, 2, length, 8)
 
 
-def test_prompt_cache_layer_keeps_the_prefix_and_overwrites_the_rest() -> None:
-    """First the whole sequence of 7, then again and again the 4 places behind a prefix of 3."""
-    layer = PromptCacheLayer(prefix_length=3)
-    first, later = states(7), states(4)
-    assert layer.get_seq_length() == 0
+def filled_cache(num_rows: int, num_places: int) -> tuple[CanvasCache, torch.Tensor, torch.Tensor]:
+    """A cache of one layer after a whole pass, and what was written."""
+    cache = CanvasCache(1, num_rows, num_places)
+    keys, values = states(num_places, num_rows)
+    cache.direct(torch.arange(num_rows), torch.arange(num_places).expand(num_rows, -1), None)
+    cache.update(keys, values, 0)
+    return cache, keys, values
+
+
+def test_cache_policies_are_as_their_table_says() -> None:
+    """Options that a policy has no use for do not reach it."""
+    policies = {name: make(3, 4) for name, make in CACHE_POLICIES.items()}
+    assert policies == {
+        "none": CachePolicy(interval=1),
+        "prompt": CachePolicy(),
+        "refresh": CachePolicy(interval=3),
+        "block": CachePolicy(block_length=4),
+        "dual": CachePolicy(block_length=4, keeps_suffix=True),
+    }
+    assert CACHE_POLICIES["refresh"](None, None) == CachePolicy(interval=DEFAULT_REFRESH_INTERVAL)
+    assert tuple(name for name, policy in policies.items() if policy.block_length is not None) == BLOCK_POLICIES
+
+
+def test_cache_whole_pass_sees_what_it_computed_and_leaves_it_in_memory() -> None:
+    """Rows that do not run keep theirs."""
+    cache, keys, values = filled_cache(3, 7)
+    layer = cache.layers[0]
+    assert torch.equal(layer.keys, keys)
+    assert torch.equal(layer.values, values)
+    new = states(7)
+    cache.direct(torch.tensor([0, 2]), torch.arange(7).expand(2, -1), None)
     assert layer.get_mask_sizes(7) == (7, 0)
-    assert [torch.equal(a, b) for a, b in zip(layer.update(*first), first, strict=True)] == [True, True]
-    assert layer.get_seq_length() == 3
-    assert layer.get_mask_sizes(4) == (7, 0)
-    for _ in range(2):
-        whole = layer.update(*later)
-        for now, before, new in zip(whole, first, later, strict=True):
-            assert torch.equal(now, torch.cat([before[:, :, :3], new], dim=2))
-    assert layer.get_max_length() == -1
+    seen = cache.update(*new, 0)
+    assert [torch.equal(a, b) for a, b in zip(seen, new, strict=True)] == [True, True]
+    for memory, old, now in ((layer.keys, keys, new[0]), (layer.values, values, new[1])):
+        assert torch.equal(memory, torch.stack([now[0], old[1], now[1]]))
 
 
-def test_prompt_cache_layer_never_allocates_again() -> None:
+def test_cache_window_pass_overwrites_its_places_and_sees_the_memory() -> None:
+    """Each row has its own window; a place that comes twice is written twice alike; what lies behind is not seen."""
+    cache, keys, values = filled_cache(2, 9)
+    new_keys, new_values = states(3)
+    new_keys[1, :, 2], new_values[1, :, 2] = new_keys[1, :, 1], new_values[1, :, 1]
+    cache.direct(torch.arange(2), torch.tensor([[2, 3, 4], [5, 6, 6]]), 8)
+    assert cache.layers[0].get_mask_sizes(3) == (8, 0)
+    seen = cache.update(new_keys, new_values, 0)
+    for got, old, new in zip(seen, (keys, values), (new_keys, new_values), strict=True):
+        expected = old.clone()
+        expected[0, :, 2:5], expected[1, :, 5:7] = new[0], new[1, :, :2]
+        assert torch.equal(got, expected[:, :, :8])
+        assert not torch.equal(got, old[:, :, :8])  # control
+
+
+def test_cache_of_rows_that_never_ran_holds_zeros() -> None:
+    """Attention multiplies by 0 what it does not see, and 0 times what memory happens to hold may be no number."""
+    cache = CanvasCache(1, 2, 6)
+    assert cache.layers[0].get_seq_length() == 0
+    cache.direct(torch.tensor([1]), torch.arange(4).expand(1, -1), None)
+    cache.update(*states(4, 1), 0)
+    layer = cache.layers[0]
+    assert layer.get_seq_length() == layer.get_max_length() == 6
+    assert not layer.keys[0].any()
+    assert not layer.keys[1, :, 4:].any()
+    assert layer.keys[1, :, :4].all()  # control
+
+
+def test_cache_never_allocates_again() -> None:
     """A growing cache copies the whole prompt in each layer at each step; here the memory stays the same."""
-    layer = PromptCacheLayer(prefix_length=3)
+    cache, keys, values = filled_cache(2, 7)
     grown = DynamicCache()
-    pointers: list[set[int]] = [set(), set()]
-    for length in (7, 4, 4, 4):
-        keys, values = states(length)
-        layer.update(keys, values)
-        if grown.get_seq_length():
-            grown.crop(-4)
+    grown.update(keys, values, 0)
+    pointers: list[set[int]] = [{cache.layers[0].keys.data_ptr()}, {grown.layers[0].keys.data_ptr()}]
+    for _ in range(3):
+        keys, values = states(4)
+        grown.crop(-4)
         reference = grown.update(keys, values, 0)
-        assert torch.equal(layer.keys, reference[0])
-        assert torch.equal(layer.values, reference[1])
-        pointers[0].add(layer.keys.data_ptr())
+        cache.direct(torch.arange(2), torch.arange(3, 7).expand(2, -1), 7)
+        seen = cache.update(keys, values, 0)
+        assert torch.equal(seen[0], reference[0])
+        assert torch.equal(seen[1], reference[1])
+        pointers[0].add(seen[0].data_ptr())
         pointers[1].add(reference[0].data_ptr())
     assert len(pointers[0]) == 1
     assert len(pointers[1]) > 1  # control: the reference does allocate
 
 
-def test_prompt_cache_layer_keeps_chosen_rows() -> None:
-    """Rows that are finished leave the batch."""
-    layer = PromptCacheLayer(prefix_length=3)
-    keys, values = states(5, batch_size=3)
-    layer.update(keys, values)
-    layer.batch_select_indices(torch.tensor([2, 0]))
-    assert torch.equal(layer.keys, keys[[2, 0]])
-    assert torch.equal(layer.values, values[[2, 0]])
+def test_cache_keeps_chosen_rows() -> None:
+    """Rows that are finished leave the batch and take theirs along; a cache without entries only counts them."""
+    cache, keys, values = filled_cache(3, 5)
+    cache.batch_select_indices(torch.tensor([2, 0]))
+    assert torch.equal(cache.layers[0].keys, keys[[2, 0]])
+    assert torch.equal(cache.layers[0].values, values[[2, 0]])
     new = states(2)
-    assert torch.equal(layer.update(*new)[0], torch.cat([keys[[2, 0], :, :3], new[0]], dim=2))
+    cache.direct(torch.arange(2), torch.arange(3, 5).expand(2, -1), 5)
+    assert torch.equal(cache.update(*new, 0)[0], torch.cat([keys[[2, 0], :, :3], new[0]], dim=2))
+    empty = CanvasCache(1, 2, 5)
+    empty.batch_select_indices(torch.tensor([0, 0, 1]))
+    empty.direct(torch.arange(3), torch.arange(5).expand(3, -1), None)
+    empty.update(keys, values, 0)
+    assert torch.equal(empty.layers[0].keys, keys)
 
 
 @pytest.mark.parametrize("prompts", [MIXED_PROMPTS, MIXED_PROMPTS[1:2]], ids=["padded-batch", "one-row"])
 @torch.no_grad()
-def test_model_with_prompt_cache_equals_a_cropped_dynamic_cache(
+def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(
     model: DimpleForConditionalGeneration, prompts: tuple
 ) -> None:
-    """Transformers' own cache, cropped back to the prefix before each step, is the reference."""
+    """Transformers' own cache, cropped back to the prompt but its last token before each step, is the reference."""
     inputs = model_inputs(*prompts)
-    prompt_length, answer_length = inputs["input_ids"].shape[1], 5
-    mask = torch.cat([inputs["attention_mask"], torch.ones(len(prompts), answer_length, dtype=torch.long)], dim=1)
-    caches = [PromptCache(2, prompt_length - 1), DynamicCache()]
+    num_rows, prompt_length, answer_length = *inputs["input_ids"].shape, 5
+    width = prompt_length + answer_length
+    mask = torch.cat([inputs["attention_mask"], torch.ones(num_rows, answer_length, dtype=torch.long)], dim=1)
+    caches = [CanvasCache(2, num_rows, width), DynamicCache()]
     for step in range(3):
-        answer = torch.randint(0, 90, (len(prompts), answer_length))
-        ids = torch.cat([inputs["input_ids"], answer], dim=1)
+        ids = torch.cat([inputs["input_ids"], torch.randint(0, 90, (num_rows, answer_length))], dim=1)
         positions = model.get_rope_index(ids, inputs.get("image_grid_thw"), mask)
         start = 0 if step == 0 else prompt_length - 1
         images = {k: v for k, v in inputs.items() if "image" in k or "pixel" in k} if step == 0 else {}
+        places = torch.arange(start, width).expand(num_rows, -1)
+        caches[0].direct(torch.arange(num_rows), places, None if step == 0 else width)
         if step > 0:
             caches[1].crop(-(answer_length + 1))
         outputs = [
@@ -99,16 +162,3 @@ def test_model_with_prompt_cache_equals_a_cropped_dynamic_cache(
             for cache in caches
         ]  # fmt: skip
         torch.testing.assert_close(outputs[0][:, -answer_length - 1 :], outputs[1][:, -answer_length - 1 :])
-        assert caches[0].get_seq_length() == prompt_length - 1
-
-
-@torch.no_grad()
-def test_prompt_cache_of_a_prompt_of_one_token_keeps_nothing(model: DimpleForConditionalGeneration) -> None:
-    """The last prompt token is always computed again, here the only one: every pass is a whole one."""
-    cache = PromptCache(2, 0)
-    positions = torch.arange(4).expand(3, 1, 4)
-    for seed in (1, 2):
-        ids = model_inputs(make_prompt(4, seed=seed))["input_ids"]
-        cached = model(ids, position_ids=positions, past_key_values=cache, is_causal=False).logits
-        torch.testing.assert_close(cached, model(ids, position_ids=positions, is_causal=False).logits)
-        assert cache.get_seq_length() == 0

@@ -20,6 +20,7 @@ import torch
 from helpers import IMAGE, MASK, MIXED_PROMPTS, VOCAB_SIZE, model_inputs, tiny_model
 
 from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf.modeling.cache_dimple import CACHE_POLICIES, CachePolicy
 from dimple_hf.modeling.canvas_dimple import CanvasRunner
 
 ANSWER_LENGTH = 4
@@ -36,9 +37,11 @@ def no_gradients() -> Any:
 
 
 def runner_of(
-    model: DimpleForConditionalGeneration, use_cache: bool, prompts: tuple = MIXED_PROMPTS
+    model: DimpleForConditionalGeneration, policy: bool | CachePolicy, prompts: tuple = MIXED_PROMPTS
 ) -> tuple[CanvasRunner, torch.Tensor]:
-    """A runner over prompts, and an answer of mask tokens."""
+    """A runner over prompts, and an answer of mask tokens; `True` and `False` are policies "prompt" and "none"."""
+    if isinstance(policy, bool):
+        policy = CACHE_POLICIES["prompt" if policy else "none"](None, None)
     inputs = model_inputs(*prompts)
     answer = torch.full((len(prompts), ANSWER_LENGTH), MASK)
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1)
@@ -48,7 +51,7 @@ def runner_of(
     if "pixel_values" in inputs:
         images = inputs["pixel_values"], inputs["image_grid_thw"]
         features = torch.cat(model.get_image_features(*images).pooler_output)
-    return CanvasRunner(model, inputs["input_ids"], mask, positions, features, use_cache), answer
+    return CanvasRunner(model, inputs["input_ids"], mask, positions, features, policy), answer
 
 
 def whole_logits(model: DimpleForConditionalGeneration, answer: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from dimple_hf.modeling.canvas_dimple import CanvasRunner
@@ -78,7 +80,7 @@ def plan(num_steps: int, threshold: float | None, **changes: Any) -> DenoisingPl
 def run(
     runner: ScriptedRunner, denoising_plan: DenoisingPlan, answer: list[list[int]] | None = None, **kwargs: Any
 ) -> tuple[list[list[int]], list[int], list[list[list[int]]]]:
-    shape = (len(runner.input_ids), runner.table.shape[1])
+    shape = (len(runner.input_ids), runner.table.shape[-2])
     start = torch.full(shape, MASK) if answer is None else torch.tensor(answer)
     arguments: dict[str, Any] = {"processors": LogitsProcessorList(), "criteria": StoppingCriteriaList()}
     decoded, passes, history = denoise(runner, start, denoising_plan, keep_history=True, **(arguments | kwargs))
@@ -352,3 +354,335 @@ def test_denoising_hook_that_changes_the_prompt_or_the_shape_is_refused(rewrite:
         hooks.rewrite(None, torch.tensor([[1]]), torch.tensor([[2, 3]]), None)
     same = DenoisingHooks(lambda step, sequences, logits: sequences, lambda step, sequences, logits: logits)
     assert same.rewrite(None, torch.tensor([[1]]), torch.tensor([[2, 3]]), None).tolist() == [[2, 3]]  # control
+
+
+# Blocks
+
+
+def test_denoising_blocks_are_decided_from_left_to_right() -> None:
+    """
+    Blocks of two places and as many steps as places: each reveals the surer place of its block. Without blocks the
+    order is that of the confidences over the whole answer.
+    """
+    probabilities = [[0.3, 0.4, 0.9, 0.8, 0.7]]
+    in_blocks = plan(5, None, unmasking_schedule="adaptive", block_length=2)
+    runner = ScriptedRunner([[1, 2, 3, 4, 5]], probabilities)
+    decoded, passes, history = run(runner, in_blocks)
+    assert [step[0] for step in history] == [
+        [MASK, 2, MASK, MASK, MASK],
+        [1, 2, MASK, MASK, MASK],
+        [1, 2, 3, MASK, MASK],
+        [1, 2, 3, 4, MASK],
+        [1, 2, 3, 4, 5],
+    ]
+    assert passes == [5]
+    whole = run(ScriptedRunner([[1, 2, 3, 4, 5]], probabilities), replace(in_blocks, block_length=None))
+    assert whole[2][0] == [[MASK, MASK, 3, MASK, MASK]]
+    assert decoded == whole[0]
+
+
+def test_denoising_in_blocks_asks_for_scores_of_one_block_and_confident_rows_go_ahead() -> None:
+    """Row 0 is sure of its first two blocks, row 1 of nothing: each works on its own block, in the same pass."""
+    asked: list[list[list[int]]] = []
+
+    class Recording(ScriptedRunner):
+        def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            asked.append([row.nonzero().flatten().tolist() for row in places])
+            return super().logits(answer, places)
+
+    runner = Recording([[1] * 6, [2] * 6], [[0.9, 0.9, 0.9, 0.9, 0.2, 0.2], [0.4, 0.3, 0.2, 0.2, 0.2, 0.2]])
+    decoded, passes, _ = run(runner, plan(6, 0.5, unmasking_schedule="adaptive", block_length=2))
+    assert asked[:4] == [[[0, 1], [0, 1]], [[2, 3], [1]], [[4, 5], [2, 3]], [[5], [3]]]
+    assert passes == [4, 6]
+    assert decoded == [[1] * 6, [2] * 6]
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    # 8 places in blocks of 4: each block has half of the steps, with 5 rounded down to 2
+    [(8, [1, 1, 1, 1, 1, 1, 1, 1]), (4, [2, 2, 2, 2]), (2, [4, 4]), (5, [2, 2, 2, 2])],
+)
+def test_denoising_in_blocks_divides_the_steps(num_steps: int, expected: list[int], schedule: str) -> None:
+    """A block's schedule is that of a whole answer with its share of the steps."""
+    runner = ScriptedRunner([[1] * 8], [[0.2] * 8])
+    _, passes, history = run(runner, plan(num_steps, None, unmasking_schedule=schedule, block_length=4))
+    decided = [0, *[8 - step[0].count(MASK) for step in history]]
+    assert [after - before for before, after in zip(decided, decided[1:], strict=False)] == expected
+    assert passes == [len(expected)]
+
+
+def test_denoising_in_blocks_reveals_all_that_is_left_in_the_last_step() -> None:
+    """Three steps for four blocks: `generate` refuses it, the loop ends all the same."""
+    runner = ScriptedRunner([[1] * 8], [[0.2] * 8])
+    decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive", block_length=2))
+    assert decoded == [[1] * 8]
+    assert passes == [3]
+    assert [step[0].count(MASK) for step in history] == [6, 4, 0]
+
+
+def test_denoising_in_blocks_ends_a_row_with_the_block_of_its_end() -> None:
+    """What follows the end is never looked at."""
+    runner = ScriptedRunner([[1, END, 3, 3, 3, 3]], [[0.9, 0.9, 0.2, 0.2, 0.2, 0.2]])
+    decoded, passes, _ = run(runner, plan(6, 0.5, unmasking_schedule="adaptive", block_length=2))
+    assert decoded == [[1, END, MASK, MASK, MASK, MASK]]
+    assert passes == [1]
+
+
+# Rules
+
+RULES: dict[str, dict[str, Any]] = {
+    "threshold": {"confidence_threshold": 0.5},
+    "factor": {"rule_options": {"confidence_factor": 1.2}},
+    "entropy_bound": {"rule_options": {"entropy_bound": 1.0}},
+    "klass": {"confidence_threshold": 0.3, "rule_options": {"kl_threshold": 0.3, "kl_history_length": 1}},
+    "prophet": {"confidence_threshold": 0.7, "rule_options": {"gap_thresholds": (3.0, 2.0, 1.0)}},
+    "wino": {"rule_options": {"draft_threshold": 0.3, "verify_threshold": 0.6}},
+}
+
+
+def rule_plan(rule: str, num_steps: int, **changes: Any) -> DenoisingPlan:
+    return plan(num_steps, None, **({"parallel_rule": rule, "unmasking_schedule": "adaptive"} | RULES[rule] | changes))
+
+
+class ChangingRunner(ScriptedRunner):
+    """
+    Scores that change with every pass, and in which hardly anything is sure.
+
+    Args:
+        table (`torch.FloatTensor` of shape `(batch_size, num_passes, answer_length, vocab_size)`):
+            The scores of each row and pass; behind the last pass they stay.
+    """
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table.masked_fill(torch.arange(table.shape[-1]) == MASK, -math.inf)
+        self.input_ids = torch.arange(len(table))[:, None]
+        self.rows_per_pass: list[list[int]] = []
+
+    def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        rows, num_passes = self.input_ids[:, 0], len(self.rows_per_pass)
+        self.rows_per_pass.append(rows.tolist())
+        return self.table[rows, min(num_passes, self.table.shape[1] - 1)][places]
+
+
+def run_changing(table: torch.Tensor, denoising_plan: DenoisingPlan, answer: list[list[int]]) -> Any:
+    return run(ChangingRunner(table), denoising_plan, answer)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_denoising_by_any_rule_ends_and_reveals_something_in_every_pass(rule: str, data: st.DataObject) -> None:
+    """
+    Over random scores, canvases, blocks, steps and ends. A rule that takes back also ends by itself, whatever the
+    scores do: a pass masks fewer places again than the one before revealed.
+    """
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20), "seed"))
+    num_rows, length = data.draw(st.integers(1, 3), "rows"), data.draw(st.integers(1, 9), "length")
+    table = 3 * torch.randn(num_rows, 30, length, VOCAB_SIZE, generator=random)
+    is_fixed = torch.rand(num_rows, length, generator=random) < 0.2
+    canvas = torch.full((num_rows, length), MASK).masked_fill(is_fixed, 5).tolist()
+    num_steps = data.draw(st.sampled_from([1, 2, 3, length, 50]), "steps")
+    denoising_plan = rule_plan(
+        rule, num_steps,
+        block_length=data.draw(st.sampled_from([None, 1, 2, 3, 4, 9]), "block"),
+        do_sample=data.draw(st.booleans(), "sample"),
+        unmasking=data.draw(st.sampled_from(["confidence", "margin", "entropy", "left_to_right"]), "unmasking"),
+        end_token_ids=torch.tensor([END] if data.draw(st.booleans(), "ends") else [], dtype=torch.long),
+    )  # fmt: skip
+    decoded, passes, history = run_changing(table, denoising_plan, canvas)
+    for row in range(num_rows):
+        states = [canvas[row], *[step[row] for step in history]]
+        for state in states:
+            assert all(state[place] == 5 for place in range(length) if is_fixed[row, place])
+        num_masked = [state.count(MASK) for state in states]
+        if rule == "wino":
+            assert passes[row] <= 2 * num_masked[0]
+        else:
+            assert all(
+                after[place] in (before[place], MASK) or before[place] == MASK
+                for before, after in zip(states, states[1:], strict=False)
+                for place in range(length)
+            )
+            assert all(
+                before > after for before, after in zip(num_masked[: passes[row]], num_masked[1:], strict=False)
+            )
+        if MASK in decoded[row]:
+            assert END in decoded[row][: decoded[row].index(MASK)]
+
+
+@pytest.mark.parametrize("block_length", [None, 3, 4])
+@pytest.mark.parametrize("rule", RULES)
+def test_denoising_by_any_rule_a_row_depends_on_nothing_but_itself(rule: str, block_length: int | None) -> None:
+    """What a rule remembers follows its rows when others leave the batch."""
+    torch.manual_seed(5)
+    table = 3 * torch.randn(5, 30, 9, VOCAB_SIZE)
+    table[..., 1::2, :] = table[:, :1, 1::2]  # every other place hardly moves
+    canvas = [[MASK] * count + [5] * (9 - count) for count in (2, 9, 5, 9, 7)]
+    num_left = set()
+    for num_steps in (6, 9, 30):
+        denoising_plan = rule_plan(rule, num_steps, block_length=block_length)
+        together = run_changing(table, denoising_plan, canvas)
+        num_left.add(tuple(together[1]))
+        for row in range(5):
+            one = slice(row, row + 1)
+            alone = run_changing(table[one], denoising_plan, canvas[one])
+            assert together[0][row] == alone[0][0]
+            assert together[1][row] == alone[1][0]
+            assert [step[row] for step in together[2]][: len(alone[2])] == [step[0] for step in alone[2]]
+    assert any(len(set(passes)) > 1 for passes in num_left)  # control: rows did leave before others
+
+
+def test_denoising_by_klass_waits_until_a_place_is_stable() -> None:
+    """
+    Places 0 to 2 are unsure, place 3 is sure and still, place 4 sure of another token in every pass. There are two
+    passes to compare from the third on; until then the schedule reveals the leftmost place.
+    """
+    table = torch.zeros(1, 6, 5, VOCAB_SIZE)
+    table[:, :, :3, 4] = 0.1
+    table[:, :, 3, 1] = 9.0
+    table[:, ::2, 4, 2], table[:, 1::2, 4, 3] = 9.0, 9.0
+    klass = rule_plan(
+        "klass", 9, unmasking="left_to_right", rule_options={"kl_threshold": 0.01, "kl_history_length": 2}
+    )
+    history = run_changing(table, klass, [[MASK] * 5])[2]
+    assert history[:3] == [[[4, MASK, MASK, MASK, MASK]], [[4, 4, MASK, MASK, MASK]], [[4, 4, MASK, 1, MASK]]]
+    one_pass = replace(klass, rule_options={"kl_threshold": 0.01, "kl_history_length": 1})
+    assert run_changing(table, one_pass, [[MASK] * 5])[2][1] == [[4, MASK, MASK, 1, MASK]]
+    by_confidence = run_changing(table, rule_plan("threshold", 9, unmasking="left_to_right"), [[MASK] * 5])[2]
+    assert by_confidence[0] == [[MASK, MASK, MASK, 1, 2]]  # control
+
+
+def test_denoising_by_prophet_commits_a_row_at_once() -> None:
+    """Gaps of 4 are below 7.5 at first; with 2 of 6 places decided, 5 is asked, with 4 of 6, 2.5: then all comes."""
+    table = torch.zeros(1, 1, 6, VOCAB_SIZE)
+    table[..., 1] = 4.0
+    options = {"gap_thresholds": (7.5, 5.0, 2.5)}
+    denoising_plan = rule_plan("prophet", 6, confidence_threshold=None, rule_options=options)
+    _, passes, history = run_changing(table, denoising_plan, [[MASK] * 6])
+    assert [step[0].count(MASK) for step in history] == [5, 4, 3, 2, 0]
+    assert passes == [5]
+    sooner = replace(denoising_plan, rule_options={"gap_thresholds": (7.5, 4.0, 2.5)})
+    assert run_changing(table, sooner, [[MASK] * 6])[1] == [3]
+    at_once = replace(denoising_plan, rule_options={"gap_thresholds": (3.9, 5.0, 2.5)})
+    assert run_changing(table, at_once, [[MASK] * 6])[1] == [1]
+
+
+def probability_table(*passes: list[dict[int, float]]) -> torch.Tensor:
+    """Scores of one row: for each pass and place the probabilities of some tokens; the rest is spread evenly."""
+    table = torch.zeros(1, len(passes), len(passes[0]), VOCAB_SIZE)
+    for index, places in enumerate(passes):
+        for place, known in enumerate(places):
+            others = [token for token in range(VOCAB_SIZE - 1) if token not in known]
+            for token in others:
+                table[0, index, place, token] = (1 - sum(known.values())) / len(others)
+            for token, probability in known.items():
+                table[0, index, place, token] = probability
+    return table.log()
+
+
+def test_denoising_by_wino_takes_back_what_its_neighbours_contradict() -> None:
+    """
+    Pass 0 drafts places 0 and 1. Pass 1 knows both, finds the token of place 0 improbable and masks it again, while it
+    reveals place 2. Pass 2 reveals another token there, alone. Nothing is left to verify.
+    """
+    table = probability_table(
+        [{1: 0.7}, {2: 0.8}, {3: 0.4}],
+        [{1: 0.3, 6: 0.6}, {2: 0.95}, {3: 0.9}],
+        [{6: 0.8}, {2: 0.95}, {3: 0.2}],
+    )
+    wino = rule_plan("wino", 9, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
+    decoded, passes, history = run_changing(table, wino, [[MASK] * 3])
+    assert [step[0] for step in history] == [[1, 2, MASK], [MASK, 2, 3], [6, 2, 3]]
+    assert passes == [3]
+    # control: a rule that never takes back keeps the wrong token
+    assert run_changing(table, plan(9, 0.6), [[MASK] * 3])[0] == [[1, 2, 3]]
+
+
+def test_denoising_by_wino_verifies_an_answer_before_it_ends() -> None:
+    """All comes in pass 0, with an end. Pass 1 looks at it: nothing is suspicious, or one of the two is."""
+    first = [{1: 0.7}, {END: 0.8}, {3: 0.4}]
+    good = [{1: 0.95}, {END: 0.95}, {3: 0.4}]
+    bad = [{1: 0.5, 4: 0.4}, {END: 0.95}, {3: 0.4}]
+    again = [{4: 0.95}, {END: 0.95}, {3: 0.4}]
+    wino = rule_plan("wino", 9, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
+    decoded, passes, _ = run_changing(probability_table(first, good), wino, [[MASK] * 3])
+    assert decoded[0][:2] == [1, END]
+    assert passes == [2]
+    decoded, passes, _ = run_changing(probability_table(first, bad, again), wino, [[MASK] * 3])
+    assert decoded[0][:2] == [4, END]
+    assert passes == [3]
+    # The last step reveals what is left and verifies nothing; with one step fewer, nothing is run for it.
+    assert run_changing(probability_table(first, bad), replace(wino, num_steps=1), [[MASK] * 3])[1] == [1]
+    decoded, passes, _ = run_changing(probability_table(first, bad), replace(wino, num_steps=2), [[MASK] * 3])
+    assert decoded[0][:2] == [1, END]
+    assert passes == [1]
+
+
+def test_denoising_by_wino_keeps_what_was_fixed_and_earlier_blocks() -> None:
+    """Only generated places of the present block are verified, and a block is left when all in it is."""
+    asked: list[list[int]] = []
+
+    class Recording(ChangingRunner):
+        def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            asked.append(places[0].nonzero().flatten().tolist())
+            return super().logits(answer, places)
+
+    sure = [{1: 0.97}] * 6
+    wino = rule_plan("wino", 9, block_length=3, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
+    decoded, passes, _ = run(Recording(probability_table(sure)), wino, [[MASK, 5, MASK, MASK, MASK, MASK]])
+    assert decoded == [[1, 5, 1, 1, 1, 1]]
+    assert asked == [[0, 2], [0, 2], [3, 4, 5], [3, 4, 5]]
+    assert passes == [4]
+
+
+# Constraints
+
+
+class AllEqual:
+    """An answer of one token, repeated."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.constrained_rows = torch.ones(num_rows, dtype=torch.bool)
+
+    def restrict(
+        self,
+        rows: torch.Tensor,
+        answer: torch.Tensor,
+        masked: torch.Tensor,
+        logits: torch.Tensor,
+        places: torch.Tensor,
+    ) -> torch.Tensor:
+        assert not (places & ~masked).any()
+        assert len(logits) == places.sum()
+        decided = answer.masked_fill(masked, -1).amax(dim=1)[places.nonzero()[:, 0]]
+        other = torch.arange(logits.shape[1]) != decided[:, None]
+        return logits.masked_fill(other & (decided >= 0)[:, None], -math.inf)
+
+    def admit(
+        self,
+        rows: torch.Tensor,
+        answer: torch.Tensor,
+        masked: torch.Tensor,
+        proposed: torch.Tensor,
+        chosen: torch.Tensor,
+        confidence: torch.Tensor,
+    ) -> torch.Tensor:
+        surest = confidence.masked_fill(~chosen, -1).argmax(dim=1, keepdim=True)
+        return chosen & (proposed == proposed.gather(1, surest))
+
+
+@pytest.mark.parametrize("block_length", [None, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_denoising_by_any_rule_keeps_to_a_constraint(rule: str, block_length: int | None) -> None:
+    """In blocks it is asked about the places of the present one; what must wait comes in the last step, or before."""
+    torch.manual_seed(2)
+    table = 4 * torch.randn(3, 9, 7, VOCAB_SIZE)
+    for num_steps in (4, 7):
+        denoising_plan = rule_plan(rule, num_steps, block_length=block_length)
+        decoded, _, history = run(ChangingRunner(table), denoising_plan, constraint=AllEqual(3))
+        assert all(len(set(row)) == 1 for row in decoded)
+        for step in history:
+            assert all(len(set(row) - {MASK}) <= 1 for row in step)
+    free = run(ChangingRunner(table), denoising_plan)[0]
+    assert any(len(set(row)) > 1 for row in free)  # control

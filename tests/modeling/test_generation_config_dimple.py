@@ -31,6 +31,8 @@ def test_generation_config_defaults_are_confident_decoding() -> None:
     config = DimpleGenerationConfig()
     assert config.unmasking == "confidence"
     assert config.unmasking_schedule == "adaptive"
+    assert config.parallel_rule == "threshold"
+    assert config.block_length is None
     assert config.confidence_threshold == 0.95
     assert config.max_denoising_steps is None
     assert config.output_history is False
@@ -50,17 +52,41 @@ def test_generation_config_saved_with_the_model_is_loaded_with_it(tmp_path: Path
     model.generation_config = DimpleGenerationConfig(
         max_denoising_steps=3, unmasking="margin", unmasking_schedule="fixed", confidence_threshold=None,
         output_history=True, max_new_tokens=7, eos_token_id=[EOS, 5], pad_token_id=PAD, mask_token_id=MASK,
+        parallel_rule="klass", kl_threshold=0.5, kl_history_length=1, block_length=4,
     )  # fmt: skip
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).generation_config
     assert type(loaded) is DimpleGenerationConfig
     names = ("max_denoising_steps", "unmasking", "unmasking_schedule", "confidence_threshold", "output_history",
-             "max_new_tokens", "eos_token_id", "pad_token_id", "mask_token_id")  # fmt: skip
+             "max_new_tokens", "eos_token_id", "pad_token_id", "mask_token_id", "parallel_rule", "kl_threshold",
+             "kl_history_length", "block_length")  # fmt: skip
     for name in names:
         assert getattr(loaded, name) == getattr(model.generation_config, name), name
     assert loaded.to_dict() != tiny_model().generation_config.to_dict()  # control
     output = AutoModel.from_pretrained(tmp_path).generate(**model_inputs(PROMPTS[0]))
     assert output.shape[1] == len(PROMPTS[0].tokens) + 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parallel_rule": "factor", "confidence_factor": 2.0},
+        {"parallel_rule": "entropy_bound", "entropy_bound": 0.3},
+        {"parallel_rule": "prophet", "gap_thresholds": [6.0, 4.0, 2.0], "confidence_threshold": None},
+        {"parallel_rule": "wino", "draft_threshold": 0.7, "verify_threshold": 0.8},
+    ],
+)
+def test_generation_config_file_keeps_the_options_of_every_rule(tmp_path: Path, options: dict[str, Any]) -> None:
+    """And nothing of the rules that were not chosen."""
+    config = DimpleGenerationConfig(**options)
+    config.save_pretrained(tmp_path)
+    loaded = DimpleGenerationConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in options} == options
+    assert loaded.rule_options() == config.rule_options()
+    assert loaded.rule_options() != DimpleGenerationConfig(parallel_rule=options["parallel_rule"]).rule_options()
+    written = json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))
+    others = {"confidence_factor", "entropy_bound", "kl_threshold", "gap_thresholds", "draft_threshold"} - set(options)
+    assert not any(written.get(name) is not None for name in others)
 
 
 def test_generation_config_from_the_originals_file_drops_its_decoding_options(parity_dir: Path) -> None:

@@ -243,14 +243,14 @@ def test_prompt_cache_of_a_generation_keeps_its_memory(
 ) -> None:
     """Keys and values lie where the first pass put them, in every layer, until rows leave."""
     pointers: dict[int, set[int]] = {}
-    update = cache_dimple.PromptCacheLayer.update
+    update = cache_dimple.CanvasCacheLayer.update
 
     def spy(layer: Any, *args: Any, **kwargs: Any) -> Any:
         result = update(layer, *args, **kwargs)
-        pointers.setdefault(id(layer), set()).add(result[0].data_ptr())
+        pointers.setdefault(id(layer), set()).add(layer.keys.data_ptr())
         return result
 
-    monkeypatch.setattr(cache_dimple.PromptCacheLayer, "update", spy)
+    monkeypatch.setattr(cache_dimple.CanvasCacheLayer, "update", spy)
     output = answers(model, MIXED_PROMPTS[1], max_new_tokens=8)
     assert output.num_forward_passes.item() > 2
     assert [len(found) for found in pointers.values()] == [1, 1]

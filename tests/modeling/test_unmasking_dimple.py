@@ -20,14 +20,18 @@ import torch
 
 from dimple_hf.modeling.unmasking_dimple import (
     CONFIDENCE_MEASURES,
+    active_places,
     adaptive_fraction,
-    choose_places,
+    block_steps,
     denoising_times,
+    entropy,
     filter_logits,
     finished_rows,
     fixed_fraction,
     pad_after_end,
+    present_block,
     rank_places,
+    steps_per_block,
 )
 
 INF = math.inf
@@ -67,6 +71,12 @@ def test_confidence_is_that_of_the_chosen_token() -> None:
     assert CONFIDENCE_MEASURES["margin"](logits, unlikely).item() == pytest.approx(0.5)
 
 
+def test_entropy_of_known_distributions_is_in_nats() -> None:
+    """Of one possible token, of two equal ones, of four; -inf does no harm."""
+    logits = logits_of([1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25] * 4)
+    torch.testing.assert_close(entropy(logits), torch.tensor([0.0, math.log(2), math.log(4)]))
+
+
 # Filters
 
 
@@ -103,7 +113,49 @@ def test_temperature_comes_before_top_p() -> None:
     assert filter_logits(logits, temperature=1.0) is logits
 
 
+# Blocks
+
+
+def test_active_places_are_the_masked_ones_of_each_rows_leftmost_unfinished_block() -> None:
+    """Blocks of 3 over 8 places: the last has two. A row with nothing masked has no active place."""
+    masked = torch.tensor(
+        [[1, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1, 1], [0] * 8], dtype=torch.bool
+    )
+    active = [row.nonzero().flatten().tolist() for row in active_places(masked, 3)]
+    assert active == [[0, 2], [4, 5], [6, 7], []]
+    block = [row.nonzero().flatten().tolist() for row in present_block(masked, 3)]
+    assert block == [[0, 1, 2], [3, 4, 5], [6, 7], [0, 1, 2]]
+    for whole in (None, 8, 100):
+        assert torch.equal(active_places(masked, whole), masked)
+    assert torch.equal(active_places(masked[1:2], 3), active_places(masked, 3)[1:2])
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "block_length", "expected"),
+    [(32, None, 32), (32, 8, 8), (16, 8, 4), (20, 8, 5), (18, 8, 4), (4, 8, 1), (2, 8, 1), (32, 32, 32), (7, 100, 7)],
+)
+def test_steps_per_block_are_in_proportion_to_its_places(
+    num_steps: int, block_length: int | None, expected: int
+) -> None:
+    """Of 32 places, rounded down, at least one."""
+    assert steps_per_block(num_steps, 32, block_length) == expected
+
+
+def test_block_steps_count_from_the_blocks_first_step() -> None:
+    """Blocks of 2 places with 3 steps: block 0 has steps 0 to 2, block 1 steps 3 to 5. Early rows wait, late ones
+    are at the last."""
+    masked = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+    steps = [block_steps(step, 3, masked, 2).tolist() for step in range(7)]
+    assert steps == [[0, 0], [1, 0], [2, 0], [2, 0], [2, 1], [2, 2], [2, 2]]
+    assert block_steps(5, 3, masked, None).tolist() == [5, 5]
+
+
 # Schedules
+
+
+def at(step: int, num_rows: int = 1) -> torch.Tensor:
+    """All rows at one step."""
+    return torch.full((num_rows,), step)
 
 
 def test_denoising_times_run_evenly_from_one_to_eps() -> None:
@@ -114,7 +166,7 @@ def test_denoising_times_run_evenly_from_one_to_eps() -> None:
 def test_fixed_fraction_follows_the_step_alone() -> None:
     """1 - s / t for the times 1, 0.8, 0.6, 0.4, 0.2; everything in the last step."""
     times, masked = denoising_times(4, 0.2), torch.tensor([7, 1])
-    fractions = [fixed_fraction(step, times, masked, masked * 9).tolist() for step in range(4)]
+    fractions = [fixed_fraction(at(step, 2), times, masked, masked * 9).tolist() for step in range(4)]
     expected = [0.2, 0.25, 1 / 3, 1.0]
     for fraction, value in zip(fractions, expected, strict=True):
         assert fraction == pytest.approx([value, value])
@@ -123,38 +175,38 @@ def test_fixed_fraction_follows_the_step_alone() -> None:
 def test_adaptive_fraction_of_a_full_row_follows_the_steps() -> None:
     """10 places, times 1, 0.8, 0.6, 0.4, 0.2: with all masked, the first time below 1 reveals 2 of 10."""
     times = denoising_times(4, 0.2)
-    fraction = adaptive_fraction(0, times, torch.tensor([10]), torch.tensor([10]))
+    fraction = adaptive_fraction(at(0), times, torch.tensor([10]), torch.tensor([10]))
     assert fraction.item() == pytest.approx(0.2)
     # 8 of 10 left: r = 0.8; 0.6 is the next time below, 1 - 0.6 / 0.8
-    assert adaptive_fraction(1, times, torch.tensor([8]), torch.tensor([10])).item() == pytest.approx(0.25)
+    assert adaptive_fraction(at(1), times, torch.tensor([8]), torch.tensor([10])).item() == pytest.approx(0.25)
 
 
 def test_adaptive_fraction_reveals_at_least_one_place() -> None:
     """2 places over the times 1, 0.8, ..: 1 - 0.8 of 2 is none, so the time goes on to 0.4 (0.6 of 2: one place)."""
     times = denoising_times(4, 0.2)
     two = torch.tensor([2])
-    assert adaptive_fraction(0, times, two, two).item() == pytest.approx(0.6)
-    assert int(2 * fixed_fraction(0, times, two, two)) == 0  # control: the fixed schedule wastes the step
+    assert adaptive_fraction(at(0), times, two, two).item() == pytest.approx(0.6)
+    assert int(2 * fixed_fraction(at(0), times, two, two)) == 0  # control: the fixed schedule wastes the step
 
 
 def test_adaptive_fraction_of_a_row_that_is_ahead_waits_for_its_time() -> None:
     """Confident decoding left 3 of 10 at step 0: r = 0.3, the first time below is 0.2, the last one: all."""
     times = denoising_times(4, 0.2)
-    assert adaptive_fraction(0, times, torch.tensor([3]), torch.tensor([10])).item() == 1
+    assert adaptive_fraction(at(0), times, torch.tensor([3]), torch.tensor([10])).item() == 1
 
 
 def test_adaptive_fraction_of_a_row_that_is_behind_catches_up() -> None:
     """All of 10 masked at step 2 (times 1, 0.8, 0.6, 0.4, 0.2): not before this step's next time, 0.4."""
     times = denoising_times(4, 0.2)
-    assert adaptive_fraction(2, times, torch.tensor([10]), torch.tensor([10])).item() == pytest.approx(0.6)
+    assert adaptive_fraction(at(2), times, torch.tensor([10]), torch.tensor([10])).item() == pytest.approx(0.6)
 
 
 def test_adaptive_fraction_is_each_rows_own() -> None:
     """A batch is as good as its rows alone, also with a row that has nothing to decide."""
     times = denoising_times(7, 1e-3)
     masked, maskable = torch.tensor([5, 0, 9, 1, 0]), torch.tensor([5, 3, 20, 8, 0])
-    together = adaptive_fraction(2, times, masked, maskable)
-    alone = [adaptive_fraction(2, times, masked[i : i + 1], maskable[i : i + 1]) for i in range(5)]
+    together = adaptive_fraction(at(2, 5), times, masked, maskable)
+    alone = [adaptive_fraction(at(2), times, masked[i : i + 1], maskable[i : i + 1]) for i in range(5)]
     assert torch.equal(together, torch.cat(alone))
     assert together[[1, 4]].tolist() == [1, 1]
     assert len(set(together.tolist())) > 2  # control
@@ -222,16 +274,6 @@ def test_ranking_temperature_of_entropy_takes_the_negative_entropy() -> None:
     ranks = rank_places("entropy", confidence, torch.ones(8000, 2, dtype=torch.bool), ranking_temperature=1.0)
     first = (ranks == 0).float().mean(dim=0)
     torch.testing.assert_close(first, torch.tensor([0.75, 0.25]), rtol=0, atol=0.02)  # 0.9 to 0.3
-
-
-def test_chosen_places_are_the_confident_ones_or_in_a_row_without_any_the_scheduled() -> None:
-    """Row 0 has two above 0.6, row 1 none, row 2's only one is decided already; the threshold itself does not pass."""
-    confidence = torch.tensor([[0.7, 0.65, 0.1], [0.6, 0.5, 0.1], [0.9, 0.3, 0.2]])
-    masked = torch.tensor([[True, True, True], [True, True, True], [False, True, True]])
-    scheduled = torch.tensor([[False, False, True], [True, False, False], [False, True, False]])
-    chosen = choose_places(scheduled, masked, confidence, 0.6)
-    assert chosen.tolist() == [[True, True, False], [True, False, False], [False, True, False]]
-    assert torch.equal(choose_places(scheduled, masked, confidence, None), scheduled)
 
 
 # Ends

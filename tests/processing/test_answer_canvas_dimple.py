@@ -122,6 +122,28 @@ def test_restrict_leaves_free_rows_and_keeps_rows_apart(tokenizer: DimpleTokeniz
     assert set(kept[1].nonzero()[:, 0].tolist()) == {number.vocabulary.encode(letter)[0] for letter in "ab"}
 
 
+def test_restrict_of_some_places_takes_all_decided_ones_into_account(tokenizer: DimpleTokenizer) -> None:
+    """A pass over one block has scores of its places only; what the others are or may become counts as ever."""
+    canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))
+    mask, nine = canvas.vocabulary.mask_id, canvas.vocabulary.encode("9")[0]
+    answer = torch.tensor([[nine, mask, mask], [mask, mask, mask]])
+    masked = answer == mask
+    constraint = CanvasConstraint([canvas, canvas])
+    rows = torch.tensor([0, 1])
+    whole = constraint.restrict(rows, answer, masked, torch.zeros(5, VOCAB_SIZE))
+    places = torch.tensor([[False, False, True], [True, False, True]])
+    some = constraint.restrict(rows, answer, masked, torch.zeros(3, VOCAB_SIZE), places)
+    assert torch.equal(some, whole[[1, 2, 4]])
+    assert not torch.equal(whole[1], whole[4])  # control: the rows differ at the last place
+    with pytest.raises(
+        ValueError, match="the answer of row 1 can no longer be completed"
+    ):  # though not by a scored one
+        constraint.restrict(
+            rows, torch.tensor([[nine, mask, mask], [mask, nine, nine]]), torch.tensor([[0, 1, 1], [1, 0, 0]]) > 0,
+            torch.zeros(1, VOCAB_SIZE), torch.tensor([[False, True, False], [False, False, False]]),
+        )  # fmt: skip
+
+
 def test_admit_reveals_in_order_of_confidence_what_fits_together(tokenizer: DimpleTokenizer) -> None:
     """`9` and `0` are each possible in 95 to 104, but not together: the surer one stays, the other waits."""
     canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))

@@ -59,15 +59,30 @@ def models(processor: DimpleProcessor) -> list[DimpleForConditionalGeneration]:
     return models
 
 
+#: Rules that reveal places together, each with options under which random weights make use of it.
+RULES: dict[str, dict[str, Any]] = {
+    "factor": {"confidence_factor": 3.0},
+    "entropy_bound": {"entropy_bound": 4.0},
+    "klass": {"confidence_threshold": 0.2, "kl_threshold": 0.5, "kl_history_length": 1},
+    "prophet": {"confidence_threshold": None, "gap_thresholds": [2.0, 1.0, 0.5]},
+    "wino": {"draft_threshold": 0.2, "verify_threshold": 0.5},
+}
+
+
 def random_options(rng: random.Random) -> dict[str, Any]:
     """Options of `generate`, among them few steps, in which places that exclude each other are decided together."""
-    options: dict[str, Any] = {
-        "confidence_threshold": rng.choice((0.3, 0.5, 0.7, 0.9, 0.95, 1.0, None)),
+    rule = rng.choice(("threshold", "threshold", *RULES))
+    threshold = rng.choice((0.3, 0.5, 0.7, 0.9, 0.95, 1.0, None))
+    options: dict[str, Any] = RULES.get(rule, {"confidence_threshold": threshold}) | {
+        "parallel_rule": rule,
         "unmasking": rng.choice(("confidence", "margin", "entropy", "random", "left_to_right")),
         "unmasking_schedule": rng.choice(("adaptive", "fixed")),
         "use_cache": rng.random() < 0.5,
         "max_denoising_steps": rng.choice((1, 2, 3, 5, 8, 13)),
     }
+    if rng.random() < 0.3:
+        # Each block needs a step.
+        options["block_length"] = rng.choice((2, 5, 1)) * -(-MAX_PLACES // options["max_denoising_steps"])
     if rng.random() < 0.5:
         options |= {"do_sample": True, "temperature": rng.choice((0.5, 1.0, 2.0)), "top_p": rng.choice((0.5, 1.0))}
         options["num_return_sequences"] = rng.choice((1, 2))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Two processes are one with the same global batch, and draw different masks."""
+"""Two processes are one with the same global batch, and draw different masks; so are two that share one model."""
 
 import json
 import os
@@ -19,11 +19,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import two_processes
+import two_processes_fsdp
 from safetensors.torch import load_file
 from training_run import CHECKPOINT
 
@@ -36,32 +38,36 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def train(output_dir: Path, mode: str, world_size: int) -> list[dict[str, Any]]:
-    """Runs the processes side by side, a single one right here; returns what each of them wrote."""
+def run_two(script: ModuleType, output_dir: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Runs a script as two processes side by side; returns what each of them wrote."""
     output_dir.mkdir()
-    if world_size == 1:
-        two_processes.main(output_dir, mode)
-        return [json.loads((output_dir / "0.json").read_text())]
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [
         subprocess.Popen(
-            [sys.executable, two_processes.__file__, str(output_dir), mode],
+            [sys.executable, script.__file__, str(output_dir), *arguments],
             env=os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        for rank in range(world_size)
+        for rank in range(2)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors.decode()[-3000:]
-    return [json.loads((output_dir / f"{rank}.json").read_text()) for rank in range(world_size)]
+    return [json.loads((output_dir / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def run_alone(script: ModuleType, output_dir: Path, *arguments: str) -> dict[str, Any]:
+    """Runs a script's `main` right here, as the only process."""
+    output_dir.mkdir()
+    script.main(output_dir, *arguments)
+    return json.loads((output_dir / "0.json").read_text())
 
 
 def test_training_on_two_processes_equals_one_across_the_switch(tmp_path: Path) -> None:
     """Losses are normalised by the tokens of the whole step, so how its rows are divided does not matter."""
-    (alone,) = train(tmp_path / "one", "fixed", 1)
-    first, second = train(tmp_path / "two", "fixed", 2)
+    alone = run_alone(two_processes, tmp_path / "one", "fixed")
+    first, second = run_two(two_processes, tmp_path / "two", "fixed")
     names = ("loss", "grad_norm", "learning_rate", "phase", "token_accuracy", "masked_token_accuracy")
     for step, expected in enumerate(alone["history"][:4]):
         for process in (first, second):  # also the numbers that a callback adds are those of all processes
@@ -80,7 +86,28 @@ def test_training_on_two_processes_equals_one_across_the_switch(tmp_path: Path) 
 
 def test_training_on_two_processes_draws_different_masks(tmp_path: Path) -> None:
     """The Trainer seeds all processes alike; without a seed of their own they would learn from the same masks."""
-    first, second = train(tmp_path / "two", "drawn", 2)
+    first, second = run_two(two_processes, tmp_path / "two", "drawn")
     assert len(first["levels"]) == len(second["levels"]) == 4  # 2 steps of 2 micro-batches of 1 row
     assert not set(first["levels"]) & set(second["levels"])
     assert first["trainers_own_seed_level"] == second["trainers_own_seed_level"]  # control
+
+
+def test_training_under_fsdp2_equals_one_process_and_saves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A step of each phase with the model in shards. `generate` works there once FSDP knows that it is a forward pass,
+    which the Trainer tells it; without, embedding the prompt meets a shard."""
+    alone = run_alone(two_processes_fsdp, tmp_path / "one")
+    processes = run_two(two_processes_fsdp, tmp_path / "two")
+    for process in processes:
+        assert process["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        assert process["answers"] == alone["answers"]
+        assert "mixed torch.Tensor and DTensor" in process["unregistered"]  # control: it is in shards
+    models = [DimpleForConditionalGeneration.from_pretrained(tmp_path / folder) for folder in ("one", "two")]
+    assert models[1].config.full_attn_mask
+    whole, gathered = (model.state_dict() for model in models)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(gathered[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    # Controls: training has moved the weights further than that, and the modes answer differently.
+    start = DimpleForConditionalGeneration.from_pretrained(CHECKPOINT).state_dict()
+    assert (whole["lm_head.weight"] - start["lm_head.weight"]).abs().max() > 1e-2
+    causal, bidirectional = alone["answers"]
+    assert causal != bidirectional

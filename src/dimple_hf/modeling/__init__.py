@@ -20,6 +20,7 @@ from .configuration_dimple import DimpleConfig, DimpleVisionConfig
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, DimpleGenerationOutput
 from .modeling_dimple import DimpleForConditionalGeneration, DimpleOutput, DimplePreTrainedModel
+from .streaming_dimple import DimpleGenerationStep
 
 __all__ = [
     "DimpleConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "DimpleGenerationConfig",
     "DimpleGenerationMixin",
     "DimpleGenerationOutput",
+    "DimpleGenerationStep",
     "DimpleOutput",
     "DimplePreTrainedModel",
     "DimpleVisionConfig",

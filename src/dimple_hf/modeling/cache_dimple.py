@@ -11,45 +11,98 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A key/value cache for denoising: the prompt's entries are kept, the answer's are renewed in place at every step.
+"""Keys and values during denoising: when they are computed anew, and memory in which they are overwritten in place.
 
-Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Imported by `canvas_dimple`.
+Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990), policy `"prompt"`; prefix and dual cache of Fast-dLLM,
+sections 3.1 and 3.2 (arXiv 2505.22618), policies `"block"` and `"dual"`. Imported by `canvas_dimple`,
+`generation_dimple` and, for its names, by `generation_config_dimple`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class PromptCacheLayer(CacheLayerMixin):
+@dataclass(frozen=True)
+class CachePolicy:
     """
-    Keys and values of one layer during denoising.
+    When a row's keys and values are all computed anew, and which of its places run in the passes between.
 
     ```text
-    pass 1 (all P + R places)     | prompt, kept for the rest of the generation | answer |
-    later passes (last R + 1)     | ............ P - 1 places ............ | last prompt place + answer, overwritten |
+    whole pass               | prompt                       | answer                                   |
+    passes between            ............................ x | all of it                                |
+      with `block_length`     .............................. | ......... x | its block | what follows   |
+      with `keeps_suffix`     .............................. | ......... x | its block | .............. |
     ```
 
-    The first `update` stores the states of the whole sequence; every later one overwrites those behind the prefix and
-    returns the whole again, from the same memory.
+    Dots are places whose keys and values are kept. The place x before the others runs with them, because its output
+    predicts the first of them. All of it is exact only in the pass that renews them: afterwards, what is kept has
+    seen an older answer.
 
     Args:
-        prefix_length (`int`):
-            Places that are never computed again.
+        interval (`int`, *optional*):
+            Passes from one renewal to the next; never again when missing.
+        block_length (`int`, *optional*):
+            Also renew a row when it comes to another block of this many places, and keep the blocks before.
+        keeps_suffix (`bool`, defaults to `False`):
+            Keep what follows the block, too.
+    """
+
+    interval: int | None = None
+    block_length: int | None = None
+    keeps_suffix: bool = False
+
+
+#: Passes from one renewal to the next under `"refresh"`, when nothing is said.
+DEFAULT_REFRESH_INTERVAL = 8
+
+#: Name -> function of the options `cache_refresh_interval` and `block_length` that returns the policy.
+CACHE_POLICIES: dict[str, Callable[[int | None, int | None], CachePolicy]] = {
+    "none": lambda interval, block_length: CachePolicy(interval=1),
+    "prompt": lambda interval, block_length: CachePolicy(),
+    "refresh": lambda interval, block_length: CachePolicy(interval=interval or DEFAULT_REFRESH_INTERVAL),
+    "block": lambda interval, block_length: CachePolicy(block_length=block_length),
+    "dual": lambda interval, block_length: CachePolicy(block_length=block_length, keeps_suffix=True),
+}
+
+#: Those that need a `block_length`.
+BLOCK_POLICIES = ("block", "dual")
+
+
+class CanvasCacheLayer(CacheLayerMixin):
+    """
+    Keys and values of one layer, for every place of prompt and answer, in memory that is allocated once.
+
+    Each pass writes the entries of the places that it runs over what lay there. A pass of whole rows sees what it
+    has just computed, any other the memory. In memory all heads of a place are neighbours, as the layers make them,
+    so that writing a place is copying one stretch.
+
+    Args:
+        num_rows (`int`):
+            Rows of the batch.
+        num_places (`int`):
+            Places of each row.
     """
 
     is_sliding = False
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, prefix_length: int):
+    def __init__(self, num_rows: int, num_places: int):
         super().__init__()
-        self.prefix_length = prefix_length
+        self.num_rows, self.num_places = num_rows, num_places
+        self.slots = torch.empty(0, dtype=torch.long)
+        self.width: int | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states.contiguous(), value_states.contiguous()
+        # Zeros, because attention multiplies what it does not see by 0, which leaves NaN what was NaN.
+        shape = (self.num_rows, self.num_places, key_states.shape[1], key_states.shape[3])
+        self.keys = key_states.new_zeros(shape).transpose(1, 2)
+        self.values = value_states.new_zeros(shape).transpose(1, 2)
         self.is_initialized = True
 
     def update(
@@ -58,43 +111,67 @@ class PromptCacheLayer(CacheLayerMixin):
         """
         Args:
             key_states, value_states (`torch.FloatTensor`, each `(batch_size, num_key_value_heads, length, head_dim)`):
-                Of the whole sequence in the first call, of the places behind the prefix afterwards.
+                Of the places that the pass runs, which [`CanvasCache.direct`] has named.
 
         Returns:
-            `tuple(torch.FloatTensor, torch.FloatTensor)`: Keys and values of the whole sequence.
+            `tuple(torch.FloatTensor, torch.FloatTensor)`: Keys and values that the pass sees.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        else:
-            self.keys[:, :, self.prefix_length :] = key_states
-            self.values[:, :, self.prefix_length :] = value_states
-        return self.keys, self.values
+        slots = self.slots.to(self.device)
+        for memory, states in ((self.keys, key_states), (self.values, value_states)):
+            by_place = memory.transpose(1, 2).flatten(0, 1).flatten(1)
+            by_place.index_copy_(0, slots, states.transpose(1, 2).flatten(0, 1).flatten(1))
+        if self.width is None:
+            return key_states, value_states
+        return self.keys[:, :, : self.width], self.values[:, :, : self.width]
 
     def get_seq_length(self) -> int:
-        return self.prefix_length if self.is_initialized else 0
+        return self.num_places if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
+        return query_length if self.width is None else self.width, 0
 
     def get_max_length(self) -> int:
-        return -1
+        return self.num_places
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps only the rows `indices` (`torch.LongTensor` of shape `(num_rows,)`) of the batch."""
-        self.keys, self.values = self.keys[indices], self.values[indices]
+        self.num_rows = len(indices)
+        if self.is_initialized:
+            self.keys = self.keys.transpose(1, 2)[indices].transpose(1, 2)
+            self.values = self.values.transpose(1, 2)[indices].transpose(1, 2)
 
 
-class PromptCache(Cache):
+class CanvasCache(Cache):
     """
-    A [`PromptCacheLayer`] for each layer of the language model.
+    A [`CanvasCacheLayer`] for each layer of the language model.
 
     Args:
         num_hidden_layers (`int`):
             Layers of the language model.
-        prefix_length (`int`):
-            Places at the front that are never computed again: all of the prompt but its last token, whose output
-            predicts the first answer token.
+        num_rows (`int`):
+            Rows of the batch.
+        num_places (`int`):
+            Places of each row: prompt and longest answer.
     """
 
-    def __init__(self, num_hidden_layers: int, prefix_length: int):
-        super().__init__(layers=[PromptCacheLayer(prefix_length) for _ in range(num_hidden_layers)])
+    def __init__(self, num_hidden_layers: int, num_rows: int, num_places: int):
+        super().__init__(layers=[CanvasCacheLayer(num_rows, num_places) for _ in range(num_hidden_layers)])
+
+    def direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
+        """
+        Says what the next pass runs and sees.
+
+        Args:
+            rows (`torch.LongTensor` of shape `(num_run_rows,)`):
+                The rows that it runs.
+            places (`torch.LongTensor` of shape `(num_run_rows, length)`):
+                The places of each that it runs. One may come twice, if it does with the same token and position.
+            width (`int`, *optional*):
+                It sees the first `width` places of all rows in memory, which are then the rows that it runs; when
+                missing, what it computes itself, for which it must run whole rows.
+        """
+        slots = (rows[:, None] * self.layers[0].num_places + places).flatten()
+        for layer in self.layers:
+            layer.slots, layer.width = slots, width

@@ -13,15 +13,17 @@
 # limitations under the License.
 """Runs the model over a prompt and an answer canvas, as often as denoising asks, computing only what a step needs.
 
-Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Knows the prompt, the cache and the attention mask;
-knows nothing of how tokens are chosen. Imported by `denoising_dimple` and
-`generation_dimple`.
+Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Knows the prompt, the cache, the attention mask and how
+much of the canvas each row uses; knows nothing of how tokens are chosen. Imported by `denoising_dimple`,
+`length_dimple` and `generation_dimple`.
 """
+
+import math
 
 import torch
 from transformers import PreTrainedModel
 
-from .cache_dimple import PromptCache
+from .cache_dimple import CachePolicy, CanvasCache
 
 
 class CanvasRunner:
@@ -29,9 +31,13 @@ class CanvasRunner:
     One prompt batch with room for an answer.
 
     The images are encoded before, once, and the prompt is embedded once: an image placeholder that the model writes
-    into the answer is a token like any other. With the cache, the first pass runs all places and later ones only the
-    last prompt token, whose output predicts the first answer token, and the answer. The attention mask of each kind
-    of pass is prepared once; without padding there is none, which lets sdpa take its fastest kernels.
+    into the answer is a token like any other. A whole pass runs all places of a row and fills its part of the cache;
+    any other pass runs a window of each row: what the policy does not keep, and the place before it, whose output
+    predicts the first of these. Each row is renewed on its own account, so that it does not depend on its neighbours:
+    in a step in which only some rows are due, a whole pass of these comes before the window of all.
+
+    Places behind the longest canvas of the batch are not run. The attention mask of each kind of pass is prepared
+    once; without padding there is none, which lets sdpa take its fastest kernels.
 
     Args:
         model (`DimpleForConditionalGeneration`):
@@ -39,13 +45,13 @@ class CanvasRunner:
         input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`):
             Prompt tokens, padded on the left.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length + answer_length)`):
-            1 at tokens, 0 at padding.
+            1 at tokens, 0 at padding: before a prompt, and behind a canvas that is shorter than `answer_length`.
         position_ids (`torch.LongTensor` of shape `(3, batch_size, prompt_length + answer_length)`):
             Positions on the three axes.
         image_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
             Features of all images, in the order of their placeholders.
-        use_cache (`bool`):
-            Whether to keep the prompt's keys and values of the first pass.
+        cache_policy (`CachePolicy`):
+            Which keys and values to keep, and for how long.
     """
 
     def __init__(
@@ -55,37 +61,87 @@ class CanvasRunner:
         attention_mask: torch.LongTensor,
         position_ids: torch.LongTensor,
         image_features: torch.FloatTensor | None,
-        use_cache: bool,
+        cache_policy: CachePolicy,
     ):
         self.model = model
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
+        self.prompt_length = input_ids.shape[1]
         self.prompt_embeds = model.embed(input_ids, image_features)
-        self.cache = PromptCache(model.config.num_hidden_layers, input_ids.shape[1] - 1) if use_cache else None
-        self._masks: dict[int, dict[str, torch.Tensor | None]] = {}
+        self.policy = cache_policy
+        self.cache: CanvasCache | None = None
+        if cache_policy.interval != 1:  # with 1, every pass is whole and nothing is kept
+            self.cache = CanvasCache(model.config.num_hidden_layers, len(input_ids), attention_mask.shape[1])
+        self.canvas_lengths = _canvas_lengths(attention_mask[:, self.prompt_length :])
+        # What each row was renewed for, its block and the length of its canvas; and the passes that this has served.
+        self._renewed_for: list[tuple[int, int] | None] = [None] * len(input_ids)
+        self._ages = [0] * len(input_ids)
+        self._masks: dict[tuple[int, int], dict[str, torch.Tensor | None]] = {}
 
     def logits(self, answer: torch.LongTensor, places: torch.BoolTensor) -> torch.FloatTensor:
         """
-        Scores for some places of the answer.
+        Scores for some places of the answer, from one pass over each row.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
                 Answer tokens, masked where not yet decided.
             places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-                `True` where scores are wanted.
+                `True` where scores are wanted. The first of a row is in its present block.
 
         Returns:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
         """
-        start = self._first_place()
-        keep = places.new_zeros(len(answer), self.attention_mask.shape[1] - start)
-        keep[:, -answer.shape[1] - 1 : -1] = places  # the output one place before a token predicts it
-        return self._run(answer, start, keep)
+        blocks, last_blocks = self._blocks(places)
+        due = [row for row, block in enumerate(blocks) if self._is_due(row, block)]
+        if self.policy.keeps_suffix:  # the window ends with the block
+            due = [row for row, block in enumerate(blocks) if row in due or last_blocks[row] > block]
+        whole_logits = self.whole_logits(answer, places, due, blocks) if due else None
+        self._ages = [age + 1 for age in self._ages]
+        if len(due) == len(answer):
+            return whole_logits
+        # The rows that are due run once more with the others, for nothing: else the others' cache had to be copied.
+        of_others = places.clone()
+        of_others[due] = False
+        width = self._width()
+        window_logits = self._run_window(
+            answer, width, self._window(blocks, width), self._predictors(of_others, width)
+        )
+        if whole_logits is None:
+            return window_logits
+        is_window = of_others[places]
+        logits = window_logits.new_empty(len(is_window), window_logits.shape[1])
+        logits[is_window], logits[~is_window] = window_logits, whole_logits
+        return logits
+
+    def whole_logits(
+        self, answer: torch.LongTensor, places: torch.BoolTensor, rows: list[int], blocks: list[int]
+    ) -> torch.FloatTensor:
+        """
+        Scores for some places of some rows' answers, from a pass that renews these rows' keys and values.
+
+        Args:
+            answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+                Answer tokens, masked where not yet decided.
+            places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+                `True` where scores are wanted; of other rows than `rows` nothing is returned.
+            rows (`list[int]`):
+                The rows to run, in ascending order.
+            blocks (`list[int]`):
+                The block that each row of the batch is in.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
+        """
+        for row in rows:
+            self._renewed_for[row], self._ages[row] = (blocks[row], self.canvas_lengths[row]), 0
+        width = self._width()
+        return self._run_whole(answer, width, rows, self._predictors(places, width))
 
     def all_logits(self, answer: torch.LongTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """
-        Scores for every place that this pass runs: the whole sequence, or with a filled cache its end.
+        Scores for every place that this pass runs: the whole sequence, or with a filled cache its end. Only under
+        policies without blocks.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
@@ -96,8 +152,14 @@ class CanvasRunner:
             `(batch_size, length, vocab_size)`: Tokens, and float32 logits shifted so that those at place j are for the
             token at place j (the first place keeps its own).
         """
-        start = self._first_place()
-        logits = self._run(answer, start, None)
+        rows, width = list(range(len(answer))), self.attention_mask.shape[1]
+        if self._is_due(0, 0):  # then all are: they have run together since the first pass
+            self._renewed_for, self._ages = [(0, length) for length in self.canvas_lengths], [1 for _ in rows]
+            start, logits = 0, self._run_whole(answer, width, rows, None)
+        else:
+            self._ages = [age + 1 for age in self._ages]
+            start = self.prompt_length - 1
+            logits = self._run_window(answer, width, self._window([0 for _ in rows], width), None)
         logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         return torch.cat([self.input_ids[:, start:], answer], dim=1), logits
 
@@ -105,33 +167,127 @@ class CanvasRunner:
         """Makes `rows` (`torch.LongTensor` of shape `(num_rows,)`) the new batch; one may come twice."""
         self.input_ids, self.attention_mask = self.input_ids[rows], self.attention_mask[rows]
         self.prompt_embeds, self.position_ids = self.prompt_embeds[rows], self.position_ids[:, rows]
-        if self.cache is not None and self.cache.get_seq_length() > 0:
+        if self.cache is not None:
             self.cache.batch_select_indices(rows)
+        kept = rows.tolist()
+        self.canvas_lengths = [self.canvas_lengths[row] for row in kept]
+        self._renewed_for = [self._renewed_for[row] for row in kept]
+        self._ages = [self._ages[row] for row in kept]
         self._masks.clear()
 
-    def _first_place(self) -> int:
-        return 0 if self.cache is None else self.cache.get_seq_length()
+    def resize_canvases(self, lengths: list[int]) -> None:
+        """Gives each row a canvas of its length in `lengths`, in places. One that has grown is renewed in its next
+        pass; the keys and values of one that has shrunk stay, though they have seen what is now gone."""
+        for row, (before, after) in enumerate(zip(self.canvas_lengths, lengths, strict=True)):
+            renewed_for = self._renewed_for[row]
+            if renewed_for is not None and after < before:
+                self._renewed_for[row] = (renewed_for[0], after)
+        self.canvas_lengths = lengths
+        prompt_mask, answer_mask = self.attention_mask.tensor_split([self.prompt_length], dim=1)
+        places = torch.arange(answer_mask.shape[1], device=answer_mask.device)
+        in_canvas = places < torch.tensor(lengths, device=answer_mask.device)[:, None]
+        self.attention_mask = torch.cat([prompt_mask, in_canvas.to(prompt_mask.dtype)], dim=1)
+        self._masks.clear()
 
-    def _run(self, answer: torch.LongTensor, start: int, keep: torch.BoolTensor | None) -> torch.FloatTensor:
+    def _blocks(self, places: torch.BoolTensor) -> tuple[list[int], list[int]]:
+        """The blocks of each row's first and last place; one for all without blocks."""
+        if self.policy.block_length is None:
+            return [0] * len(places), [0] * len(places)
+        first, last = places.int().argmax(dim=1), places.shape[1] - 1 - places.flip(1).int().argmax(dim=1)
+        first_blocks, last_blocks = (torch.stack([first, last]) // self.policy.block_length).tolist()
+        return first_blocks, last_blocks
+
+    def _is_due(self, row: int, block: int) -> bool:
+        is_old = self.cache is None or (self.policy.interval or math.inf) <= self._ages[row]
+        return is_old or self._renewed_for[row] != (block, self.canvas_lengths[row])
+
+    def _width(self) -> int:
+        """Places of the prompt and of the longest canvas: what lies behind is nothing to anybody."""
+        return self.prompt_length + max(self.canvas_lengths)
+
+    def _predictors(self, places: torch.BoolTensor, width: int) -> torch.BoolTensor:
+        """From places of the answer to those, of `width` in the sequence, whose outputs predict them: one before."""
+        predictors = places.new_zeros(len(places), width)
+        predictors[:, self.prompt_length - 1 : -1] = places[:, : width - self.prompt_length]
+        return predictors
+
+    def _window(self, blocks: list[int], width: int) -> torch.LongTensor:
+        """Which places of each row to run, `(batch_size, length)`; a row that has fewer repeats its last one."""
+        block_length = self.policy.block_length or 0
+        starts = [self.prompt_length - 1 + block * block_length for block in blocks]
+        stops = [min(start + 1 + block_length, width) if self.policy.keeps_suffix else width for start in starts]
+        length = max(stop - start for start, stop in zip(starts, stops, strict=True))
+        bounds = torch.tensor([starts, stops], device=self.input_ids.device)[..., None]
+        return (bounds[0] + torch.arange(length, device=bounds.device)).minimum(bounds[1] - 1)
+
+    def _run_whole(
+        self, answer: torch.LongTensor, width: int, rows: list[int], predictors: torch.BoolTensor | None
+    ) -> torch.FloatTensor:
+        """Runs `width` places of some rows; scores where `predictors`, which is for all rows, says, or everywhere."""
+        index = torch.tensor(rows, device=answer.device)
+        self._direct(index, torch.arange(width, device=answer.device).expand(len(rows), -1), None)
+        answer_embeds = self.model.embed(answer[index, : width - self.prompt_length])
+        is_whole_batch = len(rows) == len(answer)
+        return self._run(
+            torch.cat([self.prompt_embeds[index], answer_embeds], dim=1),
+            self._mask(width, width) if is_whole_batch else self._make_mask(self.attention_mask[index, :width], width),
+            self.position_ids[:, index, :width],
+            None if predictors is None else predictors[index],
+        )
+
+    def _run_window(
+        self, answer: torch.LongTensor, width: int, window: torch.LongTensor, predictors: torch.BoolTensor | None
+    ) -> torch.FloatTensor:
+        """Runs the places `window` of all rows, which see `width`; scores as above, but for places of the sequence."""
+        index = torch.arange(len(answer), device=answer.device)
+        self._direct(index, window, width)
+        start = self.prompt_length - 1  # no window begins before
+        answer_embeds = self.model.embed(answer[:, : width - self.prompt_length])
+        embeds = torch.cat([self.prompt_embeds[:, start:], answer_embeds], dim=1)
+        return self._run(
+            embeds[index[:, None], window - start],
+            self._mask(window.shape[1], width),
+            self.position_ids[:, index[:, None], window],
+            None if predictors is None else predictors.gather(1, window),
+        )
+
+    def _direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
+        if self.cache is not None:
+            self.cache.direct(rows, places, width)
+
+    def _run(
+        self,
+        inputs_embeds: torch.FloatTensor,
+        mask: dict[str, torch.Tensor | None],
+        position_ids: torch.LongTensor,
+        keep: torch.BoolTensor | None,
+    ) -> torch.FloatTensor:
         logits = self.model(
-            inputs_embeds=torch.cat([self.prompt_embeds[:, start:], self.model.embed(answer)], dim=1),
-            attention_mask=self._prepared_mask(start),
-            position_ids=self.position_ids[:, :, start:],
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
             past_key_values=self.cache,
             is_causal=False,
             logits_to_keep=keep,
         ).logits
-        return logits.to(answer.device, torch.float32)
+        return logits.to(self.input_ids.device, torch.float32)
 
-    def _prepared_mask(self, start: int) -> dict[str, torch.Tensor | None]:
-        if start not in self._masks:
-            length = self.attention_mask.shape[1] - start
-            # Only shape, dtype and device of the embeddings matter to a mask.
-            shape_only = torch.empty(
-                len(self.attention_mask), length, 0, dtype=self.model.dtype, device=self.attention_mask.device
-            )
-            padding = None if bool(self.attention_mask.all()) else self.attention_mask
-            self._masks[start] = self.model.model.prepare_attention_mask(
-                shape_only, padding, self.cache, is_causal=False
-            )
-        return self._masks[start]
+    def _mask(self, num_queries: int, width: int) -> dict[str, torch.Tensor | None]:
+        """What the attention backend wants for so many places of all rows that see `width`; made once."""
+        if (num_queries, width) not in self._masks:
+            self._masks[num_queries, width] = self._make_mask(self.attention_mask[:, :width], num_queries)
+        return self._masks[num_queries, width]
+
+    def _make_mask(self, attention_mask: torch.LongTensor, num_queries: int) -> dict[str, torch.Tensor | None]:
+        # Only shape, dtype and device of the embeddings matter to a mask.
+        shape_only = torch.empty(
+            len(attention_mask), num_queries, 0, dtype=self.model.dtype, device=attention_mask.device
+        )
+        padding = None if bool(attention_mask.all()) else attention_mask
+        return self.model.model.prepare_attention_mask(shape_only, padding, self.cache, is_causal=False)
+
+
+def _canvas_lengths(answer_mask: torch.LongTensor) -> list[int]:
+    """Places of each row up to the last that is no padding; `answer_mask` has shape `(batch_size, answer_length)`."""
+    places = torch.arange(1, answer_mask.shape[1] + 1, device=answer_mask.device)
+    return ((answer_mask != 0) * places).amax(dim=1).tolist()

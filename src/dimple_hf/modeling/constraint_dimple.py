@@ -25,8 +25,8 @@ class AnswerConstraint(Protocol):
     """
     Says which tokens an answer's places can still take, given what is decided of it.
 
-    It must have no dead ends: as long as what was admitted is all that was revealed, every masked place has a
-    possible token.
+    It must have no dead ends: as long as what is decided was admitted, every masked place has a possible token. And it
+    must answer from what it is given alone, because some rules mask places again.
     """
 
     @property
@@ -47,6 +47,7 @@ class AnswerConstraint(Protocol):
         answer: torch.LongTensor,
         masked: torch.BoolTensor,
         logits: torch.FloatTensor,
+        places: torch.BoolTensor | None = None,
     ) -> torch.FloatTensor:
         """
         Called before tokens and confidences are taken.
@@ -59,7 +60,9 @@ class AnswerConstraint(Protocol):
             masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
                 `True` where a place is not yet decided.
             logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
-                Scores of the masked places, row by row; may be changed in place.
+                Scores of `places`, row by row; may be changed in place.
+            places (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
+                `True` at those of the masked places that this pass can decide; all of them when missing.
 
         Returns:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: The scores, -inf at impossible tokens.

@@ -14,27 +14,33 @@
 """The denoising loop: from an answer of mask tokens to a decided one, each row as if it were alone.
 
 Source: Dimple, section 4 (arXiv 2505.16990) and the released decoding loop. What runs the model is in
-`canvas_dimple`, the decisions are in `unmasking_dimple`; here they are put together. Imported by `generation_dimple`
-and `upstream_dimple`.
+`canvas_dimple`, the decisions are in `unmasking_dimple` and `rules_dimple`; here they are put together. Imported by
+`generation_dimple` and `upstream_dimple`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .canvas_dimple import CanvasRunner
 from .constraint_dimple import AnswerConstraint
+from .length_dimple import LengthPlan, end_in_sight, fitted_lengths, last_places, longer, resized
+from .rules_dimple import PARALLEL_RULES, ParallelRule, PassMemory, PassScores, spread
 from .streaming_dimple import DraftStreamer
 from .unmasking_dimple import (
     CONFIDENCE_MEASURES,
     SCHEDULES,
-    choose_places,
+    active_places,
+    block_steps,
     denoising_times,
     filter_logits,
     finished_rows,
+    present_block,
     rank_places,
+    steps_per_block,
 )
 
 #: Last value of the schedules' time grid, the original's default.
@@ -62,6 +68,12 @@ class DenoisingPlan:
             Draw tokens instead of taking the most probable ones.
         temperature, top_p, top_k:
             See `filter_logits`.
+        block_length, parallel_rule (*optional*):
+            See [`DimpleGenerationConfig`].
+        rule_options (`Mapping[str, Any]`):
+            The rule's options but for the confidence threshold.
+        lengths (`LengthPlan`, *optional*):
+            How canvases change their lengths; they do not when missing.
         eps (`float`):
             Last time of the schedules.
         filtered_confidence (`bool`):
@@ -86,6 +98,10 @@ class DenoisingPlan:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    block_length: int | None = None
+    parallel_rule: str = "threshold"
+    rule_options: Mapping[str, Any] = field(default_factory=dict)
+    lengths: LengthPlan | None = None
 
     eps: float = DEFAULT_EPS
     filtered_confidence: bool = False
@@ -93,6 +109,11 @@ class DenoisingPlan:
     independent_places: bool = False
     one_by_one: bool = False
     run_all_steps: bool = False
+
+    @property
+    def rule(self) -> ParallelRule:
+        """The rule that decides what a pass reveals beyond its schedule."""
+        return PARALLEL_RULES[self.parallel_rule]
 
     def choose_tokens(self, logits: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """
@@ -121,41 +142,62 @@ class DenoisingPlan:
         return tokens, confidence
 
     def choose_places(
-        self,
-        step: int,
-        times: torch.FloatTensor,
-        masked: torch.BoolTensor,
-        num_maskable: torch.LongTensor,
-        confidence: torch.FloatTensor,
+        self, step: int, open_places: torch.BoolTensor, maskable: torch.BoolTensor, scores: PassScores
     ) -> torch.BoolTensor:
         """
+        What the rule reveals; in a row where that is nothing, what the schedule does; in a row that is closing,
+        everything in its present block.
+
         Args:
             step (`int`):
                 Index of the step, from 0.
-            times (`torch.FloatTensor` of shape `(num_steps + 1,)`):
-                Time grid of the schedule.
-            masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-                `True` where a place is not yet decided.
-            num_maskable (`torch.LongTensor` of shape `(batch_size,)`):
-                Masked places of each row before the first step.
-            confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
-                Confidence of each masked place.
+            open_places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+                `True` where a place is masked or, under a rule that takes back, not yet verified.
+            maskable (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+                `True` where a place was masked before the first step.
+            scores (`PassScores`):
+                What the pass says about the places of each row's present block.
 
         Returns:
             `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the places to reveal now.
         """
-        is_last = step == self.num_steps - 1
-        if is_last and not (self.one_by_one and self.confidence_threshold is None):
+        masked = scores.masked
+        if self.is_last(step) and not (self.one_by_one and self.confidence_threshold is None):
             return masked
+        num_steps = steps_per_block(self.num_steps, masked.shape[1], self.block_length)
+        steps = block_steps(step, num_steps, open_places, self.block_length)
+        # Down to eps, the last two places come together where there are as many steps as places. That is the
+        # original's habit and happens once in an answer; in every block it would be many, so there the grid goes on
+        # below 0, where each step reveals one.
+        eps = self.eps if self.block_length is None else -self.eps
+        times = denoising_times(num_steps, eps, masked.device)
         num_masked = masked.sum(dim=1)
-        fraction = SCHEDULES[self.unmasking_schedule](step, times, num_masked, num_maskable)
+        num_maskable = (maskable & present_block(open_places, self.block_length)).sum(dim=1)
+        fraction = SCHEDULES[self.unmasking_schedule](steps, times, num_masked, num_maskable)
         if self.independent_places:
             scheduled = masked & (torch.rand(masked.shape, device=masked.device) < fraction[:, None])
         else:
             counts = torch.ones_like(num_masked) if self.one_by_one else (num_masked * fraction).int()
-            ranks = rank_places(self.unmasking, confidence, masked, self.ranking_temperature)
+            ranks = rank_places(self.unmasking, scores.confidence, masked, self.ranking_temperature)
             scheduled = masked & (ranks < counts[:, None])
-        return choose_places(scheduled, masked, confidence, self.confidence_threshold)
+        options = {"confidence_threshold": self.confidence_threshold, **self.rule_options}
+        chosen = self.rule.choose(scores, **{name: options[name] for name in self.rule.options})
+        chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, scheduled)
+        if self.block_length is not None:
+            chosen = torch.where(self.is_closing(step, open_places)[:, None], masked, chosen)
+        return chosen
+
+    def is_last(self, step: int) -> bool:
+        """Whether no step follows `step`."""
+        return step == self.num_steps - 1
+
+    def is_closing(self, step: int, open_places: torch.BoolTensor) -> torch.BoolTensor:
+        """Which rows are in the last step of the answer, or of their present block; of shape `(batch_size,)`."""
+        if self.block_length is None:
+            return torch.full((len(open_places),), self.is_last(step), device=open_places.device)
+        num_steps = steps_per_block(self.num_steps, open_places.shape[1], self.block_length)
+        steps = block_steps(step, num_steps, open_places, self.block_length)
+        return (steps == num_steps - 1) | self.is_last(step)
 
 
 def _check_finite(values: torch.Tensor) -> None:
@@ -213,38 +255,290 @@ class DenoisingHooks:
         return after[:, prompt.shape[1] :]
 
 
+def _restricted(
+    constraint: AnswerConstraint,
+    rows: torch.LongTensor,
+    answer: torch.LongTensor,
+    masked: torch.BoolTensor,
+    places: torch.BoolTensor,
+    logits: torch.FloatTensor,
+) -> torch.FloatTensor:
+    """
+    Returns the `logits` of `places` as the constraint leaves them: at masked places given what is decided, at decided
+    ones, which only a rule that takes back has among them, given what such a rule cannot take back.
+    """
+    is_masked = masked[places]
+    if bool(is_masked.all()):
+        return constraint.restrict(rows, answer, masked, logits, places)
+    restricted = torch.empty_like(logits)
+    restricted[is_masked] = constraint.restrict(rows, answer, masked, logits[is_masked], places & masked)
+    restricted[~is_masked] = constraint.restrict(rows, answer, masked | places, logits[~is_masked], places & ~masked)
+    return restricted
+
+
 def _reveal(
     plan: DenoisingPlan,
     step: int,
-    times: torch.FloatTensor,
-    num_maskable: torch.LongTensor,
     answer: torch.LongTensor,
+    places: torch.BoolTensor,
+    open_places: torch.BoolTensor,
     logits: torch.FloatTensor,
     rows: torch.LongTensor,
+    memory: PassMemory,
     constraint: AnswerConstraint | None,
 ) -> torch.LongTensor:
-    """Returns the answer behind steps 3 and 4 of [`denoise`]; the arguments are its variables."""
+    """Returns the answer behind steps 3 and 4 of [`denoising_states`]; the arguments are its variables."""
     while True:
         # 3.
         masked = answer == plan.mask_token_id
         if constraint is not None:
-            logits = constraint.restrict(rows, answer, masked, logits)
+            logits = _restricted(constraint, rows, answer, masked, places, logits)
         tokens, confidence = plan.choose_tokens(logits)
 
         # 4.
-        confidence = torch.zeros_like(masked, dtype=confidence.dtype).masked_scatter(masked, confidence)
-        chosen = plan.choose_places(step, times, masked, num_maskable, confidence)
-        proposed = answer.masked_scatter(masked, tokens)
+        if plan.rule.compares_passes:
+            memory.compare(places, logits, plan.rule_options["kl_threshold"])
+        num_maskable = memory.maskable.sum(dim=1)
+        progress = (num_maskable - masked.sum(dim=1)) / num_maskable.clamp(min=1)
+        scores = PassScores(
+            masked & places, places, logits, spread(places, confidence), progress, memory.stable_passes
+        )
+        chosen = plan.choose_places(step, open_places, memory.maskable, scores)
+        proposed = answer.masked_scatter(places, tokens)
         if constraint is not None:
-            chosen = constraint.admit(rows, answer, masked, proposed, chosen, confidence)
+            chosen = constraint.admit(rows, answer, masked, proposed, chosen, scores.confidence)
+        if plan.rule.takes_back:
+            closing = plan.is_closing(step, open_places)[:, None]
+            suspicious = memory.verify(scores, answer, plan.rule_options["verify_threshold"]) & ~closing
+            memory.drafted = chosen & ~closing
+            proposed, chosen = proposed.masked_fill(suspicious, plan.mask_token_id), chosen | suspicious
         answer = torch.where(chosen, proposed, answer)
-        if constraint is None or step < plan.num_steps - 1:
+        if constraint is None or not plan.is_last(step):
             return answer
         # The last step decides everything, so what had to wait chooses again among what is still possible.
-        undecided = (answer == plan.mask_token_id)[masked]
+        undecided = (answer == plan.mask_token_id)[places]
         if not bool(undecided.any()):
             return answer
-        logits = logits[undecided]
+        logits, places = logits[undecided], answer == plan.mask_token_id
+
+
+def _processed(
+    processors: LogitsProcessorList,
+    runner: CanvasRunner,
+    answer: torch.LongTensor,
+    places: torch.BoolTensor,
+    logits: torch.FloatTensor,
+) -> torch.FloatTensor:
+    """Returns the `logits` of `places` as the processors leave them."""
+    if not len(processors):
+        return logits
+    sequences = torch.cat([runner.input_ids, answer], dim=1)
+    return processors(sequences[places.nonzero()[:, 0]], logits)
+
+
+def _resize(
+    plan: DenoisingPlan,
+    length_plan: LengthPlan,
+    runner: CanvasRunner,
+    answer: torch.LongTensor,
+    lengths: torch.LongTensor,
+) -> torch.LongTensor:
+    """Returns the answer with canvases of these lengths, of shape `(batch_size,)`, which the runner has then, too."""
+    before = torch.tensor(runner.canvas_lengths, device=answer.device)
+    runner.resize_canvases(lengths.tolist())
+    return resized(answer, before, lengths, plan.mask_token_id, length_plan.pad_token_id)
+
+
+def _look_for_end(
+    plan: DenoisingPlan,
+    length_plan: LengthPlan,
+    runner: CanvasRunner,
+    processors: LogitsProcessorList,
+    answer: torch.LongTensor,
+    looking: list[int],
+    num_passes: torch.LongTensor,
+) -> tuple[torch.LongTensor, list[int]]:
+    """
+    One pass over the all-masked canvases of the rows `looking`. Returns the answer, with longer canvases where the end
+    is not in sight, and the rows that have to look again: not those whose canvas cannot grow any more.
+    """
+    lengths = torch.tensor(runner.canvas_lengths, device=answer.device)
+    places = torch.zeros_like(answer, dtype=torch.bool)
+    places[looking] = last_places(lengths, answer.shape[1])[looking]
+    logits = runner.whole_logits(answer, places, looking, [0] * len(answer))
+    logits = _processed(processors, runner, answer, places, logits)
+    num_passes[looking] += 1
+    grows = places.any(dim=1) & ~end_in_sight(logits, places, plan.end_token_ids)
+    lengths = torch.where(grows, longer(lengths, answer.shape[1]), lengths)
+    looks_again = (grows & (lengths < answer.shape[1])).nonzero().squeeze(1).tolist()
+    return _resize(plan, length_plan, runner, answer, lengths), looks_again
+
+
+def _fit_canvases(
+    plan: DenoisingPlan,
+    length_plan: LengthPlan,
+    runner: CanvasRunner,
+    answer: torch.LongTensor,
+    verified: torch.LongTensor,
+    memory: PassMemory,
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    Fits canvases to what is decided of them, which `verified` shows: the answer where all else is masked. Returns the
+    answer, and `True` at the places behind canvases that may grow over them.
+    """
+    lengths = torch.tensor(runner.canvas_lengths, device=answer.device)
+    fitted, may_grow = fitted_lengths(verified, lengths, plan.mask_token_id, plan.end_token_ids, length_plan)
+    in_canvas = torch.arange(answer.shape[1], device=answer.device) < fitted[:, None]
+    if not torch.equal(fitted, lengths):
+        answer = _resize(plan, length_plan, runner, answer, fitted)
+        memory.maskable = (memory.maskable & in_canvas) | (answer == plan.mask_token_id)
+        memory.drafted &= in_canvas
+    return answer, may_grow[:, None] & ~in_canvas
+
+
+@dataclass(frozen=True)
+class DenoisingState:
+    """
+    What the loop has come to. Its tensors are the loop's own: they change with the next step.
+
+    Args:
+        num_steps (`int`):
+            Steps done.
+        answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+            Answer tokens, masked where not yet decided.
+        settled (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` where nothing changes any more.
+        finished (`torch.BoolTensor` of shape `(batch_size,)`):
+            `True` for rows in which nothing changes any more.
+        num_passes (`torch.LongTensor` of shape `(batch_size,)`):
+            Passes of the model over each row.
+    """
+
+    num_steps: int
+    answer: torch.LongTensor
+    settled: torch.BoolTensor
+    finished: torch.BoolTensor
+    num_passes: torch.LongTensor
+
+
+@torch.no_grad()
+def denoising_states(
+    runner: CanvasRunner,
+    answer: torch.LongTensor,
+    plan: DenoisingPlan,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    hooks: DenoisingHooks | None = None,
+    constraint: AnswerConstraint | None = None,
+) -> Iterator[DenoisingState]:
+    """
+    The reverse process, as far as the caller takes it: nothing runs before the next state is asked for.
+
+    0. With an initial length, rows look for their end: a pass over a canvas of masks, which is made longer for as long
+       as the end is not in sight.
+
+    Each step:
+
+    1. Canvases are fitted to what is decided; rows that are finished leave the batch.
+    2. One pass of the model: scores of the masked places of each row's present block, the leftmost unfinished one.
+    3. A token and a confidence for each of them.
+    4. Reveal the places that the rule chooses, or the schedule; what is revealed never changes, unless the rule takes
+       back. Such a rule also scores what it revealed in the block, and a row is not finished before all up to its end
+       has been verified.
+    5. Record the answer, ask the stopping criteria.
+
+    Args:
+        runner (`CanvasRunner`):
+            Runs the model over the prompts; rows leave it as they finish.
+        answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+            The canvas to start from: fixed tokens and mask tokens.
+        plan (`DenoisingPlan`):
+            What to do.
+        processors (`LogitsProcessorList`):
+            Called with `(num_places, length)` sequences and `(num_places, vocab_size)` scores of the masked places.
+        criteria (`StoppingCriteriaList`):
+            Called with the sequences of the unfinished rows after each step; `True` ends a row.
+        hooks (`DenoisingHooks`, *optional*):
+            The original's hooks; with them rows stay in the batch until all are finished.
+        constraint (`AnswerConstraint`, *optional*):
+            What the answers must keep to.
+
+    Yields:
+        [`DenoisingState`]: After each look, before the first step and after each one. In the last, all rows are
+        finished.
+    """
+    num_passes = torch.zeros(len(answer), dtype=torch.long, device=answer.device)
+    rows = torch.arange(len(answer), device=answer.device)  # those of `decoded` that `answer` holds
+    stopped = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
+    # Of all rows, as `decoded`.
+    all_settled, all_finished = torch.zeros_like(answer, dtype=torch.bool), torch.zeros_like(stopped)
+
+    # 0.
+    length_plan, looking = plan.lengths, []
+    if length_plan is not None and length_plan.initial_answer_length is not None:
+        lengths = torch.full_like(num_passes, length_plan.initial_answer_length)
+        answer, looking = _resize(plan, length_plan, runner, answer, lengths), rows.tolist()
+    while length_plan is not None and looking:
+        answer, looking = _look_for_end(plan, length_plan, runner, processors, answer, looking, num_passes)
+        yield DenoisingState(0, answer, all_settled, all_finished, num_passes)
+
+    memory = PassMemory(answer == plan.mask_token_id)
+    decoded = answer.clone()
+    unused = torch.zeros_like(all_settled)  # places behind a canvas that may grow over them
+    if constraint is not None:
+        filled_to_end = constraint.constrained_rows.to(answer.device)
+    for step in range(plan.num_steps):
+        # 1.
+        takes_back = plan.rule.takes_back and not plan.is_last(step)
+        block_length = None if plan.is_last(step) else plan.block_length
+        verified = answer.masked_fill(memory.unverified, plan.mask_token_id) if takes_back else answer
+        if length_plan is not None:
+            answer, unused = _fit_canvases(plan, length_plan, runner, answer, verified, memory)
+            decoded[rows] = answer
+            verified = answer.masked_fill(memory.unverified, plan.mask_token_id) if takes_back else answer
+        open_places = verified == plan.mask_token_id
+        places = active_places(open_places, block_length)
+        if takes_back:
+            places = memory.maskable & present_block(open_places, block_length)
+        ended = finished_rows(verified, plan.mask_token_id, plan.end_token_ids)
+        if constraint is not None:
+            ended &= ~filled_to_end[rows] | ~open_places.any(dim=1)
+        finished = stopped | ended
+        all_finished[rows], all_settled[rows] = finished, ~(open_places | places | unused) | finished[:, None]
+        yield DenoisingState(step, decoded, all_settled, all_finished, num_passes)
+        unfinished = (~finished).nonzero().squeeze(1)
+        if len(unfinished) == 0 and not plan.run_all_steps:
+            return
+        if len(unfinished) == 0 and hooks is None:  # a hook may still mask something again
+            continue
+        # A hook of the user's indexes rows, so they stay where they are for it.
+        if len(unfinished) < len(rows) and hooks is None:
+            runner.select_rows(unfinished)
+            memory.select_rows(unfinished)
+            answer, rows = answer[unfinished], rows[unfinished]
+            open_places, places, unused = open_places[unfinished], places[unfinished], unused[unfinished]
+            unfinished = torch.arange(len(rows), device=rows.device)
+        num_passes[rows[unfinished]] += 1
+
+        # 2.
+        if hooks is None:
+            logits = runner.logits(answer, places)
+        else:
+            sequences, all_logits = runner.all_logits(answer)
+            all_logits = hooks.logits(step, sequences, all_logits)
+            logits = all_logits[:, -answer.shape[1] :][places]
+        logits = _processed(processors, runner, answer, places, logits)
+
+        # 3. and 4.
+        answer = _reveal(plan, step, answer, places, open_places, logits, rows, memory, constraint)
+        if hooks is not None:
+            answer = hooks.rewrite(step, runner.input_ids, answer, all_logits)
+
+        # 5.
+        decoded[rows] = answer
+        stopped = criteria(torch.cat([runner.input_ids, answer], dim=1), None)
+    all_finished[:], all_settled[:] = True, True
+    yield DenoisingState(plan.num_steps, decoded, all_settled, all_finished, num_passes)
 
 
 def denoise(
@@ -259,89 +553,24 @@ def denoise(
     constraint: AnswerConstraint | None = None,
 ) -> tuple[torch.LongTensor, torch.LongTensor, list[torch.LongTensor]]:
     """
-    The reverse process. Each step:
-
-    1. Rows that are finished leave the batch.
-    2. One pass of the model: scores of the masked places.
-    3. A token and a confidence for each of them.
-    4. Reveal the places that are confident or scheduled; what is revealed never changes.
-    5. Record and stream the answer, ask the stopping criteria.
+    Goes through [`denoising_states`] to the end.
 
     Args:
-        runner (`CanvasRunner`):
-            Runs the model over the prompts; rows leave it as they finish.
-        answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-            The canvas to start from: fixed tokens and mask tokens.
-        plan (`DenoisingPlan`):
-            What to do.
-        processors (`LogitsProcessorList`):
-            Called with `(num_places, length)` sequences and `(num_places, vocab_size)` scores of the masked places.
-        criteria (`StoppingCriteriaList`):
-            Called with the sequences of the unfinished rows after each step; `True` ends a row.
+        runner, answer, plan, processors, criteria, hooks, constraint:
+            See [`denoising_states`].
         drafts (`DraftStreamer`, *optional*):
             Shows the answer after each step.
-        hooks (`DenoisingHooks`, *optional*):
-            The original's hooks; with them rows stay in the batch until all are finished.
         keep_history (`bool`, defaults to `False`):
             Whether to keep the answers after each step.
-        constraint (`AnswerConstraint`, *optional*):
-            What the answers must keep to.
 
     Returns:
         `tuple(torch.LongTensor, torch.LongTensor, list[torch.LongTensor])`: Answers of shape
         `(batch_size, answer_length)`, passes of each row, and on request the answers after each step.
     """
-    times = denoising_times(plan.num_steps, plan.eps, answer.device)
-    num_maskable = (answer == plan.mask_token_id).sum(dim=1)
-    decoded = answer.clone()
-    num_passes = torch.zeros(len(answer), dtype=torch.long, device=answer.device)
-    rows = torch.arange(len(answer), device=answer.device)  # those of `decoded` that `answer` holds
-    stopped = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
     history: list[torch.LongTensor] = []
-    if constraint is not None:
-        filled_to_end = constraint.constrained_rows.to(answer.device)
-    for step in range(plan.num_steps):
-        # 1.
-        ended = finished_rows(answer, plan.mask_token_id, plan.end_token_ids)
-        if constraint is not None:
-            ended &= ~filled_to_end[rows] | ~(answer == plan.mask_token_id).any(dim=1)
-        finished = stopped | ended
-        unfinished = (~finished).nonzero().squeeze(1)
-        if len(unfinished) == 0 and not plan.run_all_steps:
-            break
-        if len(unfinished) == 0 and hooks is None:  # a hook may still mask something again
-            if keep_history:
-                history.append(decoded.clone())
-            continue
-        # A hook of the user's indexes rows, so they stay where they are for it.
-        if len(unfinished) < len(rows) and hooks is None:
-            runner.select_rows(unfinished)
-            answer, rows, num_maskable = answer[unfinished], rows[unfinished], num_maskable[unfinished]
-            unfinished = torch.arange(len(rows), device=rows.device)
-        num_passes[rows[unfinished]] += 1
-
-        # 2.
-        masked = answer == plan.mask_token_id
-        if hooks is None:
-            logits = runner.logits(answer, masked)
-        else:
-            sequences, all_logits = runner.all_logits(answer)
-            all_logits = hooks.logits(step, sequences, all_logits)
-            logits = all_logits[:, -answer.shape[1] :][masked]
-        if len(processors):
-            sequences = torch.cat([runner.input_ids, answer], dim=1)
-            logits = processors(sequences[masked.nonzero()[:, 0]], logits)
-
-        # 3. and 4.
-        answer = _reveal(plan, step, times, num_maskable, answer, logits, rows, constraint)
-        if hooks is not None:
-            answer = hooks.rewrite(step, runner.input_ids, answer, all_logits)
-
-        # 5.
-        decoded[rows] = answer
-        if keep_history:
-            history.append(decoded.clone())
-        if drafts is not None:
-            drafts.put_answer(decoded)
-        stopped = criteria(torch.cat([runner.input_ids, answer], dim=1), None)
-    return decoded, num_passes, history
+    for state in denoising_states(runner, answer, plan, processors, criteria, hooks, constraint):
+        if state.num_steps > 0 and keep_history:
+            history.append(state.answer.clone())
+        if state.num_steps > 0 and drafts is not None:
+            drafts.put_answer(state.answer, state.answer.masked_fill(~state.settled, plan.mask_token_id))
+    return state.answer, state.num_passes, history

@@ -14,21 +14,44 @@
 """Generation options of Dimple. Imported by `generation_dimple` and, for its names, by `upstream_dimple`."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
+from .cache_dimple import BLOCK_POLICIES, CACHE_POLICIES
+from .rules_dimple import PARALLEL_RULES
 from .unmasking_dimple import CONFIDENCE_MEASURES, SCHEDULES
 
 DEFAULT_MAX_NEW_TOKENS = 64
+
+DEFAULT_CONFIDENCE_THRESHOLD = 0.95
+
+#: Options that some rules of `PARALLEL_RULES` have and others do not, with their values where nothing is set.
+RULE_OPTIONS: dict[str, Any] = {
+    "confidence_threshold": DEFAULT_CONFIDENCE_THRESHOLD,
+    "confidence_factor": None,
+    "entropy_bound": None,
+    "kl_threshold": None,
+    "kl_history_length": None,
+    "gap_thresholds": None,
+    "draft_threshold": None,
+    "verify_threshold": None,
+}
 
 DIFFUSION_OPTIONS = (
     "max_denoising_steps",
     "unmasking",
     "unmasking_schedule",
-    "confidence_threshold",
+    "parallel_rule",
+    *RULE_OPTIONS,
+    "block_length",
+    "cache_policy",
+    "cache_refresh_interval",
+    "initial_answer_length",
+    "crop_after_end",
     "mask_token_id",
     "output_history",
 )
@@ -80,13 +103,54 @@ class DimpleGenerationConfig(GenerationConfig):
         unmasking (`str`, defaults to `"confidence"`):
             Which places are revealed first: `"confidence"` (largest top probability), `"margin"` (largest difference
             of the two top probabilities), `"entropy"` (lowest entropy), `"random"`, `"left_to_right"`.
+        parallel_rule (`str`, defaults to `"threshold"`):
+            Which places a pass reveals together: `"threshold"` (confident decoding), `"factor"` (Fast-dLLM),
+            `"entropy_bound"` (EB-Sampler), `"klass"` (stable and confident), `"prophet"` (commits early) or `"wino"`
+            (drafts, and takes back what does not stand up). A row in which it finds none follows the schedule. The
+            options below belong to the rules that they name and are refused with any other; see
+            `docs/decoding.md`.
         confidence_threshold (`float`, *optional*, defaults to 0.95):
-            In (0, 1]. Every place whose confidence is above it is revealed at once; a row that has none follows the
-            schedule. The confidence is the top probability, for `"margin"` the difference, for `"entropy"` exp(-H),
-            all taken before temperature, top-p and top-k. `None`: the schedule alone.
+            `"threshold"`, `"klass"`, `"prophet"`: every place whose confidence is above it, in (0, 1]. The confidence
+            is the top probability, for `unmasking="margin"` the difference, for `"entropy"` exp(-H), all taken before
+            temperature, top-p and top-k. `None`: none, so the schedule alone; for `"klass"`, any confidence.
+        confidence_factor (`float`, *optional*):
+            `"factor"`: n places are revealed as long as (n + 1) (1 - the least of their confidences) stays below it;
+            positive, 1 when missing.
+        entropy_bound (`float`, *optional*):
+            `"entropy_bound"`: how much the places of lowest entropy may sum up to, the largest not counted; in nats,
+            at least 0, 0.1 when missing.
+        kl_threshold (`float`, *optional*):
+            `"klass"`: how far a distribution may move from one pass to the next; in nats, positive, 0.01 when missing.
+        kl_history_length (`int`, *optional*):
+            `"klass"`: in how many passes; 2 when missing.
+        gap_thresholds (`list[float]`, *optional*):
+            `"prophet"`: the mean gap of the two largest logits at which everything is revealed, for the first, the
+            second and the last third of the answer; [7.5, 5, 2.5] when missing.
+        draft_threshold (`float`, *optional*):
+            `"wino"`: every place whose confidence is above it is revealed; in (0, 1], 0.6 when missing.
+        verify_threshold (`float`, *optional*):
+            `"wino"`: a token that becomes less probable is masked again; in (0, 1], 0.9 when missing.
         unmasking_schedule (`str`, defaults to `"adaptive"`):
             How many places a pass reveals: `"adaptive"`, from what is still masked, at least one; `"fixed"`, by the
             number of the step alone, which may be none.
+        block_length (`int`, *optional*):
+            Blocks of so many places are decided from left to right, each with its share of the steps; within a block
+            the places are free. `None`: the whole answer at once.
+        cache_policy (`str`, *optional*):
+            Which keys and values a pass takes over from earlier ones: `"none"`; `"prompt"`, the prompt's of the first
+            pass (as the original does); `"refresh"`, the same, all computed anew every `cache_refresh_interval`
+            passes; `"block"` and `"dual"`, those before the row's present block, or all outside it, computed anew
+            when the row comes to another block of `block_length` places (Fast-dLLM, arXiv 2505.22618). When missing,
+            `"prompt"`, or `"none"` with `use_cache=False`.
+        cache_refresh_interval (`int`, *optional*):
+            Passes from one renewal to the next, 8 when missing; with `cache_policy="refresh"` only.
+        initial_answer_length (`int`, *optional*):
+            Start with a canvas of so many places, and double it for as long as the end is not in sight, or when it is
+            full without an end, up to `max_new_tokens` (after DAEDAL, arXiv 2508.00819). `None`, and wherever
+            `answer_ids` are given: the whole canvas at once.
+        crop_after_end (`bool`, defaults to `False`):
+            End a canvas with its first decided end token, so that nothing behind it is run or decided any more. An
+            approximation: the places before it lose what they saw there.
         mask_token_id (`int`, *optional*):
             The mask token; the model's when missing.
         output_history (`bool`, defaults to `False`):
@@ -109,7 +173,20 @@ class DimpleGenerationConfig(GenerationConfig):
         self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
         self.unmasking: str = kwargs.pop("unmasking", "confidence")
         self.unmasking_schedule: str = kwargs.pop("unmasking_schedule", "adaptive")
-        self.confidence_threshold: float | None = kwargs.pop("confidence_threshold", 0.95)
+        self.parallel_rule: str = kwargs.pop("parallel_rule", "threshold")
+        self.confidence_threshold: float | None = kwargs.pop("confidence_threshold", DEFAULT_CONFIDENCE_THRESHOLD)
+        self.confidence_factor: float | None = kwargs.pop("confidence_factor", None)
+        self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
+        self.kl_threshold: float | None = kwargs.pop("kl_threshold", None)
+        self.kl_history_length: int | None = kwargs.pop("kl_history_length", None)
+        self.gap_thresholds: Sequence[float] | None = kwargs.pop("gap_thresholds", None)
+        self.draft_threshold: float | None = kwargs.pop("draft_threshold", None)
+        self.verify_threshold: float | None = kwargs.pop("verify_threshold", None)
+        self.block_length: int | None = kwargs.pop("block_length", None)
+        self.cache_policy: str | None = kwargs.pop("cache_policy", None)
+        self.cache_refresh_interval: int | None = kwargs.pop("cache_refresh_interval", None)
+        self.initial_answer_length: int | None = kwargs.pop("initial_answer_length", None)
+        self.crop_after_end: bool = kwargs.pop("crop_after_end", False)
         self.mask_token_id: int | None = kwargs.pop("mask_token_id", None)
         self.output_history: bool = kwargs.pop("output_history", False)
         for name in kwargs:
@@ -121,24 +198,84 @@ class DimpleGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        for name in ("max_new_tokens", "max_length", "max_denoising_steps", "num_return_sequences", "top_k"):
+        for name in (
+            "max_new_tokens", "max_length", "max_denoising_steps", "block_length", "kl_history_length",
+            "initial_answer_length", "num_return_sequences", "top_k",
+        ):  # fmt: skip
             value = getattr(self, name)
             least = 0 if name == "top_k" else 1  # 0 is transformers' way to switch it off
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"`{name}` must be an integer >= {least} (got {value!r})")
-        for name, known in (("unmasking", CONFIDENCE_MEASURES), ("unmasking_schedule", SCHEDULES)):
+        tables: dict[str, Iterable[str]] = {
+            "unmasking": CONFIDENCE_MEASURES, "unmasking_schedule": SCHEDULES, "parallel_rule": PARALLEL_RULES,
+        }  # fmt: skip
+        for name, known in tables.items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(known)} (got {value!r}){nearest_name(str(value), known)}"
                 )
-        for name in ("confidence_threshold", "top_p"):
+        for name in ("confidence_threshold", "draft_threshold", "verify_threshold", "top_p"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
                 raise ValueError(f"`{name}` must lie in (0, 1] (got {value!r})")
         if self.temperature is not None and not (isinstance(self.temperature, (int, float)) and self.temperature > 0):
             raise ValueError(
                 f"`temperature` must be positive; for greedy decoding use do_sample=False (got {self.temperature!r})"
+            )
+        self._check_rule_options()
+        self._check_cache_options()
+
+    def _check_rule_options(self) -> None:
+        for name, unset in RULE_OPTIONS.items():
+            rules = [rule for rule, known in PARALLEL_RULES.items() if name in known.options]
+            if self.parallel_rule not in rules and getattr(self, name) != unset:
+                raise ValueError(
+                    f"`{name}` must be used with `parallel_rule` {' or '.join(map(repr, rules))} "
+                    f"(got {getattr(self, name)!r} with {self.parallel_rule!r})"
+                )
+        for name in ("confidence_factor", "kl_threshold"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"`{name}` must be a positive number (got {value!r})")
+        bound, gaps = self.entropy_bound, self.gap_thresholds
+        if bound is not None and not (isinstance(bound, (int, float)) and 0 <= bound < math.inf):
+            raise ValueError(f"`entropy_bound` must be a number >= 0 (got {bound!r})")
+        if gaps is None:
+            return
+        are_numbers = isinstance(gaps, (list, tuple)) and all(isinstance(gap, (int, float)) for gap in gaps)
+        if not are_numbers or len(gaps) != 3 or not all(0 <= gap < math.inf for gap in gaps):
+            raise ValueError(f"`gap_thresholds` must be three numbers >= 0 (got {gaps!r})")
+
+    def rule_options(self) -> dict[str, Any]:
+        """The options of the parallel rule but the confidence threshold, with its defaults where nothing is set."""
+        return {
+            name: default if getattr(self, name) is None else getattr(self, name)
+            for name, default in PARALLEL_RULES[self.parallel_rule].options.items()
+            if name != "confidence_threshold"
+        }
+
+    def _check_cache_options(self) -> None:
+        name, interval = self.cache_policy, self.cache_refresh_interval
+        if name is not None and name not in CACHE_POLICIES:
+            raise ValueError(
+                f"`cache_policy` must be one of {', '.join(CACHE_POLICIES)} (got {name!r})"
+                f"{nearest_name(str(name), CACHE_POLICIES)}"
+            )
+        if name is not None and self.use_cache is not None and self.use_cache is (name == "none"):
+            raise ValueError(
+                f"`use_cache` must not contradict `cache_policy`={name!r}, which says the same and more; "
+                f"leave it out (got {self.use_cache})"
+            )
+        if name in BLOCK_POLICIES and self.block_length is None:
+            raise ValueError(f"`block_length` must be given with `cache_policy`={name!r} (got None)")
+        if interval is None:
+            return
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+            raise ValueError(f"`cache_refresh_interval` must be an integer >= 1 (got {interval!r})")
+        if name != "refresh":
+            raise ValueError(
+                f'`cache_refresh_interval` must be used with `cache_policy`="refresh" (got `cache_policy`={name!r})'
             )
 
     @classmethod

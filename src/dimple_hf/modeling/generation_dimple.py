@@ -19,7 +19,9 @@ Source: Dimple, section 4 (arXiv 2505.16990) and the released `diffusion_generat
 """
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +30,22 @@ from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria,
 from transformers.generation import GenerationMixin, SuppressTokensLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
+from transformers.utils.generic import is_flash_attention_requested
 
+from .cache_dimple import CACHE_POLICIES, CachePolicy
 from .canvas_dimple import CanvasRunner
 from .constraint_dimple import AnswerConstraint
-from .denoising_dimple import DenoisingPlan, denoise
+from .denoising_dimple import DenoisingPlan, denoise, denoising_states
 from .generation_config_dimple import (
     DEFAULT_MAX_NEW_TOKENS,
     DIFFUSION_OPTIONS,
+    RULE_OPTIONS,
     SHARED_OPTIONS,
     DimpleGenerationConfig,
     nearest_name,
 )
-from .streaming_dimple import DraftStreamer
+from .length_dimple import LengthPlan
+from .streaming_dimple import DimpleGenerationStep, DraftStreamer
 from .unmasking_dimple import pad_after_end
 from .upstream_dimple import REPLACEMENTS, UpstreamOptions
 
@@ -69,6 +75,37 @@ class DimpleGenerationOutput(ModelOutput):
     history: tuple[torch.LongTensor, ...] | None = None
     tokens_per_forward: torch.FloatTensor | None = None
     num_forward_passes: torch.LongTensor | None = None
+
+
+@dataclass(frozen=True)
+class _PreparedCall:
+    """A call of `generate` with options and inputs checked and images encoded; `answer` is the canvas of each row."""
+
+    config: DimpleGenerationConfig
+    runner: CanvasRunner
+    answer: torch.LongTensor
+    plan: DenoisingPlan
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    constraint: AnswerConstraint | None
+    pad_token_id: int
+
+    def behind_end(self, decoded: torch.LongTensor) -> torch.BoolTensor:
+        """`True` at what is no part of a row's answer any more; both of shape `(batch_size, answer_length)`."""
+        is_end = torch.isin(decoded, self.plan.end_token_ids)
+        return torch.where(self._filled_to_end(decoded), is_end, _after_first(is_end))
+
+    def padded(self, decoded: torch.LongTensor) -> torch.LongTensor:
+        """The answers of finished rows as they are returned: padding behind the end, and where nothing is decided."""
+        padded = pad_after_end(decoded, self.plan.end_token_ids, self.pad_token_id)
+        decoded = torch.where(self._filled_to_end(decoded), decoded, padded)
+        return decoded.masked_fill(decoded == self.plan.mask_token_id, self.pad_token_id)
+
+    def _filled_to_end(self, decoded: torch.LongTensor) -> torch.BoolTensor:
+        """`True`, of shape `(batch_size, 1)`, for rows under a constraint, in which an end token is a filler."""
+        if self.constraint is None:
+            return torch.zeros_like(decoded[:, :1], dtype=torch.bool)
+        return self.constraint.constrained_rows.to(decoded.device)[:, None]
 
 
 class DimpleGenerationMixin(GenerationMixin):
@@ -151,92 +188,96 @@ class DimpleGenerationMixin(GenerationMixin):
                 inputs, generation_config, logits_processor, stopping_criteria, streamer, **kwargs
             )
 
-        # 1. Options and inputs, checked before any work
-        config, model_inputs = self._prepare_generation_config(generation_config, **kwargs)
-        self._check_options(config, model_inputs)
-        num_return_sequences = config.num_return_sequences or 1
-        if streamer is not None and len(inputs) * num_return_sequences > 1:
-            raise ValueError(
-                f"`streamer` must be used with one sequence at a time (got {len(inputs) * num_return_sequences})"
-            )
-        mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
-        answer = self._initial_answer(config, inputs, model_inputs.pop("answer_ids", None), mask_token_id)
-        asked_length = kwargs.get("max_new_tokens") or (generation_config and generation_config.max_new_tokens)
-        if asked_length and answer.shape[1] > asked_length:
-            raise ValueError(
-                f"`answer_ids` must not be longer than `max_new_tokens`={asked_length} (got {answer.shape[1]} tokens)"
-            )
-        attention_mask = self._check_prompt(
-            inputs, model_inputs.pop("attention_mask", None), mask_token_id, answer.shape[1]
+        # 1. Options and inputs, checked before any work; images once; a row for each returned sequence
+        call = self._prepare_call(
+            inputs, generation_config, logits_processor, stopping_criteria, streamer is not None, kwargs
         )
-        constraint = self._answer_constraint(inputs, model_inputs, num_return_sequences)
-        plan = DenoisingPlan(
-            num_steps=config.max_denoising_steps or answer.shape[1],
-            mask_token_id=mask_token_id,
-            end_token_ids=self._end_token_ids(config, inputs.device),
-            unmasking=config.unmasking,
-            unmasking_schedule=config.unmasking_schedule,
-            confidence_threshold=config.confidence_threshold,
-            do_sample=bool(config.do_sample),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k or None,
-        )
-        pad_token_id = self._pad_token_id(config)
-        processors = LogitsProcessorList(
-            [SuppressTokensLogitsProcessor([mask_token_id], device=inputs.device), *(logits_processor or [])]
-        )
-        criteria = StoppingCriteriaList(stopping_criteria or [])
-        if config.max_time is not None:
-            criteria.append(MaxTimeCriteria(max_time=config.max_time))
 
-        # 2. Images once, then a row for each returned sequence
-        runner = self._prepare_canvas(
-            inputs, attention_mask, answer, num_return_sequences, config.use_cache is not False, **model_inputs
-        )
-        prompt = runner.input_ids
-        answer = answer.repeat_interleave(num_return_sequences, dim=0)
-
-        # 3. Denoising
-        drafts = None
+        # 2. Denoising
+        plan, prompt, drafts = call.plan, call.runner.input_ids, None
         if streamer is not None:
             streamer.put(inputs.cpu())
             # Under a constraint an end token is a filler, which does not end the answer.
-            ends = plan.end_token_ids if constraint is None else plan.end_token_ids[:0]
-            drafts = DraftStreamer(streamer, mask_token_id, ends)
+            ends = plan.end_token_ids if call.constraint is None else plan.end_token_ids[:0]
+            drafts = DraftStreamer(streamer, plan.mask_token_id, ends)
         decoded, num_passes, history = denoise(
-            runner,
-            answer,
+            call.runner,
+            call.answer,
             plan,
-            processors,
-            criteria,
+            call.processors,
+            call.criteria,
             drafts,
-            keep_history=config.output_history,
-            constraint=constraint,
+            keep_history=call.config.output_history,
+            constraint=call.constraint,
         )
 
-        # 4. Padding behind the end
-        is_end = torch.isin(decoded, plan.end_token_ids)
-        is_behind = _after_first(is_end)
-        if constraint is not None:  # its rows are filled to the end, where an end token is a filler
-            constrained = constraint.constrained_rows.to(decoded.device)[:, None]
-            is_behind = torch.where(constrained, is_end, is_behind)
-            decoded = torch.where(constrained, decoded, pad_after_end(decoded, plan.end_token_ids, pad_token_id))
-        else:
-            decoded = pad_after_end(decoded, plan.end_token_ids, pad_token_id)
-        is_generated = (answer == mask_token_id) & (decoded != mask_token_id) & ~is_behind
-        decoded = decoded.masked_fill(decoded == mask_token_id, pad_token_id)
+        # 3. Padding behind the end
+        is_generated = (call.answer == plan.mask_token_id) & (decoded != plan.mask_token_id)
+        is_generated &= ~call.behind_end(decoded)
+        decoded = call.padded(decoded)
         if drafts is not None:
             drafts.end(decoded)
         sequences = torch.cat([prompt, decoded], dim=1)
-        if not config.return_dict_in_generate:
+        if not call.config.return_dict_in_generate:
             return sequences
         return DimpleGenerationOutput(
             sequences=sequences,
-            history=_with_prompt(prompt, history) if config.output_history else None,
+            history=_with_prompt(prompt, history) if call.config.output_history else None,
             tokens_per_forward=is_generated.sum(dim=1) / num_passes.clamp(min=1),
             num_forward_passes=num_passes,
         )
+
+    @torch.no_grad()
+    def generate_steps(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        **kwargs: Any,
+    ) -> Iterator[DimpleGenerationStep]:
+        r"""
+        `generate`, step by step, for any number of rows: an iterator over the answers as they come into being. Each
+        step is run when the next item is asked for, so leaving the loop ends the work. Bidirectional mode only.
+
+        Args:
+            inputs, generation_config, logits_processor, stopping_criteria, kwargs:
+                As for [`~DimpleGenerationMixin.generate`]; `output_history` and `return_dict_in_generate` make no
+                difference.
+
+        Returns:
+            `Iterator[DimpleGenerationStep]`: Before the first step, and behind each one. The last item has the answers
+            that `generate` returns. Options and inputs are checked, and images encoded, when it is made.
+
+        Raises:
+            ValueError: As `generate`; also in causal mode.
+
+        Example:
+
+        ```python
+        >>> for step in model.generate_steps(**inputs, max_new_tokens=64):
+        ...     print(processor.batch_decode(step.answer_ids, skip_special_tokens=True))
+        ```
+        """
+        if not self.config.full_attn_mask:
+            raise ValueError("`generate_steps` must be used in bidirectional mode (got `full_attn_mask=False`)")
+        inputs = self._take_prompt(inputs, kwargs)
+        kwargs.pop("tokenizer", None)
+        return self._steps(
+            self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, False, kwargs)
+        )
+
+    def _steps(self, call: _PreparedCall) -> Iterator[DimpleGenerationStep]:
+        for state in denoising_states(
+            call.runner, call.answer, call.plan, call.processors, call.criteria, constraint=call.constraint
+        ):
+            yield DimpleGenerationStep(
+                step=state.num_steps,
+                answer_ids=torch.where(state.finished[:, None], call.padded(state.answer), state.answer),
+                settled=state.settled.clone(),
+                finished=state.finished.clone(),
+                num_forward_passes=state.num_passes.clone(),
+            )
 
     @torch.no_grad()
     def diffusion_generate(
@@ -301,9 +342,10 @@ class DimpleGenerationMixin(GenerationMixin):
         attention_mask = self._check_prompt(inputs, kwargs.pop("attention_mask", None), mask_token_id, answer.shape[1])
         constraint = self._answer_constraint(inputs, kwargs, options.num_return_sequences)
         plan = options.plan(mask_token_id, inputs.new_empty(0))
+        cache_policy = CACHE_POLICIES["prompt" if options.use_cache else "none"](None, None)
 
         runner = self._prepare_canvas(
-            inputs, attention_mask, answer, options.num_return_sequences, options.use_cache, **kwargs
+            inputs, attention_mask, answer, mask_token_id, options.num_return_sequences, cache_policy, **kwargs
         )
         prompt = runner.input_ids
         answer = answer.repeat_interleave(options.num_return_sequences, dim=0)
@@ -326,13 +368,79 @@ class DimpleGenerationMixin(GenerationMixin):
             num_forward_passes=num_passes,
         )
 
+    def _prepare_call(
+        self,
+        inputs: torch.LongTensor,
+        generation_config: GenerationConfig | None,
+        logits_processor: LogitsProcessorList | None,
+        stopping_criteria: StoppingCriteriaList | None,
+        has_streamer: bool,
+        kwargs: dict[str, Any],
+    ) -> _PreparedCall:
+        """Checks options and inputs, which are in `kwargs`, before any work; then encodes the images."""
+        config, model_inputs = self._prepare_generation_config(generation_config, **kwargs)
+        self._check_options(config, model_inputs)
+        num_return_sequences = config.num_return_sequences or 1
+        if has_streamer and len(inputs) * num_return_sequences > 1:
+            raise ValueError(
+                f"`streamer` must be used with one sequence at a time (got {len(inputs) * num_return_sequences}); "
+                "`generate_steps` shows any number"
+            )
+        mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
+        has_canvas = model_inputs.get("answer_ids") is not None
+        answer = self._initial_answer(config, inputs, model_inputs.pop("answer_ids", None), mask_token_id)
+        asked_length = kwargs.get("max_new_tokens") or (generation_config and generation_config.max_new_tokens)
+        if asked_length and answer.shape[1] > asked_length:
+            raise ValueError(
+                f"`answer_ids` must not be longer than `max_new_tokens`={asked_length} (got {answer.shape[1]} tokens)"
+            )
+        attention_mask = self._check_prompt(
+            inputs, model_inputs.pop("attention_mask", None), mask_token_id, answer.shape[1]
+        )
+        constraint = self._answer_constraint(inputs, model_inputs, num_return_sequences)
+        pad_token_id = self._pad_token_id(config)
+        plan = DenoisingPlan(
+            num_steps=config.max_denoising_steps or answer.shape[1],
+            mask_token_id=mask_token_id,
+            end_token_ids=self._end_token_ids(config, inputs.device),
+            unmasking=config.unmasking,
+            unmasking_schedule=config.unmasking_schedule,
+            confidence_threshold=config.confidence_threshold,
+            do_sample=bool(config.do_sample),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k or None,
+            block_length=config.block_length,
+            parallel_rule=config.parallel_rule,
+            rule_options=config.rule_options(),
+            lengths=self._length_plan(config, answer, has_canvas, pad_token_id),
+        )
+        self._check_plan(plan, answer, constraint)
+        processors = LogitsProcessorList(
+            [SuppressTokensLogitsProcessor([mask_token_id], device=inputs.device), *(logits_processor or [])]
+        )
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if config.max_time is not None:
+            criteria.append(MaxTimeCriteria(max_time=config.max_time))
+
+        cache_policy = self._cache_policy(config)
+        self._check_windows(cache_policy, plan, model_inputs.get("answer_attention_mask"))
+
+        # A row for each returned sequence
+        runner = self._prepare_canvas(
+            inputs, attention_mask, answer, mask_token_id, num_return_sequences, cache_policy, **model_inputs
+        )
+        answer = answer.repeat_interleave(num_return_sequences, dim=0)
+        return _PreparedCall(config, runner, answer, plan, processors, criteria, constraint, pad_token_id)
+
     def _prepare_canvas(
         self,
         inputs: torch.LongTensor,
         attention_mask: torch.LongTensor,
         answer: torch.LongTensor,
+        mask_token_id: int,
         num_return_sequences: int,
-        use_cache: bool,
+        cache_policy: CachePolicy,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
         answer_attention_mask: torch.LongTensor | None = None,
@@ -345,12 +453,18 @@ class DimpleGenerationMixin(GenerationMixin):
                 f"`answer_attention_mask` must have the shape of `answer_ids`, {tuple(answer.shape)} "
                 f"(got {tuple(answer_attention_mask.shape)})"
             )
+        hidden_masks = (answer == mask_token_id) & (answer_attention_mask == 0)
+        for row in hidden_masks.any(dim=1).nonzero()[:1, 0].tolist():
+            raise ValueError(
+                f"`answer_ids` must not hold the mask token {mask_token_id} where `answer_attention_mask` is 0 "
+                f"(got it in row {row})"
+            )
         full_mask = torch.cat([attention_mask, answer_attention_mask], dim=1)
         # Where the answer stands is text to the positions, whatever tokens a canvas fixes there.
         canvas = torch.cat([inputs, torch.full_like(answer, self.config.mask_token_id)], dim=1)
         position_ids = self.get_rope_index(canvas, image_grid_thw, full_mask)
         image_features = self._encode_images(pixel_values, image_grid_thw)
-        runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, use_cache)
+        runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, cache_policy)
         if num_return_sequences > 1:
             rows = torch.arange(len(inputs), device=inputs.device)
             runner.select_rows(rows.repeat_interleave(num_return_sequences))
@@ -411,8 +525,8 @@ class DimpleGenerationMixin(GenerationMixin):
             given = generation_config.to_dict()
             # `None` means "not set", but for the threshold, where it means "none".
             is_set = {k: v for k, v in given.items() if v is not None or k == "confidence_threshold"}
-            config.update(**is_set)
-        model_inputs = {name: value for name, value in config.update(**kwargs).items() if value is not None}
+            _update(config, is_set)
+        model_inputs = {name: value for name, value in _update(config, kwargs).items() if value is not None}
         if config.max_new_tokens is None and config.max_length is None:
             config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
         if not self.config.full_attn_mask:
@@ -478,6 +592,30 @@ class DimpleGenerationMixin(GenerationMixin):
             if name in known or name.startswith("_") or is_off:
                 continue
             raise ValueError(f"`{name}` must not be set: diffusion decoding has no such option (got {value!r})")
+
+    def _check_plan(self, plan: DenoisingPlan, answer: torch.LongTensor, constraint: AnswerConstraint | None) -> None:
+        """Refuses what does not go together with this answer."""
+        crops_after_end = plan.lengths is not None and plan.lengths.crops_after_end
+        if plan.rule.takes_back and crops_after_end:
+            raise ValueError(
+                f"`crop_after_end` must not be used with `parallel_rule`={plan.parallel_rule!r}, which may take the "
+                "end back when there is no room left behind it"
+            )
+        if crops_after_end and constraint is not None:
+            raise ValueError(
+                "`crop_after_end` must not be used under a structure prior, whose answers are filled to the last place"
+            )
+        if plan.lengths is not None and plan.lengths.grows and len(plan.end_token_ids) == 0:
+            raise ValueError(
+                "`initial_answer_length` must be used with an `eos_token_id` or a `pad_token_id`, whose probability "
+                "says whether the canvas is long enough (got neither)"
+            )
+        num_blocks = math.ceil(answer.shape[1] / (plan.block_length or answer.shape[1]))
+        if plan.num_steps < num_blocks:
+            raise ValueError(
+                f"`max_denoising_steps` must be at least the {num_blocks} blocks of {plan.block_length} places "
+                f"(got {plan.num_steps})"
+            )
 
     def _initial_answer(
         self,
@@ -560,6 +698,33 @@ class DimpleGenerationMixin(GenerationMixin):
             )
         return attention_mask
 
+    def _check_windows(
+        self, cache_policy: CachePolicy, plan: DenoisingPlan, answer_attention_mask: torch.LongTensor | None
+    ) -> None:
+        """Refuses what flash attention would run wrongly: it takes the mask's last columns for those of the places
+        that run, and the windows of a policy with blocks lie elsewhere."""
+        has_padding = answer_attention_mask is not None and not bool(answer_attention_mask.all())
+        lengths_differ = has_padding or plan.lengths is not None
+        if cache_policy.block_length is not None and lengths_differ and is_flash_attention_requested(self.config):
+            raise ValueError(
+                "`cache_policy` must not have blocks with canvases of different lengths under flash attention; load "
+                f'the model with attn_implementation="sdpa" (got {self.config._attn_implementation!r})'
+            )
+
+    def _length_plan(
+        self, config: DimpleGenerationConfig, answer: torch.LongTensor, has_canvas: bool, pad_token_id: int
+    ) -> LengthPlan | None:
+        initial_length = config.initial_answer_length
+        if has_canvas or (initial_length is not None and initial_length >= answer.shape[1]):
+            initial_length = None
+        if initial_length is None and not config.crop_after_end:
+            return None
+        return LengthPlan(pad_token_id, initial_length, config.crop_after_end)
+
+    def _cache_policy(self, config: DimpleGenerationConfig) -> CachePolicy:
+        name = config.cache_policy or ("none" if config.use_cache is False else "prompt")
+        return CACHE_POLICIES[name](config.cache_refresh_interval, config.block_length)
+
     def _end_token_ids(self, config: DimpleGenerationConfig, device: torch.device) -> torch.LongTensor:
         """The end tokens and the padding token, with which the released model ends its answers."""
         eos = config.eos_token_id if config.eos_token_id is not None else []
@@ -574,6 +739,15 @@ class DimpleGenerationMixin(GenerationMixin):
         raise ValueError(
             "`pad_token_id` must be set in the generation options or the model's configuration (got None)"
         )
+
+
+def _update(config: DimpleGenerationConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """Sets `options` in `config` and returns those that it does not know. Another rule than the one that was set
+    before does not inherit its options."""
+    if options.get("parallel_rule", config.parallel_rule) != config.parallel_rule:
+        for name, unset in RULE_OPTIONS.items():
+            setattr(config, name, unset)
+    return config.update(**options)
 
 
 def check_no_video(inputs: dict[str, Any]) -> None:

@@ -11,10 +11,42 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Feeds transformers' streamers from the denoising loop. Imported by `denoising_dimple` and `generation_dimple`."""
+"""Shows answers while they come into being: the items of `generate_steps`, and what transformers' streamers are fed.
+
+Imported by `denoising_dimple` and `generation_dimple`.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True)
+class DimpleGenerationStep:
+    """
+    What `generate_steps` yields. Its tensors are the consumer's to keep.
+
+    Args:
+        step (`int`):
+            Denoising steps done, 0 before the first.
+        answer_ids (`torch.LongTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
+            Answer tokens, the mask token where none is decided; of finished rows what `generate` returns behind the
+            prompt.
+        settled (`torch.BoolTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
+            `True` where no later step changes the token. What stands behind a decided end may be settled, too, and is
+            replaced by padding when the row is finished.
+        finished (`torch.BoolTensor` of shape `(batch_size * num_return_sequences,)`):
+            `True` for rows whose answer is there.
+        num_forward_passes (`torch.LongTensor` of shape `(batch_size * num_return_sequences,)`):
+            Passes of the model over each row so far.
+    """
+
+    step: int
+    answer_ids: torch.LongTensor
+    settled: torch.BoolTensor
+    finished: torch.BoolTensor
+    num_forward_passes: torch.LongTensor
 
 
 class DraftStreamer:
@@ -41,12 +73,13 @@ class DraftStreamer:
         self.takes_drafts = hasattr(streamer, "put_draft")
         self.num_sent = 0
 
-    def put_answer(self, answer: torch.LongTensor) -> None:
-        """Shows `answer` (`torch.LongTensor` of shape `(batch_size, answer_length)`) as it stands after a step."""
+    def put_answer(self, answer: torch.LongTensor, settled: torch.LongTensor) -> None:
+        """Shows `answer` (`torch.LongTensor` of shape `(batch_size, answer_length)`) as it stands after a step. In
+        `settled`, of the same shape, what a later step may take back is masked."""
         if self.takes_drafts:
             self.streamer.put_draft(value=answer.cpu())
         else:
-            self._put_settled(answer[0])
+            self._put_settled(settled[0])
 
     def end(self, answer: torch.LongTensor) -> None:
         """Sends what is left of the finished `answer`, of the same shape, and ends the stream."""

@@ -36,11 +36,16 @@ def top_margin(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def exp_negative_entropy(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """exp(-H) with the entropy H in nats: 1 when certain, 1 / n when n tokens are equally likely. See
     `CONFIDENCE_MEASURES`. The original ranks by -H, which orders places alike but is never positive."""
+    return entropy(logits).neg().exp()
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats, `(num_places,)`, of the distributions of `logits`, `(num_places, vocab_size)`."""
     log_probabilities = logits.log_softmax(dim=-1)
     probabilities = log_probabilities.exp()
     # Forbidden tokens have probability 0 and log probability -inf, whose product is not a number. In place, because
     # fresh memory for a whole vocabulary costs more than the arithmetic.
-    return probabilities.mul_(log_probabilities.clamp_(min=-1e4)).sum(dim=-1).exp()
+    return probabilities.mul_(log_probabilities.clamp_(min=-1e4)).sum(dim=-1).neg()
 
 
 #: How sure the model is of each place: name -> function of `logits` (`torch.FloatTensor` of shape
@@ -89,6 +94,78 @@ def filter_logits(
     return logits
 
 
+def active_places(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
+    """
+    Blocks from left to right (semi-autoregressive decoding: LLaDA, arXiv 2502.09992, section 2.4): only the leftmost
+    block that still has a masked place is worked on.
+
+    Args:
+        masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` where a place is not yet decided.
+        block_length (`int`, *optional*):
+            Places of a block, counted from the first answer place; the last block may be shorter. `None`: the whole
+            canvas is one block.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the masked places of each row's block.
+    """
+    return masked & present_block(masked, block_length)
+
+
+def present_block(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
+    """All places of the block that [`active_places`] works on, `torch.BoolTensor` of shape
+    `(batch_size, answer_length)`; the first block's in a row with nothing masked."""
+    if block_length is None:
+        return torch.ones_like(masked)
+    blocks = torch.arange(masked.shape[1], device=masked.device) // block_length
+    return blocks == _block_index(masked, block_length)[:, None]
+
+
+def _block_index(masked: torch.Tensor, block_length: int) -> torch.Tensor:
+    return masked.int().argmax(dim=1) // block_length
+
+
+def steps_per_block(num_steps: int, answer_length: int, block_length: int | None) -> int:
+    """
+    The steps of one block's own schedule: each block gets them in proportion to its places.
+
+    Args:
+        num_steps (`int`):
+            Steps of the whole answer; positive.
+        answer_length (`int`):
+            Its places; positive.
+        block_length (`int`, *optional*):
+            See [`active_places`].
+
+    Returns:
+        `int`: At least 1.
+    """
+    if block_length is None:
+        return num_steps
+    return max(1, num_steps * min(block_length, answer_length) // answer_length)
+
+
+def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
+    """
+    Where each row stands in its block's schedule. Block b's steps begin at step b * num_block_steps of the answer; a
+    row that gets to it earlier waits at its first one, and decides at least what that reveals.
+
+    Args:
+        step (`int`):
+            Index of the answer's step, from 0.
+        num_block_steps (`int`):
+            Of [`steps_per_block`].
+        masked, block_length:
+            See [`active_places`].
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size,)`: Indices from 0 to `num_block_steps` - 1.
+    """
+    if block_length is None:
+        return torch.full((len(masked),), step, device=masked.device)
+    return (step - _block_index(masked, block_length) * num_block_steps).clamp(0, num_block_steps - 1)
+
+
 def denoising_times(num_steps: int, eps: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """
     The time grid of the schedules: from 1, all masked, down to `eps`, nothing masked.
@@ -97,7 +174,7 @@ def denoising_times(num_steps: int, eps: float, device: torch.device | str = "cp
         num_steps (`int`):
             Denoising steps; positive.
         eps (`float`):
-            Last time, in (0, 1).
+            Last time, below 1.
         device (`torch.device`, *optional*, defaults to `"cpu"`):
             Where the result lies.
 
@@ -108,7 +185,7 @@ def denoising_times(num_steps: int, eps: float, device: torch.device | str = "cp
 
 
 def adaptive_fraction(
-    step: int, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
+    steps: torch.Tensor, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
 ) -> torch.Tensor:
     """
     Which share of a row's masked places to reveal, by how much of the row is still masked (the original's "dim").
@@ -118,14 +195,14 @@ def adaptive_fraction(
     3. Reveal down to it: the share 1 - t / r, or all at the last time.
 
     Args:
-        step (`int`):
-            Index of the denoising step, from 0.
+        steps (`torch.LongTensor` of shape `(batch_size,)`):
+            Index of each row's denoising step, from 0.
         times (`torch.FloatTensor` of shape `(num_steps + 1,)`):
             The time grid of [`denoising_times`].
         num_masked (`torch.LongTensor` of shape `(batch_size,)`):
-            Masked places of each row now.
+            Masked places of each row, or of its present block, now.
         num_maskable (`torch.LongTensor` of shape `(batch_size,)`):
-            Masked places of each row before the first step.
+            Masked places of the same before the first step.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)`: Shares in (0, 1]; 1 for a row with nothing masked.
@@ -137,7 +214,7 @@ def adaptive_fraction(
     fractions[:, -1] = 1
     index = torch.arange(len(times), device=times.device)
     reveals_any = (num_masked[:, None] * fractions).int() >= 1
-    eligible = (times < row_times[:, None]) & (index > step) & reveals_any
+    eligible = (times < row_times[:, None]) & (index > steps[:, None]) & reveals_any
     eligible[:, -1] = True
     # 3.
     chosen = eligible.int().argmax(dim=1)
@@ -145,19 +222,19 @@ def adaptive_fraction(
 
 
 def fixed_fraction(
-    step: int, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
+    steps: torch.Tensor, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
 ) -> torch.Tensor:
     """
     Which share of a row's masked places to reveal, by the step alone (Dream's schedule): 1 - t[step + 1] / t[step],
     all at the last step. Arguments and result as for [`adaptive_fraction`]; the share may be too small for a single
     place.
     """
-    last = step >= len(times) - 2
-    fraction = torch.ones_like(times[0]) if last else 1 - times[step + 1] / times[step]
-    return fraction.expand(len(num_masked))
+    fractions = 1 - times[1:] / times[:-1]
+    fractions[-1] = 1
+    return fractions[steps]
 
 
-#: Name -> function of `(step, times, num_masked, num_maskable)` that returns the share of masked places to reveal.
+#: Name -> function of `(steps, times, num_masked, num_maskable)` that returns the share of masked places to reveal.
 SCHEDULES = {"adaptive": adaptive_fraction, "fixed": fixed_fraction}
 
 
@@ -196,32 +273,6 @@ def rank_places(
     order = score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     ranks = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape)
     return torch.empty_like(order).scatter_(1, order, ranks)
-
-
-def choose_places(
-    scheduled: torch.Tensor, masked: torch.Tensor, confidence: torch.Tensor, confidence_threshold: float | None
-) -> torch.Tensor:
-    """
-    Confident decoding (Dimple, section 4.2): every masked place above the threshold; in a row that has none, what the
-    schedule reveals.
-
-    Args:
-        scheduled (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` at the masked places that the schedule reveals.
-        masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` where a place is not yet decided.
-        confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
-            How sure the model is of each masked place, in [0, 1].
-        confidence_threshold (`float`, *optional*):
-            In (0, 1]; `None` for the schedule alone.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the places to reveal now.
-    """
-    if confidence_threshold is None:
-        return scheduled
-    confident = masked & (confidence > confidence_threshold)
-    return torch.where(confident.any(dim=1, keepdim=True), confident, scheduled)
 
 
 def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch.Tensor) -> torch.Tensor:

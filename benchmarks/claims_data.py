@@ -1,0 +1,213 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What `claims.py` trains on: the forms of `examples/forms` made small, and a pool of pictures that are encoded once.
+
+One to three rows of a printed label and one or two handwritten digits, on 84 x 112 pixels, so 12 image tokens. The
+vision tower is that of the forms example and stays frozen, and so does the projector, which is random: what the
+language model gets of a picture never changes. It is computed once for each picture of the pool, and a step of
+training costs the language model alone. Imported by `claims.py` and, as the source of their rows, by the recipes that
+it writes.
+"""
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from dimple_hf import (
+    DimpleConfig,
+    DimpleForConditionalGeneration,
+    DimpleImageProcessor,
+    DimpleProcessor,
+    DimpleTokenizer,
+)
+from dimple_hf.training import DimpleDataCollator
+from dimple_hf.training.collator import TrainingSequence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
+
+from forms_data import CELL, LABEL_COLUMNS, Form, FormRow, draw_form, form_rng, render_form
+from forms_dataset import write_answer
+from forms_model import model_config
+from forms_tokenizer import write_tokenizer
+
+SEED = 1
+"""Of the pictures; those of the forms example have another."""
+MAX_ROWS, MAX_DIGITS = 3, 2
+ROW_CELLS, COLUMN_CELLS = MAX_ROWS, LABEL_COLUMNS + MAX_DIGITS
+QUESTION = "Read the form."
+ANSWER_LENGTH = 16
+"""Places for the longest answer, of 14 tokens, and the padding that ends it."""
+
+LANGUAGE_MODEL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+)
+"""Without a system message and roles: what all prompts share teaches nothing and costs time."""
+
+
+def claims_row(split: str, index: int, num_rows: int | None = None) -> dict[str, Any]:
+    """Row `index` of a split, as a chat.
+
+    Args:
+        split (`str`): `"train"` or `"test"`; no digit image is in both.
+        index (`int`): The row.
+        num_rows (`int`, *optional*): Rows of the form, 1 to 3; drawn when missing.
+
+    Returns:
+        `dict[str, Any]`: The fields of `forms_dataset.forms_row`.
+    """
+    rng = form_rng(split, index, SEED)
+    form = draw_form(split, rng)
+    drawn = int(rng.integers(1, MAX_ROWS + 1))
+    rows = tuple(FormRow(row.label, row.digit_indices[:MAX_DIGITS]) for row in form.rows[: num_rows or drawn])
+    form = Form(rows, first_grid_row=int(rng.integers(MAX_ROWS - len(rows) + 1)))
+    picture = render_form(form, split, rng).crop((0, 0, COLUMN_CELLS * CELL, ROW_CELLS * CELL))
+    answer = write_answer("text", form.fields)
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
+    assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return {
+        "messages": [user, assistant],
+        "images": [picture],
+        "kind": "text",
+        "question": QUESTION,
+        "answer": answer,
+        "fields": json.dumps(form.fields),
+    }
+
+
+def write_untrained(directory: Path, visual: Path, seed: int) -> None:
+    """Writes the model that all ways of training start from, and its processor.
+
+    Args:
+        directory (`Path`): Where to write.
+        visual (`Path`): `visual.safetensors` of the forms example's vision stage.
+        seed (`int`): Seed of the random weights: projector and language model.
+    """
+    write_tokenizer(directory)
+    tokenizer = DimpleTokenizer.from_pretrained(directory)
+    num_pixels = ROW_CELLS * COLUMN_CELLS * CELL**2
+    image_processor = DimpleImageProcessor(min_pixels=num_pixels, max_pixels=num_pixels)
+    DimpleProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(directory)
+    larger = model_config(tokenizer).to_dict()
+    del larger["layer_types"]  # one for each layer; the config fills it in
+    torch.manual_seed(seed)
+    model = DimpleForConditionalGeneration(DimpleConfig(**larger | LANGUAGE_MODEL))
+    model.visual.load_state_dict(load_file(visual))
+    model.save_pretrained(directory)
+
+
+def pool_name(model_dir: Path, num_pictures: int) -> str:
+    """Name of the file of `write_pool`: another for each tower and vocabulary, so that no model meets old tokens."""
+    tower = load_file(model_dir / "model.safetensors")["visual.merger.mlp.2.weight"].numpy().tobytes()
+    checksum = zlib.crc32((model_dir / "vocab.json").read_bytes() + tower)
+    return f"pool-{num_pictures}-{checksum:08x}.safetensors"
+
+
+@torch.inference_mode()
+def write_pool(file: Path, model_dir: Path, num_pictures: int, batch_size: int = 64) -> None:
+    """Encodes the training pictures with the frozen tower.
+
+    Args:
+        file (`Path`): Where to write `features` (float32 of shape `(num_pictures, 12, vision_width)`), and the tokens
+            of the chats, answers padded by [`DimpleDataCollator`]: `input_ids` (int64 of shape `(num_pictures,
+            length)`), of which `lengths` count, `num_prompt_tokens` of them not learned.
+        model_dir (`Path`): A directory of `write_untrained`, of any seed.
+        num_pictures (`int`): How many.
+        batch_size (`int`, defaults to 64): Pictures that the tower takes at once.
+    """
+    tower = DimpleForConditionalGeneration.from_pretrained(model_dir).eval().visual
+    collator = DimpleDataCollator(DimpleProcessor.from_pretrained(model_dir))
+    features, tokens, num_prompt_tokens = [], [], []
+    for start in tqdm(range(0, num_pictures, batch_size), desc="encode pictures"):
+        rows = [claims_row("train", index) for index in range(start, min(start + batch_size, num_pictures))]
+        batch = [sequence for row in rows for sequence in collator.read_sequences(row)]
+        pixel_values = torch.cat([sequence.pixel_values for sequence in batch])
+        grid = torch.cat([sequence.image_grid_thw for sequence in batch])
+        features.append(tower(pixel_values, grid_thw=grid).pooler_output.view(len(rows), ROW_CELLS * COLUMN_CELLS, -1))
+        tokens += [torch.tensor(sequence.input_ids) for sequence in batch]
+        num_prompt_tokens += [sequence.num_prompt_tokens for sequence in batch]
+    tensors = {
+        "features": torch.cat(features),
+        "input_ids": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+        "lengths": torch.tensor([len(ids) for ids in tokens]),
+        "num_prompt_tokens": torch.tensor(num_prompt_tokens),
+    }
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    os.replace(partial, file)
+
+
+class Pool(Sequence):
+    """
+    Encoded pictures with their chats, as rows for [`PoolCollator`].
+
+    Args:
+        file (`Path`):
+            A file of `write_pool`.
+        model_dir (`Path`):
+            The model whose projector maps the features.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, file: Path, model_dir: Path) -> None:
+        self.tensors = load_file(file)
+        model = DimpleForConditionalGeneration.from_pretrained(model_dir)
+        self.features = model.img_projector(self.tensors.pop("features"))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = self.tensors["input_ids"][index][: self.tensors["lengths"][index]].tolist()
+        sequence = TrainingSequence(tokens, int(self.tensors["num_prompt_tokens"][index]), None, None)
+        return {"sequence": sequence, "features": self.features[index]}
+
+
+def pool_rows(file: str, model_dir: str) -> Pool:
+    """The rows of a recipe: `data.train.location` is `"claims_data:pool_rows"`."""
+    return Pool(Path(file), Path(model_dir))
+
+
+class PoolCollator(DimpleDataCollator):
+    """
+    As [`DimpleDataCollator`], but of rows that are read already, with `image_features` in place of pixels.
+    """
+
+    def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
+        return [row["sequence"]]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        grid = torch.tensor([[1, 2 * ROW_CELLS, 2 * COLUMN_CELLS]])
+        images = {
+            "image_grid_thw": grid.repeat(len(rows), 1),
+            "image_features": torch.cat([row["features"] for row in rows]),
+        }
+        return super().__call__(rows) | images

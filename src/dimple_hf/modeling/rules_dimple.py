@@ -1,0 +1,293 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Parallel decoding rules: which masked places one pass of the model may reveal together, and which it takes back.
+
+A rule is one function and one row of `PARALLEL_RULES`. All are per row; where a rule chooses nothing in a row, the
+schedule of `unmasking_dimple` does. The source of each is named at its function; `docs/decoding.md` says when to use
+which. Imported by `denoising_dimple` and, for their names and options, by `generation_config_dimple`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .unmasking_dimple import entropy, top_probability
+
+
+@dataclass(frozen=True)
+class PassScores:
+    """
+    What one pass of the model says about the places that it may reveal.
+
+    Args:
+        masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` at these places: not decided, and in their row's present block.
+        places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` where the pass has scores: at the same places, and for a rule that takes back also at the decided
+            ones that it generated in the block.
+        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+            The scores of `places`, row by row; -inf at impossible tokens.
+        confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
+            How sure the model is of the token that it would put at each of `places`, in [0, 1]; 0 elsewhere.
+        progress (`torch.FloatTensor` of shape `(batch_size,)`):
+            Which share of a row's answer is decided, in [0, 1).
+        stable_passes (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+            Passes in a row in which a place's distribution hardly changed; only for rules that compare passes.
+    """
+
+    masked: torch.Tensor
+    places: torch.Tensor
+    logits: torch.Tensor
+    confidence: torch.Tensor
+    progress: torch.Tensor
+    stable_passes: torch.Tensor
+
+
+def spread(places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Puts `values`, `(num_places,)`, where `places`, `(batch_size, answer_length)`, is `True`, and 0 elsewhere."""
+    return torch.zeros_like(places, dtype=values.dtype).masked_scatter(places, values)
+
+
+def confident_places(scores: PassScores, confidence_threshold: float | None) -> torch.Tensor:
+    """
+    Confident decoding (Dimple, section 4.2, arXiv 2505.16990; Fast-dLLM's threshold, arXiv 2505.22618, section 3.3):
+    every place whose confidence is above `confidence_threshold`, which lies in (0, 1]; none when it is `None`.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the places to reveal now, as for all
+        rules. It may be all `False` in a row.
+    """
+    if confidence_threshold is None:
+        return torch.zeros_like(scores.masked)
+    return scores.masked & (scores.confidence > confidence_threshold)
+
+
+def factor_places(scores: PassScores, confidence_factor: float) -> torch.Tensor:
+    """
+    Factor-based parallel decoding (Fast-dLLM, arXiv 2505.22618, section 3.3): the n most confident places of a row,
+    with the largest n for which (n + 1) (1 - c_n) < f. Here c_n is the smallest confidence among them, so that the
+    more places are revealed together, the surer each of them must be; f is `confidence_factor`, positive.
+    """
+    confidence, order = scores.confidence.masked_fill(~scores.masked, -torch.inf).sort(
+        dim=1, descending=True, stable=True
+    )
+    # Confidences fall and n rises, so the left side only grows: what holds at n holds before.
+    num_places = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
+    fits = (num_places + 1) * (1 - confidence) < confidence_factor
+    return torch.zeros_like(fits).scatter(1, order, fits)
+
+
+def entropy_bounded_places(scores: PassScores, entropy_bound: float) -> torch.Tensor:
+    """
+    Entropy-bounded unmasking (EB-Sampler, arXiv 2505.24857): the k places of lowest entropy of a row, with
+    the largest k for which the sum of their entropies less the largest of them is at most `entropy_bound`, in nats.
+    That difference bounds what the places can tell about each other. One place always fits.
+    """
+    entropies = spread(scores.places, entropy(scores.logits)).masked_fill(~scores.masked, torch.inf)
+    entropies, order = entropies.sort(dim=1, stable=True)
+    # The entropies rise, so the k-th is the largest of the first k, and the sum before it is the difference.
+    before = torch.nn.functional.pad(entropies.cumsum(dim=1), (1, -1))
+    fits = before <= entropy_bound
+    return torch.zeros_like(fits).scatter(1, order, fits) & scores.masked
+
+
+def stable_places(
+    scores: PassScores, confidence_threshold: float | None, kl_threshold: float, kl_history_length: int
+) -> torch.Tensor:
+    """
+    KL-adaptive stability (KLASS, arXiv 2511.05664, algorithm 1): the places above `confidence_threshold` whose
+    distribution has moved by less than `kl_threshold` nats in each of the last `kl_history_length` passes. `None` asks
+    for stability alone. The passes are counted by [`PassMemory.compare`].
+    """
+    stable = scores.masked & (scores.stable_passes >= kl_history_length)
+    return stable if confidence_threshold is None else stable & (scores.confidence > confidence_threshold)
+
+
+def committed_places(
+    scores: PassScores, confidence_threshold: float | None, gap_thresholds: tuple[float, float, float]
+) -> torch.Tensor:
+    """
+    Early commit (Prophet, arXiv 2508.19982): everything, in a row whose mean gap between the two largest
+    logits, over the places still masked, has reached the threshold of its progress; `gap_thresholds` are those of the
+    first, second and last third. Other rows follow [`confident_places`].
+    """
+    top_two = scores.logits.topk(2, dim=-1).values
+    gaps = top_two[:, 0] - top_two[:, 1]
+    # A place with one possible token says nothing about what the model knows.
+    is_open = gaps.isfinite()
+    total = spread(scores.places, gaps.masked_fill(~is_open, 0)).sum(dim=1)
+    mean_gap = total / spread(scores.places, is_open.float()).sum(dim=1)  # NaN without any, which passes below
+    first, second, last = gap_thresholds
+    threshold = torch.full_like(scores.progress, last)
+    threshold = threshold.masked_fill(scores.progress < 2 / 3, second).masked_fill(scores.progress < 1 / 3, first)
+    commits = ~(mean_gap < threshold)
+    return torch.where(commits[:, None], scores.masked, confident_places(scores, confidence_threshold))
+
+
+def drafted_places(scores: PassScores, draft_threshold: float, verify_threshold: float) -> torch.Tensor:
+    """
+    Revisable decoding (WINO, arXiv 2507.18578), its wide half: every place above `draft_threshold`, which
+    may be low, because [`suspicious_places`] takes back what does not stand up.
+    """
+    return confident_places(scores, draft_threshold)
+
+
+def suspicious_places(
+    decided: torch.Tensor, probability: torch.Tensor, num_drafted: torch.Tensor, verify_threshold: float
+) -> torch.Tensor:
+    """
+    WINO's narrow half: the decided places whose token has become less probable than `verify_threshold`, the least
+    probable first, and fewer than the last pass drafted: so each pass brings more than the next can take back, and n
+    places take at most n passes that reveal something.
+
+    Args:
+        decided (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` at the generated places of each row's present block that are decided.
+        probability (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
+            Probability of the token at each of them, in [0, 1].
+        num_drafted (`torch.LongTensor` of shape `(batch_size,)`):
+            Places that each row revealed in its last pass.
+        verify_threshold (`float`):
+            In (0, 1].
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the places to mask again.
+    """
+    suspicious = decided & (probability < verify_threshold)
+    order = probability.masked_fill(~suspicious, torch.inf).sort(dim=1, stable=True).indices
+    ranks = torch.arange(order.shape[1], device=order.device)
+    return suspicious & torch.zeros_like(suspicious).scatter(1, order, ranks < num_drafted[:, None] - 1)
+
+
+@dataclass(frozen=True)
+class ParallelRule:
+    """
+    A row of `PARALLEL_RULES`.
+
+    Args:
+        choose (`Callable`):
+            `(scores, **options)` -> `torch.BoolTensor` of the places to reveal.
+        options (`dict[str, Any]`):
+            The options of [`DimpleGenerationConfig`] that it reads, with their defaults.
+        compares_passes (`bool`):
+            Whether it needs `PassScores.stable_passes`, for which the last pass's distributions are kept.
+        takes_back (`bool`):
+            Whether what it revealed may be masked again.
+    """
+
+    choose: Callable[..., torch.Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+    compares_passes: bool = False
+    takes_back: bool = False
+
+
+#: Name of a rule -> how it chooses and which options it has.
+PARALLEL_RULES = {
+    "threshold": ParallelRule(confident_places, {"confidence_threshold": 0.95}),
+    "factor": ParallelRule(factor_places, {"confidence_factor": 1.0}),
+    "entropy_bound": ParallelRule(entropy_bounded_places, {"entropy_bound": 0.1}),
+    "klass": ParallelRule(
+        stable_places,
+        {"confidence_threshold": 0.95, "kl_threshold": 0.01, "kl_history_length": 2},
+        compares_passes=True,
+    ),
+    "prophet": ParallelRule(committed_places, {"confidence_threshold": 0.95, "gap_thresholds": (7.5, 5.0, 2.5)}),
+    "wino": ParallelRule(drafted_places, {"draft_threshold": 0.6, "verify_threshold": 0.9}, takes_back=True),
+}
+
+
+class PassMemory:
+    """
+    What the rules remember of each row from one pass to the next. Rows leave it as they leave the batch.
+
+    Args:
+        maskable (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` at the places that are masked before the first pass.
+
+    Attributes:
+        stable_passes (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+            See [`PassScores`].
+        drafted (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` at the places that the row's last pass revealed.
+    """
+
+    def __init__(self, maskable: torch.Tensor):
+        self.maskable = maskable
+        self.stable_passes = torch.zeros_like(maskable, dtype=torch.long)
+        self.drafted = torch.zeros_like(maskable)
+        self._places = torch.zeros_like(maskable)
+        self._log_probabilities: torch.Tensor | None = None
+
+    def compare(self, places: torch.Tensor, logits: torch.Tensor, kl_threshold: float) -> None:
+        """
+        Counts the passes in which places hardly changed, and keeps this pass's distributions for the next, which takes
+        as much memory as `logits`. The divergence is that of the present distribution from the one before.
+
+        Args:
+            places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+                `True` at the places that the pass scored.
+            logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+                Their scores.
+            kl_threshold (`float`):
+                In nats; what stays below it counts as stable.
+        """
+        now = logits.log_softmax(dim=-1).clamp_(min=-1e4)  # -inf times a probability of 0 is not a number
+        if self._log_probabilities is not None:
+            flat = place_indices(places, len(logits))
+            was_scored = self._places.flatten()
+            before = self._log_probabilities[(was_scored.cumsum(0) - 1).clamp(min=0)[flat]]
+            divergence = now.exp().mul_(before.sub_(now)).sum(dim=-1).neg()
+            is_stable = was_scored[flat] & (divergence < kl_threshold)
+            self.stable_passes = torch.where(spread(places, is_stable), self.stable_passes + 1, 0)
+        self._places, self._log_probabilities = places, now
+
+    @property
+    def unverified(self) -> torch.Tensor:
+        """`torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` where the last pass revealed what the next
+        may take back. A token that was revealed alone stays: all the others were known to it."""
+        return self.drafted & (self.drafted.sum(dim=1, keepdim=True) > 1)
+
+    def verify(self, scores: PassScores, answer: torch.Tensor, verify_threshold: float) -> torch.Tensor:
+        """
+        The decided places of `scores` that [`suspicious_places`] would mask again. The pass has read each token where
+        it stands; the original lets a shadow of the block, all masked, read everything but the token's own place.
+
+        Args:
+            scores (`PassScores`):
+                Of a pass that scored decided places too.
+            answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+                The answer that it read.
+            verify_threshold (`float`):
+                In (0, 1].
+        """
+        tokens = answer.flatten()[place_indices(scores.places, len(scores.logits))]
+        probability = spread(scores.places, top_probability(scores.logits, tokens))
+        num_drafted = self.drafted.sum(dim=1)
+        return suspicious_places(scores.places & ~scores.masked, probability, num_drafted, verify_threshold)
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keeps `rows` (`torch.LongTensor` of shape `(num_rows,)`, ascending)."""
+        if self._log_probabilities is not None:
+            is_kept = torch.zeros_like(self._places).index_fill_(0, rows, True)
+            self._log_probabilities = self._log_probabilities[is_kept[self._places]]
+        self.maskable, self.drafted = self.maskable[rows], self.drafted[rows]
+        self.stable_passes, self._places = self.stable_passes[rows], self._places[rows]
+
+
+def place_indices(places: torch.Tensor, num_places: int) -> torch.Tensor:
+    """Where the `True` of `places` lie when it is flattened, `torch.LongTensor` of shape `(num_places,)`. Their number
+    is given, so that the device need not be waited for."""
+    return places.flatten().int().sort(descending=True, stable=True).indices[:num_places]

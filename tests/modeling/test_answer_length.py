@@ -1,0 +1,388 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Lengths of canvases: those that grow until the end is in sight, those that are cropped, and what a limit costs.
+
+A tiny model has no idea of an end, so the scores of the end token are written over: certain from some place on.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import EOS, MASK, MIXED_PROMPTS, PAD, Prompt, make_prompt, model_inputs, tiny_model
+
+from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleGenerationOutput
+from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
+from dimple_hf.modeling.canvas_dimple import CanvasRunner
+from dimple_hf.modeling.length_dimple import (
+    NUM_LAST_PLACES,
+    LengthPlan,
+    end_in_sight,
+    fitted_lengths,
+    last_places,
+    longer,
+    resized,
+)
+
+EACH_POLICY = pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param({"cache_policy": name} | ({"block_length": 4} if name in ("block", "dual") else {}), id=name)
+        for name in CACHE_POLICIES
+    ],
+)
+
+#: Where the answers of `MIXED_PROMPTS` end: within 8 places with some to spare, just so, within 16, and within 40.
+ENDS = (3, 7, 13, 35)
+
+
+@pytest.fixture(scope="module")
+def long_model() -> DimpleForConditionalGeneration:
+    """A tiny model with room for 256 answer places behind a prompt of 299."""
+    return tiny_model(max_position_embeddings=600)
+
+
+def write_ends(
+    monkeypatch: pytest.MonkeyPatch, ends: dict[int, int], methods: tuple[str, ...] = ("logits", "whole_logits")
+) -> None:
+    """Makes the end certain from a place on, for each row by its last prompt token, and impossible before."""
+    for name in methods:
+        method = getattr(CanvasRunner, name)
+
+        def scores(
+            runner: Any, answer: torch.Tensor, places: torch.Tensor, rows: Any = None, *args: Any, method: Any = method
+        ) -> torch.Tensor:
+            logits = method(runner, answer, places, *([] if rows is None else [rows]), *args)
+            chosen = torch.zeros_like(places)
+            chosen[slice(None) if rows is None else rows] = True
+            row, place = (places & chosen).nonzero(as_tuple=True)
+            first = torch.tensor([ends[token] for token in runner.input_ids[:, -1].tolist()])
+            logits[:, EOS] = torch.where(place >= first[row], 1e4, -1e4)
+            return logits
+
+        monkeypatch.setattr(CanvasRunner, name, scores)
+
+
+@pytest.fixture
+def mixed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of `MIXED_PROMPTS` end at `ENDS`."""
+    last_tokens = [prompt.tokens[-1] for prompt in MIXED_PROMPTS]
+    assert len(set(last_tokens)) == len(last_tokens)
+    write_ends(monkeypatch, dict(zip(last_tokens, ENDS, strict=True)))
+
+
+def answers(model: DimpleForConditionalGeneration, *prompts: Prompt, **options: Any) -> DimpleGenerationOutput:
+    """`generate` over prompts, with all the figures."""
+    return model.generate(**model_inputs(*prompts), return_dict_in_generate=True, output_history=True, **options)
+
+
+@pytest.fixture
+def watch_places(long_model: DimpleForConditionalGeneration) -> Iterator[Callable[[], int]]:
+    """A function that returns how many places went through the model since it was last called."""
+    counts: list[int] = []
+    handle = long_model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: counts.append(args[0].shape[0] * args[0].shape[1])
+    )
+
+    def places_since() -> int:
+        total = sum(counts)
+        counts.clear()
+        return total
+
+    yield places_since
+    handle.remove()
+
+
+# Pure functions
+
+
+def test_end_is_in_sight_where_the_last_places_say_so_on_average() -> None:
+    """Two of four last places are half; a row that has no places is not asked."""
+    lengths = torch.tensor([2, 8, 6, 6])
+    places = last_places(lengths, 8)
+    assert places.sum(dim=1).tolist() == [2, NUM_LAST_PLACES, NUM_LAST_PLACES, NUM_LAST_PLACES]
+    assert places[2].nonzero().flatten().tolist() == [2, 3, 4, 5]
+    places[3] = False
+    # Probability of tokens 0 and 1, the ends, at the 2 + 4 + 4 places
+    probability = torch.tensor([0.9, 0.2, 0, 0, 0.99, 1, 0, 0.5, 0.7, 0.9])
+    logits = torch.stack([probability / 2, probability / 2, 1 - probability], dim=1).log()
+    assert end_in_sight(logits, places, torch.tensor([0, 1])).tolist() == [True, False, True, False]
+    assert end_in_sight(logits, places, torch.tensor([0])).tolist() == [False] * 4
+
+
+def test_longer_canvases_are_twice_as_long_up_to_the_answers_length() -> None:
+    """12 and the limit."""
+    assert longer(torch.tensor([6, 30, 40]), 40).tolist() == [12, 40, 40]
+
+
+def test_fitted_lengths_grow_full_canvases_and_crop_those_with_an_end() -> None:
+    """
+    Rows: full without an end; not full; full with an end; an end behind which something is masked; an end before which
+    something is; full at the limit. What stands behind a canvas is no end.
+    """
+    answer = torch.tensor(
+        [
+            [1, 2, PAD, PAD, PAD], [1, MASK, PAD, PAD, PAD], [1, EOS, PAD, PAD, PAD], [1, PAD, MASK, 3, PAD],
+            [MASK, EOS, 3, PAD, PAD], [1, 2, 3, 4, 5],
+        ]
+    )  # fmt: skip
+    lengths, ends = torch.tensor([2, 2, 2, 4, 3, 5]), torch.tensor([EOS, PAD])
+    cases = {
+        (True, True): [4, 2, 2, 2, 2, 5],
+        (True, False): [4, 2, 2, 4, 3, 5],
+        (False, True): [2, 2, 2, 2, 2, 5],
+        (False, False): lengths.tolist(),
+    }
+    for (grows, crops), expected in cases.items():
+        plan = LengthPlan(PAD, 2 if grows else None, crops)
+        fitted, may_grow = fitted_lengths(answer, lengths, MASK, ends, plan)
+        assert fitted.tolist() == expected
+        assert may_grow.tolist() == [grows, grows, False, False, False, False]
+
+
+def test_resized_canvases_get_masks_and_padding() -> None:
+    """New places are masked; what is behind is padding; the rest stays."""
+    answer = torch.tensor([[1, 2, PAD, PAD, PAD], [1, 2, 3, MASK, PAD]])
+    after = resized(answer, torch.tensor([2, 4]), torch.tensor([4, 2]), MASK, PAD)
+    assert after.tolist() == [[1, 2, MASK, MASK, PAD], [1, 2, PAD, PAD, PAD]]
+
+
+# Canvases that grow
+
+
+@EACH_POLICY
+@pytest.mark.usefixtures("mixed_ends")
+def test_growing_canvas_gives_the_answer_of_a_canvas_of_the_length_found(
+    model: DimpleForConditionalGeneration, policy: dict[str, Any]
+) -> None:
+    """
+    8 places are enough for the ends at 3 and 7 only if the last four say so: 1 of 4 does for the second, so it takes
+    16; the third takes 16, the fourth 32 and then the limit of 40, which is not looked at. Looks are passes.
+    """
+    options = policy | {"confidence_threshold": 0.5}
+    found, looks = [8, 16, 16, 40], [1, 2, 2, 3]
+    grown = answers(model, *MIXED_PROMPTS, **options, max_new_tokens=40, initial_answer_length=8)
+    for row, (prompt, length) in enumerate(zip(MIXED_PROMPTS, found, strict=True)):
+        alone = answers(model, prompt, **options, max_new_tokens=length, max_denoising_steps=40)
+        expected = alone.sequences[0, -length:].tolist() + [PAD] * (40 - length)
+        assert grown.sequences[row, -40:].tolist() == expected
+        assert expected.index(EOS) == ENDS[row]
+        assert grown.num_forward_passes[row] == alone.num_forward_passes[0] + looks[row]
+        num_tokens = round(float(alone.tokens_per_forward[0] * alone.num_forward_passes[0]))
+        assert float(grown.tokens_per_forward[row]) == pytest.approx(num_tokens / int(grown.num_forward_passes[row]))
+    # control: the length does matter to what is answered
+    whole = answers(model, *MIXED_PROMPTS, **options, max_new_tokens=40)
+    assert not torch.equal(whole.sequences, grown.sequences)
+
+
+@EACH_POLICY
+@pytest.mark.parametrize("crops", [False, True])
+@pytest.mark.usefixtures("mixed_ends")
+def test_rows_with_changing_canvases_equal_the_rows_alone(
+    model: DimpleForConditionalGeneration, policy: dict[str, Any], crops: bool
+) -> None:
+    """Rows look, grow, are cropped and leave at different steps; tokens, passes and history are their own."""
+    rules: list[dict[str, Any]] = [{"confidence_threshold": 0.5}]
+    if not crops:
+        rules.append({"parallel_rule": "wino", "draft_threshold": 0.3})
+    for rule in rules:
+        options = policy | rule | {"max_new_tokens": 40, "initial_answer_length": 4, "crop_after_end": crops}
+        together = answers(model, *MIXED_PROMPTS, **options)
+        for row, prompt in enumerate(MIXED_PROMPTS):
+            alone = answers(model, prompt, **options)
+            assert together.sequences[row, -40:].tolist() == alone.sequences[0, -40:].tolist()
+            assert together.num_forward_passes[row] == alone.num_forward_passes[0]
+            steps = [step[row, -40:].tolist() for step in together.history]
+            assert steps[: len(alone.history)] == [step[0, -40:].tolist() for step in alone.history]
+        assert len(together.num_forward_passes.unique()) > 2  # control
+
+
+def test_canvas_that_is_full_without_an_end_grows_and_keeps_what_is_decided(
+    model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Whole passes see the end everywhere, windows nowhere: so the first look finds it, the four places get other tokens,
+    and the whole pass over the canvas that has grown ends the answer at its first new place.
+    """
+    options = {"confidence_threshold": None, "unmasking": "left_to_right", "max_denoising_steps": 16}
+    plain = answers(model, MIXED_PROMPTS[1], **options, max_new_tokens=4)
+    last = MIXED_PROMPTS[1].tokens[-1]
+    write_ends(monkeypatch, {last: 0}, methods=("whole_logits",))
+    output = answers(model, MIXED_PROMPTS[1], **options, max_new_tokens=16, initial_answer_length=4)
+    answer = output.sequences[0, -16:].tolist()
+    assert answer == plain.sequences[0, -4:].tolist() + [EOS] + [PAD] * 11
+    assert EOS not in answer[:4]  # control
+    assert output.num_forward_passes.tolist() == [1 + 4 + 1]
+    # The canvas grows when it is full, not before; what is behind is padding until then.
+    behind = [step[0, -12:].tolist() for step in output.history[:4]]
+    assert behind == [[PAD] * 12] * 3 + [[MASK] * 4 + [PAD] * 8]
+    assert output.history[3][0, -16:-12].tolist() == answer[:4]
+
+
+def test_canvas_without_any_end_grows_to_the_limit(
+    model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is cut off before `max_new_tokens`; an initial length beyond it is the limit itself."""
+    write_ends(monkeypatch, {MIXED_PROMPTS[1].tokens[-1]: 1000})
+    output = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=2)
+    whole = answers(model, MIXED_PROMPTS[1], max_new_tokens=10)
+    assert torch.equal(output.sequences, whole.sequences)
+    assert output.num_forward_passes == whole.num_forward_passes + 3  # looks at 2, 4 and 8 places
+    for length in (10, 11):
+        beyond = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=length)
+        assert torch.equal(beyond.sequences, whole.sequences)
+        assert beyond.num_forward_passes == whole.num_forward_passes
+
+
+def test_canvas_that_a_criterion_stops_does_not_grow(
+    model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row leaves with what it has."""
+    write_ends(monkeypatch, {MIXED_PROMPTS[1].tokens[-1]: 0}, methods=("whole_logits",))
+
+    def is_full(sequences: torch.Tensor, scores: None, **kwargs: Any) -> torch.Tensor:
+        return ~(sequences == MASK).any(dim=1)
+
+    options = {"max_new_tokens": 16, "confidence_threshold": None, "initial_answer_length": 4}
+    stopped = answers(model, MIXED_PROMPTS[1], **options, stopping_criteria=[is_full])
+    assert stopped.sequences[0, -12:].tolist() == [PAD] * 12
+    assert stopped.num_forward_passes.tolist() == [5]
+    assert answers(model, MIXED_PROMPTS[1], **options).num_forward_passes.tolist() == [6]  # control
+
+
+def test_initial_length_makes_no_difference_to_a_canvas_that_is_given(model: DimpleForConditionalGeneration) -> None:
+    """`answer_ids` say how long the answer is; a model's own options may still name an initial length."""
+    canvas = torch.full((4, 6), MASK)
+    expected = answers(model, *MIXED_PROMPTS, answer_ids=canvas)
+    given = answers(model, *MIXED_PROMPTS, answer_ids=canvas, initial_answer_length=2)
+    assert torch.equal(given.sequences, expected.sequences)
+    assert torch.equal(given.num_forward_passes, expected.num_forward_passes)
+
+
+# Canvases that are cropped
+
+
+@pytest.mark.usefixtures("mixed_ends")
+def test_cropped_canvas_runs_and_decides_nothing_behind_its_end(
+    long_model: DimpleForConditionalGeneration, watch_places: Callable[[], int]
+) -> None:
+    """
+    The first pass decides the end at place 7 of 32. Then 7 places are left, one a pass, each pass over the last prompt
+    token and the 8 places of the canvas; without cropping, over 33 places.
+    """
+    prompt = MIXED_PROMPTS[1]
+    options = {"max_new_tokens": 32, "confidence_threshold": 0.999, "max_denoising_steps": 320}
+    whole_pass = len(prompt.tokens) + 32
+    costs = {}
+    for crops in (False, True):
+        output = answers(long_model, prompt, **options, crop_after_end=crops)
+        assert output.sequences[0, -32:].tolist().index(EOS) == 7
+        assert output.num_forward_passes.tolist() == [8]
+        costs[crops] = watch_places()
+    assert costs == {False: whole_pass + 7 * 33, True: whole_pass + 7 * 9}
+
+
+@pytest.mark.usefixtures("mixed_ends")
+def test_cropping_is_an_approximation(model: DimpleForConditionalGeneration) -> None:
+    """What is behind an end is context to what is before: its scores change when it goes. Nothing else may change."""
+    options = {"max_new_tokens": 40, "confidence_threshold": 0.999, "cache_policy": "none"}
+    cropped = answers(model, *MIXED_PROMPTS, **options, crop_after_end=True)
+    whole = answers(model, *MIXED_PROMPTS, **options)
+    assert not torch.equal(cropped.sequences, whole.sequences)
+    assert torch.equal(cropped.sequences == EOS, whole.sequences == EOS)
+
+
+# What a limit costs
+
+
+def cost_of_a_short_answer(
+    model: DimpleForConditionalGeneration, watch_places: Callable[[], int], **options: Any
+) -> tuple[list[int], int]:
+    """The tokens of a short answer to a prompt of 299 tokens, and the places that went through the model for it."""
+    watch_places()
+    output = answers(model, make_prompt(299, seed=5), max_denoising_steps=256, **options)
+    answer = output.sequences[0, 299:].tolist()
+    return answer[: answer.index(EOS) + 1], watch_places()
+
+
+@pytest.mark.parametrize("threshold", [0.95, 0.2])
+@EACH_POLICY
+def test_short_answer_under_a_long_limit_costs_at_most_1_3_times_one_in_a_short_canvas(
+    long_model: DimpleForConditionalGeneration,
+    watch_places: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    policy: dict[str, Any],
+    threshold: float,
+) -> None:
+    """Counted in places that run through the model, the look included; the tokens are the same."""
+    write_ends(monkeypatch, {make_prompt(299, seed=5).tokens[-1]: 9})
+    options = policy | {"confidence_threshold": threshold}
+    tokens, cost = cost_of_a_short_answer(long_model, watch_places, max_new_tokens=32, **options)
+    grown = cost_of_a_short_answer(long_model, watch_places, max_new_tokens=256, initial_answer_length=32, **options)
+    assert len(tokens) == 10
+    assert grown[0] == tokens
+    assert grown[1] <= 1.3 * cost
+    # control: the limit alone is paid for
+    whole = cost_of_a_short_answer(long_model, watch_places, max_new_tokens=256, **options)
+    assert whole[1] > 1.3 * cost
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_bad_initial_length_is_refused(value: Any) -> None:
+    """As every other length."""
+    with pytest.raises(ValueError, match=r"`initial_answer_length` must be an integer >= 1"):
+        DimpleGenerationConfig(initial_answer_length=value)
+
+
+def test_masks_behind_a_canvas_are_refused(model: DimpleForConditionalGeneration) -> None:
+    """Nobody sees what stands there, so nothing can be decided there."""
+    canvas = torch.tensor([[MASK, MASK, 7, MASK]])
+    inputs = model_inputs(MIXED_PROMPTS[0])
+    for method in ("generate", "diffusion_generate"):
+        generate = getattr(model, method)
+        with pytest.raises(ValueError, match=r"`answer_ids` must not hold the mask token .* in row 0\)"):
+            generate(**inputs, answer_ids=canvas, answer_attention_mask=torch.tensor([[1, 1, 0, 0]]))
+        shape = generate(**inputs, answer_ids=canvas, answer_attention_mask=torch.tensor([[1, 1, 1, 1]])).shape
+        assert shape == (1, 9)  # control
+
+
+def test_initial_length_without_any_end_token_is_refused(model: DimpleForConditionalGeneration) -> None:
+    """There is nothing to look for."""
+    inputs = model_inputs(MIXED_PROMPTS[0])
+    options: dict[str, Any] = {"max_new_tokens": 8, "initial_answer_length": 4, "eos_token_id": None}
+    with pytest.raises(ValueError, match=r"`initial_answer_length` must be used with an `eos_token_id` or a"):
+        model.generate(**inputs, **options, pad_token_id=None)
+    assert model.generate(**inputs, **options).shape == (1, 13)  # control: padding is an end
+
+
+def test_blocks_of_cache_and_different_lengths_are_refused_under_flash_attention() -> None:
+    """It reads the padding of a window from the last columns of the mask, where the window is not."""
+    model = tiny_model()
+    canvas = {"answer_ids": torch.full((1, 8), MASK), "answer_attention_mask": torch.ones(1, 8, dtype=torch.long)}
+    shorter = {
+        "answer_ids": torch.tensor([[MASK] * 6 + [PAD] * 2]),
+        "answer_attention_mask": torch.tensor([[1] * 6 + [0] * 2]),
+    }
+    inputs = model_inputs(MIXED_PROMPTS[0])
+    options: dict[str, Any] = {"cache_policy": "dual", "block_length": 4}
+    for case in ({"max_new_tokens": 8, "initial_answer_length": 4}, {"crop_after_end": True, **canvas}, shorter):
+        model.generate(**inputs, **options, **case)  # control
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="`cache_policy` must not have blocks .*'flash_attention_2'"):
+            model.generate(**inputs, **options, **case)
+        model.config._attn_implementation = "sdpa"
