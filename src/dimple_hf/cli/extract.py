@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="file to add lines to; pictures that have one are left out")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (default: %(default)s)")
     parser.add_argument("--room", type=int, default=16, help="most tokens of a string (default: %(default)s)")
-    parser.add_argument("--layout", choices=("aligned", "compact"), default="aligned", help="where fillers stand")
+    parser.add_argument("--layout", choices=("compact", "aligned"), default="compact", help="where fillers stand")
     parser.add_argument("--confidence-threshold", type=float, help="reveal every place surer than this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 

@@ -323,7 +323,7 @@ class StructurePrior:
         room: int = 16,
         max_items: int = 4,
         separators: tuple[str, str] = (",", ":"),
-        layout: str = "aligned",
+        layout: str = "compact",
     ) -> "StructurePrior":
         """
         An answer that is a JSON text and valid for a schema.
@@ -343,9 +343,10 @@ class StructurePrior:
                 Most items of an array without `maxItems`.
             separators (`tuple[str, str]`, *optional*, defaults to `(",", ":")`):
                 What stands between items, and between a name and its value, as for `json.dumps`.
-            layout (`str`, *optional*, defaults to `"aligned"`):
-                `"aligned"`: each value has places of its own, all fixed text is placed before the first step.
+            layout (`str`, *optional*, defaults to `"compact"`):
                 `"compact"`: the text has no fillers inside, and moves with the lengths of the values.
+                `"aligned"`: each value has places of its own, all fixed text is placed before the first step; only
+                for models that have seen fillers inside answers.
 
         Returns:
             [`StructurePrior`]. It is read as what the JSON text stands for, or as an object of the pydantic class.
