@@ -46,9 +46,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from dimple_hf import DimpleImageProcessor
+from dimple_hf.modeling.modeling_dimple import DimpleVisionModel
 
 FIRST_DIGIT, LAST_DIGIT = 1, 10
 WARMUP_STEPS = 200
@@ -62,7 +62,7 @@ class CellReader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = vision_config()
-        self.visual = Qwen2_5_VisionTransformerPretrainedModel._from_config(config)
+        self.visual = DimpleVisionModel._from_config(config)
         heads = {name: nn.Linear(config.out_hidden_size, size) for name, size in CELL_TARGETS.items()}
         self.heads = nn.ModuleDict(heads)
 
