@@ -13,6 +13,8 @@
 # limitations under the License.
 """Canvases and their constraint: what a place can take, given what is decided, and what can be decided together."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -29,6 +31,8 @@ from dimple_hf.processing.answer_parts_dimple import (
     String,
     Text,
     lay_out,
+    lay_out_compactly,
+    repeated,
 )
 from dimple_hf.processing.token_automaton_dimple import Vocabulary
 
@@ -180,6 +184,63 @@ def test_canvas_reads_only_complete_answers_of_its_own(tokenizer: DimpleTokenize
     for wrong in ([*fixed, canvas.vocabulary.mask_id], [*fixed, canvas.vocabulary.filler_id], [five] * 3, fixed):
         with pytest.raises(ValueError, match="must be a complete filling"):
             canvas.path(wrong)
+
+
+FORMS_OF_ANSWERS = {
+    "two gaps": (
+        Sequence((Text("a"), Gap(Number(0, 999, is_integer=True), "n"), Text("b"), Gap(String(), "s", room=4))),
+        ["a7b", "a120bb12", "a0b77b7"],
+        ["a7", "a07b", "x7b", "a7c", "a7bcdefgh", "a1000b"],
+    ),
+    "choices": (Gap(Choices(("ab", "abc", "c")), "c"), ["ab", "abc", "c"], ["a", "abcc", ""]),
+    "optional": (
+        Sequence((Text("x"), Either((Sequence((Text("y"), Gap(String("[0-9]"), "d"))), EMPTY)), Text("z"))),
+        ["xz", "xy5z"],
+        ["xyz", "xy55z", "x"],
+    ),
+    "repeated": (
+        repeated(Gap(Number(0, 9, is_integer=True), "i"), Text(","), 1, 3),
+        ["1", "1,2", "1,2,3"],
+        ["", "1,", "1,2,3,4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", [lay_out, lay_out_compactly])
+@pytest.mark.parametrize("name", FORMS_OF_ANSWERS)
+def test_canvas_fill_is_the_inverse_of_text_and_refuses_other_forms(
+    tokenizer: DimpleTokenizer, layout: Callable[[Part, Vocabulary], Canvas], name: str
+) -> None:
+    """What is trained on must be an answer that can be generated: every place decided, the form kept."""
+    part, texts, others = FORMS_OF_ANSWERS[name]
+    canvas = layout(part, Vocabulary.of(tokenizer))
+    for text in texts:
+        tokens = canvas.fill(text)
+        assert len(tokens) == len(canvas.ids)
+        assert canvas.text(tokens) == text
+        assert canvas.can_hold(tokens)
+        canvas.path(tokens)  # raises if fixed places were changed
+    for text in others:
+        if layout is lay_out_compactly and text == "a7bcdefgh":
+            continue  # without places of its own, a value may use those that others leave
+        with pytest.raises(ValueError, match=r"`text` must have the prior's form and fit its places \(got '"):
+            canvas.fill(text)
+
+
+def test_canvas_fill_puts_fillers_behind_each_value(tokenizer: DimpleTokenizer) -> None:
+    """Aligned: the fixed text stands where the canvas has it, whatever the values need."""
+    canvas = canvas_of(tokenizer, FORMS_OF_ANSWERS["two gaps"][0])
+    filler = canvas.vocabulary.filler_id
+    encode = canvas.vocabulary.encode
+    assert canvas.fill("a7b77") == [
+        *encode("a"),
+        *encode("7"),
+        filler,
+        filler,
+        *encode("b"),
+        *encode("77"),
+        *[filler] * 2,
+    ]
 
 
 def test_memory_of_fillings_is_bounded(tokenizer: DimpleTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 from training_run import CHECKPOINT, make_rows
 
-from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
+from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor, StructurePrior
 from dimple_hf.training import BadRowError, DimpleDataCollator
 from dimple_hf.training.collator import answer_length_bounds
 
@@ -123,6 +123,29 @@ def test_collator_batches_do_not_depend_on_neighbours_or_loading_processes() -> 
         assert all(torch.equal(first[name], second[name]) for name in first)
     single = collator(rows[1:2])["input_ids"]
     assert torch.equal(collator(rows[:2])["input_ids"][1, : single.shape[1]], single[0])
+
+
+def test_collator_answer_under_a_prior_lies_on_its_canvas(processor: DimpleProcessor) -> None:
+    """Fixed text is given, values and fillers are learned, and no run of padding follows."""
+    prior = StructurePrior.from_template("a{n:3:int}b{m:2:int}")
+    plain, laid_out = DimpleDataCollator(processor)([row("q", "a7b12"), row("q", "a7b12", structure_prior=prior)])[
+        "labels"
+    ]
+    assert plain[plain != -100].tolist()[:5] == [64, 22, 65, 16, 17]
+    assert laid_out[-7:].tolist() == [-100, 22, PAD, PAD, -100, 16, 17]
+    assert (laid_out[:-7] == -100).all()
+
+
+@pytest.mark.parametrize("max_length", [11, 10])
+def test_collator_canvas_of_a_prior_is_never_shortened(processor: DimpleProcessor, max_length: int) -> None:
+    """Half a canvas would teach a form that no prior has."""
+    laid_out = row("q", "a7", structure_prior=StructurePrior.from_template("a{n:4:int}"))  # 6 + 5 tokens
+    collator = DimpleDataCollator(processor, max_length=max_length)
+    if max_length == 11:
+        assert collator([laid_out])["input_ids"].shape == (1, 11)
+        return
+    with pytest.raises(BadRowError, match=r"`max_length`=10 \(its prompt has 6 tokens, the canvas .* 5\)"):
+        collator([laid_out])
 
 
 def test_collator_several_turns_become_one_sequence_for_each_answer(processor: DimpleProcessor) -> None:
@@ -227,6 +250,12 @@ BAD_ROWS = {
     "row 'f' is bad: its text must not hold the mask token <|mask|>": row("hi <|mask|>", "ho", id="f"),
     "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
     "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
+    "row 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
+        "hi", "ho", id="j", structure_prior="a"
+    ),
+    "row 'k' is bad: its answers must be ones of its `structure_prior`: `text` must have the prior's form": row(
+        "hi", "ho", id="k", structure_prior=StructurePrior.from_template("ho{n:1:int}")
+    ),
     "row 'i' is bad: answers must not hold the image placeholder": row("hi", "<|image_pad|>", id="i"),
 }
 

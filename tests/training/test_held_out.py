@@ -13,6 +13,7 @@
 # limitations under the License.
 """What the model says about held-out rows reaches the logs, in both phases."""
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 import torch
 from training_run import CHECKPOINT, make_rows, make_trainer
 
-from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
+from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor, StructurePrior
 from dimple_hf.training import BadRowError, GenerationCallback, add_before_reporters, held_out
 from dimple_hf.training.held_out import HeldOutAnswer
 
@@ -58,6 +59,22 @@ def test_generation_callback_answers_equal_generate_row_by_row(
         said = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
         assert answer.answer == said
         assert 1 <= answer.num_forward_passes <= 6
+
+
+@pytest.mark.parametrize("full_attn_mask", [True, False])
+def test_generation_callback_row_with_a_prior_is_answered_under_it(
+    model: DimpleForConditionalGeneration, full_attn_mask: bool
+) -> None:
+    """And beside it a free row, whose answer is not cut to the canvas. Causal mode knows no priors."""
+    rows = make_rows(2)
+    free = GenerationCallback(DimpleProcessor.from_pretrained(CHECKPOINT), rows, max_new_tokens=6)
+    rows[0]["structure_prior"] = StructurePrior.from_template("a{n:1:int}")
+    callback = GenerationCallback(free.processor, rows, max_new_tokens=6)
+    model.config.full_attn_mask = full_attn_mask
+    answers, free_answers = callback.answer(model), free.answer(model)
+    assert (re.fullmatch(r"a\d", answers[0].answer) is not None) is full_attn_mask
+    assert answers[1] == free_answers[1]
+    assert (answers[0] == free_answers[0]) is not full_attn_mask
 
 
 def test_generation_callback_causal_passes_count_up_to_the_end(

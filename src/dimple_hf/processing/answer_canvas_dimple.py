@@ -162,6 +162,61 @@ class Canvas:
         """The text of an answer, or of a part of it, without fillers."""
         return self.vocabulary.to_bytes(tokens).decode()
 
+    def fill(self, text: str) -> list[int]:
+        """
+        The answer that says `text`: each value in the tokenizer's own tokens, with fillers behind it. The inverse of
+        [`~Canvas.text`].
+
+        Args:
+            text (`str`):
+                A text of the canvas's form.
+
+        Returns:
+            `list[int]`: One token a place.
+
+        Raises:
+            ValueError: If the text does not have the canvas's form, or a value does not fit its places.
+        """
+        tokens = self._completion(text, node=0, place=0, offset=0, known={})
+        if tokens is None:
+            raise ValueError(f"`text` must have the prior's form and fit its places (got {text!r})")
+        return tokens
+
+    def _completion(
+        self, text: str, node: int, place: int, offset: int, known: dict[tuple[int, int], list[int] | None]
+    ) -> list[int] | None:
+        """The tokens from `place` on that say `text[offset:]` on some path from `node`; `None` if there are none."""
+        if (node, offset) not in known:
+            known[node, offset] = None
+            leaving = [piece for piece in self.pieces if piece.entry == node]
+            end = leaving[0].start if leaving else len(self.ids)
+            fixed = self.text(self.ids[place:end])
+            if text.startswith(fixed, offset):
+                offset_behind = offset + len(fixed)
+                if node == self.last_node:
+                    rest = [] if offset_behind == len(text) else None
+                else:
+                    rest = self._first_completion(text, leaving, offset_behind, known)
+                known[node, offset] = None if rest is None else self.ids[place:end] + rest
+        return known[node, offset]
+
+    def _first_completion(
+        self, text: str, pieces: list[Piece], offset: int, known: dict[tuple[int, int], list[int] | None]
+    ) -> list[int] | None:
+        """The first of `pieces` that can say what comes next, as much of it as it can, with what comes behind it."""
+        for piece in pieces:
+            room = piece.end - piece.start
+            for stop in range(len(text), offset - 1, -1):
+                # The rest first, because most of them fail at once, at the fixed text that they begin with.
+                rest = self._completion(text, piece.exit, piece.end, stop, known)
+                if rest is None:
+                    continue
+                value = self.vocabulary.encode(text[offset:stop])
+                value += [self.vocabulary.filler_id] * (room - len(value))
+                if len(value) == room and piece.can_hold(tuple(value)):
+                    return value + rest
+        return None
+
 
 class CanvasConstraint:
     """

@@ -430,6 +430,26 @@ class StructurePrior:
             values = {"text": text, **values}
         return values
 
+    def write(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
+        """
+        An answer as it lies on the canvas, for training: a model that learns to fill a canvas fills it well.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`):
+                The tokenizer.
+            text (`str`):
+                The answer, in the prior's form.
+
+        Returns:
+            `tuple(list[int], list[bool])`: A token for each place of the canvas, and whether it is to be generated
+            (`False`: fixed text, which stands there before the first step).
+
+        Raises:
+            ValueError: If the text does not have the prior's form, or a value does not fit its places.
+        """
+        canvas = self.canvas(tokenizer)
+        return canvas.fill(text), [token == tokenizer.mask_token_id for token in canvas.ids]
+
     def _absent_values(self) -> dict[str, Any]:
         repeated_names = {path[0] for path in self._slots if len(path) == 2}
         return {path[0]: [] if path[0] in repeated_names else None for path in self._slots}

@@ -79,12 +79,15 @@ class TrainingSequence:
             Patches of its images.
         image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
             Patches of each image along time, height and width.
+        is_learned (`list[bool]`, *optional*):
+            Which of the answer's tokens are learned; all of them when missing.
     """
 
     input_ids: list[int]
     num_prompt_tokens: int
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
+    is_learned: list[bool] | None = None
 
 
 class DimpleDataCollator:
@@ -102,6 +105,10 @@ class DimpleDataCollator:
     (batches are made ahead of the step that uses them). A block attention mask over one sequence would not do: each
     answer would have to be there twice, noised to be learned and clean for the turns after it, and not every attention
     backend takes such a mask. The price is that what the turns share, images included, is computed once for each.
+
+    **Structure priors**: the answers of a row with a `structure_prior` ([`StructurePrior`]) lie on its canvas, as when
+    they are generated under it. The fixed text is given, never masked and not learned; values and fillers are. No
+    padding follows, and nothing is shortened.
 
     **Long rows**: a sequence longer than `max_length` first loses padding, then the end of its answer (which then is
     not followed by padding, so that no false end is learned). If the prompt leaves the answer fewer than 16 places,
@@ -256,12 +263,16 @@ class DimpleDataCollator:
             raise BadRowError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
         if self.processor.image_token_id in answer:
             raise BadRowError(f"answers must not hold the image placeholder {self.processor.image_token}")
-        prompt, answer = self._fit(prompt, self._pad_answer(prompt, answer))
+        is_learned = None
+        if conversation.structure_prior is None:
+            prompt, answer = self._fit(prompt, self._pad_answer(prompt, answer))
+        else:
+            answer, is_learned = self._fill_canvas(conversation, answer_index, len(prompt))
         pixel_values = grid = None
         if features is not None and num_images:
             grid = features["image_grid_thw"][:num_images]
             pixel_values = features["pixel_values"][: int(grid.prod(dim=-1).sum())]
-        return TrainingSequence(prompt + answer, len(prompt), pixel_values, grid)
+        return TrainingSequence(prompt + answer, len(prompt), pixel_values, grid, is_learned)
 
     def _write_prompt(self, messages: list[dict[str, Any]], num_images: int, features: BatchFeature | None) -> str:
         """The chat before an answer as the model gets it when it generates, each placeholder grown to its image."""
@@ -282,6 +293,23 @@ class DimpleDataCollator:
         checksum = zlib.crc32(np.array([*prompt, *answer], dtype="<i8").tobytes())
         length = int(np.random.default_rng((self.seed, checksum)).integers(shortest, longest + 1))
         return answer + [self.processor.tokenizer.pad_token_id] * (length - len(answer))
+
+    def _fill_canvas(
+        self, conversation: Conversation, answer_index: int, num_prompt_tokens: int
+    ) -> tuple[list[int], list[bool]]:
+        """An answer on the canvas of its row's prior, and which of its tokens are learned."""
+        try:
+            answer, is_learned = conversation.structure_prior.write(
+                self.processor.tokenizer, conversation.answer(answer_index)
+            )
+        except ValueError as error:
+            raise BadRowError(f"its answers must be ones of its `structure_prior`: {error}") from error
+        if self.max_length is not None and num_prompt_tokens + len(answer) > self.max_length:
+            raise BadRowError(
+                f"it must fit `max_length`={self.max_length} (its prompt has {num_prompt_tokens} tokens, the canvas "
+                f"of its `structure_prior` {len(answer)})"
+            )
+        return answer, is_learned
 
     def _fit(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         """Shortens a sequence to `max_length`; see the class."""
@@ -318,6 +346,8 @@ class DimpleDataCollator:
         labels = [ids.clone() for ids in tokens]
         for sequence, label in zip(sequences, labels, strict=True):
             label[: sequence.num_prompt_tokens] = IGNORED
+            if sequence.is_learned is not None:
+                label[sequence.num_prompt_tokens :][~torch.tensor(sequence.is_learned)] = IGNORED
         pad_token_id = self.processor.tokenizer.pad_token_id
         # The Trainer takes the batch size from the first entry.
         batch = {

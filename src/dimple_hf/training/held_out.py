@@ -73,6 +73,8 @@ class GenerationCallback(TrainerCallback):
     - `eval_exact_match`: share of answers that are the expected ones, but for spaces around them,
     - `eval_passes`: mean number of passes of the model.
 
+    A row with a `structure_prior` is answered under it, but in causal mode, which knows no priors.
+
     Weights & Biases gets a table with the pictures, and TensorBoard the pictures if its writer is given. The entry is
     also what `metric_for_best_model` can name. Put the callback before the reporters with [`add_before_reporters`].
     Every process generates, because sharded models need all of them; keep the rows few.
@@ -110,7 +112,10 @@ class GenerationCallback(TrainerCallback):
         for position, row in enumerate(rows):
             with naming(row, position):
                 self.conversations.append(read_row(row, image_folder))
-        self._inputs = self._prepare_inputs()
+        # Apart, because the canvas of a prior would bound the answers of the rows beside it.
+        under_prior = [conversation.structure_prior is not None for conversation in self.conversations]
+        groups = [[place for place, flag in enumerate(under_prior) if flag is wanted] for wanted in (False, True)]
+        self._groups = [(places, self._prepare_inputs(places)) for places in groups if places]
         self._last_step: int | None = None
 
     def on_log(
@@ -147,41 +152,56 @@ class GenerationCallback(TrainerCallback):
         Returns:
             `list[HeldOutAnswer]`: One for each row.
         """
-        tokenizer = self.processor.tokenizer
         was_training = model.training
         model.eval()
+        answers: dict[int, HeldOutAnswer] = {}
+        for places, inputs in self._groups:
+            for place, (text, num_forward_passes) in zip(places, self._generate(model, inputs), strict=True):
+                conversation = self.conversations[place]
+                expected = conversation.answer(conversation.answer_indices[-1])
+                answers[place] = HeldOutAnswer(_last_question(conversation), expected, text, num_forward_passes)
+        model.train(was_training)
+        return [answers[place] for place in range(len(self.conversations))]
+
+    def _generate(self, model: nn.Module, inputs: dict[str, Any]) -> list[tuple[str, int]]:
+        """Text and passes of each row of a group."""
+        tokenizer = self.processor.tokenizer
         device = next(model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in self._inputs.items()}
+        length: dict[str, int] = {} if "answer_ids" in inputs else {"max_new_tokens": self.max_new_tokens}
+        if not model.config.full_attn_mask:
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("answer_")}
+            length = {"max_new_tokens": self.max_new_tokens}
+        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
         output = model.generate(
             **inputs,
-            max_new_tokens=self.max_new_tokens,
+            **length,
             # Answers end with padding in training; in the causal phase transformers must be told so.
             eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
             pad_token_id=tokenizer.pad_token_id,
             return_dict_in_generate=True,
         )
-        model.train(was_training)
         tokens = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
         passes = output.get("num_forward_passes")
         if passes is None:  # token by token: one pass each, up to and with the end
             is_end = torch.isin(tokens, torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id]))
             passes = ((is_end.cumsum(dim=1) - is_end.long()) == 0).sum(dim=1)
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [
-            HeldOutAnswer(_last_question(conversation), conversation.answer(conversation.answer_indices[-1]), *found)
-            for conversation, *found in zip(self.conversations, texts, passes.tolist(), strict=True)
-        ]
+        return list(zip(texts, passes.tolist(), strict=True))
 
-    def _prepare_inputs(self) -> dict[str, torch.Tensor]:
+    def _prepare_inputs(self, places: list[int]) -> dict[str, Any]:
+        """Inputs of `generate` for some of the rows, either all under a prior or none."""
         prompts, images = [], []
-        for conversation in self.conversations:
+        conversations = [self.conversations[place] for place in places]
+        for conversation in conversations:
             messages = conversation.messages[: conversation.answer_indices[-1]]
             prompts.append(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
             num_images = sum(part["type"] == "image" for message in messages for part in message["content"])
             images.append(conversation.images[:num_images])
+        priors = [conversation.structure_prior for conversation in conversations]
+        form = {} if priors[0] is None else {"structure_prior": priors}
         return dict(
             self.processor(
-                text=prompts, images=images if any(images) else None, padding_side="left", return_tensors="pt"
+                text=prompts, images=images if any(images) else None, padding_side="left", return_tensors="pt", **form
             )
         )
 
