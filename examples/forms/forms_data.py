@@ -42,7 +42,13 @@ LABELS = (
 SPLITS = ("train", "test")
 NUM_TRAIN_DIGITS = 1400
 
-CELL_TARGETS = {"shows": 1 + 10 + len(LABELS), "label": 1 + len(LABELS), "row": 1 + MAX_ROWS, "place": 1 + MAX_DIGITS}
+CELL_TARGETS = {
+    "shows": 1 + 10 + len(LABELS),
+    "label": 1 + len(LABELS),
+    "row": 1 + MAX_ROWS,
+    "place": 1 + MAX_DIGITS,
+    "digit": 1 + MAX_DIGITS,
+}
 """What the vision stage learns to say of each cell, and the number of classes; class 0 is always "nothing"."""
 
 _GLYPH_BOX = 32
@@ -253,7 +259,7 @@ def cell_targets(form: Form) -> dict[str, np.ndarray]:
     Returns:
         `dict[str, np.ndarray]`: `int64 (5, 6)` each, 0 where there is nothing: `"shows"`, 1 + value for a digit and
         11 + label number for the two cells of a label; `"label"`, 1 + number of its row's label; `"row"`, its row in
-        the form, from 1; `"place"`, the decimal place of a digit, 1 for units.
+        the form, from 1; `"place"`, the decimal place of a digit, 1 for units; `"digit"`, its number in reading order.
     """
     values = digit_images()[1]
     targets = {name: np.zeros((GRID_ROWS, GRID_COLUMNS), dtype=np.int64) for name in CELL_TARGETS}
@@ -266,4 +272,5 @@ def cell_targets(form: Form) -> dict[str, np.ndarray]:
         targets["label"][cells] = 1 + label
         targets["row"][cells] = 1 + number
         targets["place"][digits] = np.arange(num_digits, 0, -1)
+        targets["digit"][digits] = np.arange(1, num_digits + 1)
     return targets

@@ -21,15 +21,17 @@ build, and row `index` is the same in every process. Used by the training recipe
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from forms_data import SPLITS, Form, draw_form, form_rng, render_form
+from forms_data import MAX_DIGITS, SPLITS, Form, draw_form, form_rng, render_form
 
-KIND_SHARES = {"text": 0.15, "json": 0.2, "field": 0.1, "fields": 0.25, "rows": 0.05, "sum": 0.25}
+from dimple_hf import StructurePrior
+
+KIND_SHARES = {"text": 0.15, "json": 0.2, "field": 0.1, "fields": 0.15, "schema": 0.15, "rows": 0.05, "sum": 0.2}
 """Kinds of question and how often each is asked. Reading from top to bottom is learned first; finding a row by its
 label is what the named fields teach, most of all when all rows are asked for in another order."""
 QUESTIONS = {
@@ -37,11 +39,13 @@ QUESTIONS = {
     "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "field": ("What is the {0}?", "Read the {0}.", "What does the form say for {0}?"),
     "fields": ("Read the {0}.", "What are the {0}?", "Give the {0}."),
+    # The same questions as for JSON, but the answer is laid out under the schema of some labels, in any order.
+    "schema": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
 }
 NUM_ASKED = {"field": 1, "sum": 2}
-"""How many labels a question names; `"fields"` names all, in any order."""
+"""How many labels a question names; `"fields"` names all, in any order, and a `"schema"` from one to all."""
 
 SAMPLE_INDEX = 1012
 """The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
@@ -54,7 +58,7 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         kind (`str`): Kind of question, a key of `QUESTIONS`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
         asked (`tuple[str, ...]`, defaults to `()`): The labels named in the question: one for `"field"`, two for
-            `"sum"`, any number for `"fields"`, else none.
+            `"sum"`, any number for `"fields"` and `"schema"`, else none.
 
     Returns:
         `str`: For example `"qty 12\\nage 345"`, `'{"qty":12,"age":345}'`, `"age 345"`, `"2"`,
@@ -64,6 +68,8 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         return "\n".join(f"{label} {number}" for label, number in fields.items())
     if kind == "json":
         return json.dumps(fields, separators=(",", ":"))
+    if kind == "schema":
+        return json.dumps({label: fields[label] for label in asked}, separators=(",", ":"))
     if kind in ("field", "fields"):
         return "\n".join(f"{label} {fields[label]}" for label in asked)
     if kind == "rows":
@@ -74,9 +80,17 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
     return f"{terms}={sum(fields[label] for label in asked):05d}"
 
 
+def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior:
+    """The prior of a JSON object with these labels, in this order, each with a number of up to four digits."""
+    number = {"type": "integer", "minimum": 0, "maximum": 10**MAX_DIGITS - 1}
+    properties = dict.fromkeys(labels, number)
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return StructurePrior.from_json_schema(schema, layout=layout)
+
+
 def draw_question(
     form: Form, rng: np.random.Generator, kind: str | None = None, shares: Mapping[str, float] = KIND_SHARES
-) -> tuple[str, str, str]:
+) -> tuple[str, str, str, tuple[str, ...]]:
     """Draws a question about the form.
 
     Args:
@@ -86,17 +100,18 @@ def draw_question(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
 
     Returns:
-        `tuple[str, str, str]`: Kind, question, expected answer.
+        `tuple[str, str, str, tuple[str, ...]]`: Kind, question, expected answer, labels asked for.
     """
     # All draws happen whether or not `kind` is given, so that the same row asks for the same labels.
     drawn = str(rng.choice(list(shares), p=list(shares.values())))
     labels = [str(label) for label in rng.permutation(list(form.fields))]
     wording = int(rng.integers(3))
+    num_in_schema = int(rng.integers(1, len(labels) + 1))
     kind = drawn if kind is None else kind
-    asked = tuple(labels[: NUM_ASKED.get(kind, len(labels))])
+    asked = tuple(labels[: num_in_schema if kind == "schema" else NUM_ASKED.get(kind, len(labels))])
     named = (", ".join(asked[:-1]) + f" and {asked[-1]}",) if kind == "fields" else asked
     question = QUESTIONS[kind][wording].format(*named)
-    return kind, question, write_answer(kind, form.fields, asked)
+    return kind, question, write_answer(kind, form.fields, asked), asked
 
 
 def forms_row(
@@ -106,22 +121,25 @@ def forms_row(
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the picture and the question, an assistant turn with the
-        answer), `images` (one `PIL.Image.Image`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label
-        to number, from top to bottom).
+        answer), `images` (one `PIL.Image.Image`), `structure_prior` ([`StructurePrior`] of a `"schema"` row, else
+        `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to number, in the order of the
+        answer).
     """
     rng = form_rng(split, index, seed)
     form = draw_form(split, rng)
     picture = render_form(form, split, rng)
-    kind, question, answer = draw_question(form, rng, kind, shares)
+    kind, question, answer, asked = draw_question(form, rng, kind, shares)
+    fields = {label: form.fields[label] for label in asked} if kind == "schema" else form.fields
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
         "messages": [user, assistant],
         "images": [picture],
+        "structure_prior": form_prior(asked) if kind == "schema" else None,
         "kind": kind,
         "question": question,
         "answer": answer,
-        "fields": json.dumps(form.fields),
+        "fields": json.dumps(fields),
     }
 
 

@@ -144,14 +144,12 @@ def evaluate(
     all_rows, all_answers = [], []
     for kind in QUESTIONS:
         rows = [forms_row("test", index, kind=kind) for index in range(num_rows)]
-        answers = ask(
-            model,
-            processor,
-            rows,
-            batch_size,
-            description=f"{description}, {kind}" if description else None,
-            **options,
-        )
+        form = options
+        if kind == "schema":  # the priors say how long answers are
+            form = {name: value for name, value in options.items() if name != "max_new_tokens"}
+            form["priors"] = [row["structure_prior"] for row in rows]
+        name = f"{description}, {kind}" if description else None
+        answers = ask(model, processor, rows, batch_size, description=name, **form)
         scores[f"{kind}/passes_per_token"] = score(rows, answers)["passes_per_token"]
         all_rows += rows
         all_answers += answers

@@ -50,14 +50,14 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
     """Scores one answer.
 
     Args:
-        kind (`str`): Kind of question: `"text"`, `"json"`, `"field"`, `"fields"`, `"rows"` or `"sum"`.
+        kind (`str`): Kind of question: `"text"`, `"json"`, `"field"`, `"fields"`, `"schema"`, `"rows"` or `"sum"`.
         answer (`str`): What the model said, without special tokens.
         expected (`str`): The row's `answer`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
 
     Returns:
         `dict[str, tuple[int, int]]`: Name of a score to (points, possible points): `"fields"` and `"whole"` for a
-        whole form, also `"parses"` for JSON, `"exact"` for the other kinds.
+        whole form, also `"parses"` for JSON and under a schema, `"exact"` for the other kinds.
 
     Raises:
         ValueError: If `kind` is unknown.
@@ -66,13 +66,13 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
         return {"exact": (int(answer.strip() == expected), 1)}
     if kind == "sum":
         return {"exact": (int(parse_sum(answer) == parse_sum(expected)), 1)}
-    if kind not in ("text", "json"):
-        raise ValueError(f"`kind` must be text, json, field, fields, rows or sum (got {kind!r})")
+    if kind not in ("text", "json", "schema"):
+        raise ValueError(f"`kind` must be text, json, field, fields, schema, rows or sum (got {kind!r})")
     parsed = parse_text(answer) if kind == "text" else parse_json(answer)
     found = parsed or {}
     right = sum(found.get(label) == number for label, number in fields.items())
     scores = {"fields": (right, len(fields)), "whole": (int(list(found.items()) == list(fields.items())), 1)}
-    return scores | ({"parses": (int(parsed is not None), 1)} if kind == "json" else {})
+    return scores | ({} if kind == "text" else {"parses": (int(parsed is not None), 1)})
 
 
 def summarize(rows: Iterable[tuple[str, str, str, Mapping[str, int]]]) -> dict[str, float]:

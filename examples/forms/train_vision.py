@@ -14,9 +14,10 @@
 """Vision stage of the small forms model: teach the tower to read single cells in their context, then keep the tower.
 
 Objective, in two parts: (1) cross-entropy of a linear head over what each merged image token shows: nothing, a digit
-or a label; (2) the same, and as much for the label of the token's row, the number of that row and the digit's decimal
-place. The heads are thrown away. The stage stands for the pretrained tower that the 7B model starts from, whose tokens
-know their surroundings too; after part (1) alone they do not. The phases that follow keep the tower frozen.
+or a label; (2) the same, and as much for the label of the token's row, the number of that row, and the digit's place
+counted from either end of its number. The heads are thrown away. The stage stands for the pretrained tower that the 7B
+model starts from, whose tokens know their surroundings too; after part (1) alone they do not. The phases that follow
+keep the tower frozen.
 Command: `python examples/forms/train_vision.py` (the same command again resumes after an interruption).
 Hardware: one CPU core, about half an hour. Writes `visual.safetensors`, whose names are those of `model.visual`.
 """

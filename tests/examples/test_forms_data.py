@@ -118,6 +118,7 @@ def test_cell_targets_of_a_known_form_are_exact():
         "label": [[1, 1, 1, 1, 0, 0], [10, 10, 10, 0, 0, 0]],
         "row": [[1, 1, 1, 1, 0, 0], [2, 2, 2, 0, 0, 0]],
         "place": [[0, 0, 2, 1, 0, 0], [0, 0, 1, 0, 0, 0]],
+        "digit": [[0, 0, 1, 2, 0, 0], [0, 0, 1, 0, 0, 0]],
     }
     targets = cell_targets(form)
     assert targets.keys() == expected.keys() == forms_data.CELL_TARGETS.keys()
