@@ -16,7 +16,8 @@
 Three parts, of which the first two need a trained model:
 
 - `json`: held-out forms, asked to be read as JSON. "asked": the answer as it comes. "aligned" and "compact": the same
-  question under a prior of the form's labels, with either layout of its fillers.
+  question under a prior of the form's labels, with either layout of its fillers. Each in confident decoding, and one
+  place per pass, where passes count what was left to decide.
 - `length`: held-out forms, asked to be read as text; the answer ends where it likes, or is forced to end at a length.
   Forms whose expected answer fits the shortest length.
 - `cost`: the share of the denoising steps that the constraint takes at vocabulary 152,064, on random weights.
@@ -51,8 +52,8 @@ from dimple_hf.processing.structure_prior_dimple import canvas_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
-from forms_dataset import forms_row
-from forms_evaluation import ask, score
+from forms_dataset import form_prior, forms_row
+from forms_evaluation import DECODINGS, ask, score
 
 SEED = 0
 LENGTHS = (16, 32, 64)
@@ -75,14 +76,8 @@ DEFINITIONS = {
 }
 
 
-def form_schema(labels: Iterable[str]) -> dict[str, Any]:
-    """The JSON schema of a form with these labels."""
-    properties = {label: {"type": "integer", "minimum": 0, "maximum": 9999} for label in labels}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def is_valid(answer: str, labels: Iterable[str]) -> bool:
-    """Whether an answer is valid for `form_schema(labels)`."""
+    """Whether an answer is valid for the schema of `form_prior(labels)`."""
     try:
         value = json.loads(answer)
     except ValueError:
@@ -92,19 +87,19 @@ def is_valid(answer: str, labels: Iterable[str]) -> bool:
 
 
 def measure_json(model: Any, processor: Any, num_rows: int, batch_size: int) -> list[dict[str, Any]]:
-    """One line for each way to ask for JSON."""
+    """One line for each way to ask for JSON, and each way to decode."""
     rows = [forms_row("test", index, kind="json") for index in range(num_rows)]
     fields = [json.loads(row["fields"]) for row in rows]
     results = []
-    for way in ("asked", "aligned", "compact"):
-        priors = None
-        if way != "asked":
-            priors = [StructurePrior.from_json_schema(form_schema(form), layout=way) for form in fields]
+    for decoding, way in product(DECODINGS, ("asked", "aligned", "compact")):
+        priors = None if way == "asked" else [form_prior(form, way) for form in fields]
         length = {"max_new_tokens": ANSWER_LENGTH} if priors is None else {}
-        answers = ask(model, processor, rows, batch_size, priors, f"json, {way}", **length)
+        description = f"json, {way}, {decoding}"
+        answers = ask(model, processor, rows, batch_size, priors, description, **DECODINGS[decoding], **length)
         scores = score(rows, answers)
         results.append(
             {
+                "decoding": decoding,
                 "way": way,
                 "rows": num_rows,
                 "valid": statistics.mean(is_valid(a.text, f) for a, f in zip(answers, fields, strict=True)),
@@ -189,7 +184,7 @@ def cost_priors() -> dict[str, StructurePrior]:
         "choices": StructurePrior.from_template(
             "Paid: {paid}", OptionalPart("\nOn {day:date}"), slots={"paid": Slot(choices=["yes", "no", "in part"])}
         ),
-        "form": StructurePrior.from_json_schema(form_schema(["price", "floor", "table", "qty"])),
+        "form": form_prior(["price", "floor", "table", "qty"], "compact"),
         "invoice": StructurePrior.from_json_schema(invoice),
     }
 
