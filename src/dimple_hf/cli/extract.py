@@ -15,10 +15,10 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ import PIL.Image
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ..batch.answers import Answerer, answer_batches
+from ..batch.prompts import make_prompt
+from ..batch.results import encode_line, whole_lines
 from ..checkpoints import FORMS_CHECKPOINT
 from ..processing import StructurePrior
 
@@ -34,9 +37,6 @@ HELP = "read pictures into JSON that is valid for a schema"
 
 #: Files of a folder that are pictures.
 IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
-
-#: What a picture may fail with: a file that is missing or no picture, or one that the processor refuses.
-PICTURE_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,16 +72,22 @@ def run(args: argparse.Namespace) -> int:
     prior.canvas(processor.tokenizer)  # refuses what has no room, before the model is loaded
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
 
-    def answers(batch: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-        return extract(model, processor, prior, args.question, batch, args.confidence_threshold)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": args.question}]}]
+    answerer = Answerer(model, processor, prior, {"confidence_threshold": args.confidence_threshold})
 
     counts = {"read": 0, "failed": 0}
-    waiting = ((source, picture) for source, picture in pictures if source not in done)
-    with nullcontext(sys.stdout) if args.output is None else args.output.open("a", encoding="utf-8") as file:
-        while batch := list(islice(waiting, args.batch_size)):
-            for line in answers(batch):
+    prompts = (
+        make_prompt({"source": source}, {"messages": messages, "images": [picture]}, processor)
+        for source, picture in pictures
+        if source not in done
+    )
+    batches = iter(lambda: list(islice(prompts, args.batch_size)), [])
+    with nullcontext(sys.stdout.buffer) if args.output is None else args.output.open("ab") as file:
+        for lines in answer_batches(answerer, batches):
+            for line in lines:
                 counts["failed" if "error" in line else "read"] += 1
-                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+                file.write(encode_line(line))
+            file.flush()
     print(f"{counts['read']} read, {counts['failed']} failed, {len(done)} done before", file=sys.stderr)
     return 0
 
@@ -157,81 +163,11 @@ def finished_sources(output: Path) -> set[str]:
     """
     if not output.exists():
         return set()
-    data = output.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        done = {line["source"] for line in lines if "error" not in line}
+        done = {line["source"] for _, line in whole_lines(output) if "error" not in line}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"`--output` must be a file that this command has written ({output}: {error!r})") from error
-    if len(whole) < len(data):
-        output.write_bytes(whole)
+    data = output.read_bytes()
+    if not data.endswith(b"\n"):
+        os.truncate(output, data.rfind(b"\n") + 1)
     return done
-
-
-def extract(
-    model: Any,
-    processor: Any,
-    prior: StructurePrior,
-    question: str,
-    pictures: list[tuple[str, Any]],
-    confidence_threshold: float | None = None,
-) -> list[dict[str, Any]]:
-    """
-    Reads a batch of pictures.
-
-    Args:
-        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
-            What reads them.
-        prior ([`StructurePrior`]):
-            The form of the answers.
-        question (`str`):
-            What to ask.
-        pictures (`list[tuple[str, Any]]`):
-            Names, and paths or a data set's undecoded pictures.
-        confidence_threshold (`float`, *optional*):
-            As for `generate`; the model's when missing.
-
-    Returns:
-        `list[dict[str, Any]]`: In order, for each picture `{"source", "value", "passes"}`, or `{"source", "error"}`
-        if it cannot be read.
-    """
-    lines: dict[str, dict[str, Any]] = {}
-    opened = []
-    for source, picture in pictures:
-        try:
-            image = _open(picture)
-            processor.image_processor(image)  # refuses sizes that the model cannot take
-            opened.append((source, image))
-        except PICTURE_ERRORS as error:
-            lines[source] = {"source": source, "error": f"{type(error).__name__}: {error}"}
-    if opened:
-        chats = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-            for _, image in opened
-        ]
-        inputs = processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            structure_prior=prior,
-        ).to(model.device)
-        options = {} if confidence_threshold is None else {"confidence_threshold": confidence_threshold}
-        output = model.generate(**inputs, **options, return_dict_in_generate=True)
-        values = processor.parse(output, [prior] * len(opened))
-        for (source, _), value, passes in zip(opened, values, output.num_forward_passes.tolist(), strict=True):
-            lines[source] = {"source": source, "value": value, "passes": passes}
-    return [lines[source] for source, _ in pictures]
-
-
-def _open(picture: Any) -> PIL.Image.Image:
-    """A picture in memory, from a path or from what `datasets` holds undecoded."""
-    if isinstance(picture, dict) and picture.get("bytes") is not None:
-        picture = BytesIO(picture["bytes"])
-    elif isinstance(picture, dict):
-        picture = picture["path"]
-    with PIL.Image.open(picture) as image:
-        image.load()
-        return image.copy()

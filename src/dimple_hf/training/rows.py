@@ -11,15 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training rows as users have them, brought into one form: a chat, and its images in the order of their placeholders.
+"""Rows of chats as users have them, brought into one form: a chat, and its images in the order of their placeholders.
 
 Two forms are read: the Hub's chat form (`messages`) and LLaVA's (`conversations`, `<image>` in the text). Everything
-that can be wrong with a row is found here or in `collator`, and is a [`BadRowError`]. Imported by `collator` and
-`held_out`.
+that can be wrong with a row is found here or in `collator`, and is a [`BadRowError`]. Imported by `collator`,
+`held_out` and `batch`.
 """
 
+import base64
 import io
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from typing import Any
 
 import PIL.Image
 import PIL.ImageOps
+
+from ..processing import StructurePrior
 
 ROLES = ("system", "user", "assistant")
 
@@ -51,10 +55,13 @@ class Conversation:
             `role` (one of `ROLES`) and `content`, a list of `{"type": "text", "text": str}` and `{"type": "image"}`.
         images (`list`):
             One for each image part, in their order: Pillow images, paths or URLs.
+        structure_prior ([`StructurePrior`], *optional*):
+            The form of its answers.
     """
 
     messages: list[dict[str, Any]]
     images: list[Any]
+    structure_prior: StructurePrior | None = None
 
     def answer(self, index: int) -> str:
         """The text of message `index`, which must be the assistant's."""
@@ -88,7 +95,8 @@ def read_row(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
         row (`Mapping[str, Any]`):
             `messages` or `conversations`, and `images` or `image` (one image or a list; may be missing or `None`).
             An image is a Pillow image, a path, a URL, `bytes`, or the dict with `bytes` and `path` that `datasets`
-            makes of an undecoded one. Other columns are ignored.
+            makes of an undecoded one; its `bytes` may be base64, as JSON has none. `structure_prior`
+            ([`StructurePrior`], *optional*) is the form of the answers. Other columns are ignored.
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative paths are relative to.
 
@@ -97,18 +105,54 @@ def read_row(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
 
     Raises:
         BadRowError: If the row has neither form; a role, a part or an image is of an unknown kind; an answer is
-            empty or holds an image; there is no answer, or nothing before the first one; bytes hold no image; or there
-            are more or fewer images than placeholders.
+            empty or holds an image; there is no answer, or nothing before the first one; bytes hold no image; there
+            are more or fewer images than placeholders; or `structure_prior` is something else.
     """
-    if row.get("messages") is not None:
-        messages = [_read_message(message) for message in row["messages"]]
-    elif row.get("conversations") is not None:
-        messages = [_read_llava_turn(turn) for turn in row["conversations"]]
-    else:
-        raise BadRowError(f"it must have `messages` or `conversations` (got {', '.join(row) or 'nothing'})")
-    conversation = Conversation(messages, _read_images(row, image_folder))
-    _check(conversation)
+    prior = row.get("structure_prior")
+    if not isinstance(prior, StructurePrior | None):
+        raise BadRowError(f"`structure_prior` must be a StructurePrior (got {type(prior).__name__})")
+    conversation = Conversation(_read_messages(row), _read_images(row, image_folder), prior)
+    _check_answers(conversation)
+    _check_placeholders(conversation)
     return conversation
+
+
+def read_prompt(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
+    """
+    Reads what a row asks: the chat without the answer that it may end with.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            As for [`read_row`], with or without answers.
+        image_folder (`str` or `os.PathLike`, *optional*):
+            What relative paths are relative to.
+
+    Returns:
+        [`Conversation`]: Its last turn is the user's.
+
+    Raises:
+        BadRowError: If the row has neither form; a role, a part or an image is of an unknown kind; it does not end in
+            a question; bytes hold no image; or there are more or fewer images than placeholders.
+    """
+    messages = _read_messages(row)
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] != "user":
+        raise BadRowError("it must end with a user turn, or with one and its answer")
+    conversation = Conversation(messages, _read_images(row, image_folder))
+    _check_placeholders(conversation)
+    return conversation
+
+
+def _read_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    for name, read in (("messages", _read_message), ("conversations", _read_llava_turn)):
+        turns = row.get(name)
+        if turns is None:
+            continue
+        if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
+            raise BadRowError(f"`{name}` must be a list of mappings (got {reprlib.repr(turns)})")
+        return [read(turn) for turn in turns]
+    raise BadRowError(f"it must have `messages` or `conversations` (got {', '.join(row) or 'nothing'})")
 
 
 def _read_message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,12 +167,13 @@ def _read_message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": role, "content": [_read_part(part) for part in content]}
 
 
-def _read_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part.get("type") == "image":
+def _read_part(part: Any) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "image":
         return {"type": "image"}
-    if part.get("type") == "text" and isinstance(part.get("text"), str):
+    if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    raise BadRowError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {dict(part)!r})")
+    raise BadRowError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {part!r})")
 
 
 def _read_llava_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,21 +206,40 @@ def _read_images(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | 
 
 def _read_image(image: Any, index: int, image_folder: str | os.PathLike[str] | None) -> Any:
     if isinstance(image, Mapping):
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        data = image.get("bytes")
+        image = image.get("path") if data is None else _decode_base64(data, index)
     if isinstance(image, PIL.Image.Image):
         return image
     if isinstance(image, bytes):
-        try:
-            return PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(image)))
-        except Exception as error:  # broken bytes raise any of a dozen types, depending on the format
-            raise BadRowError(f"image {index} must be readable (got {len(image)} bytes: {error})") from error
+        return _open_bytes(image, index)
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
-        return path if image_folder is None or "://" in path else os.path.join(image_folder, path)
+        is_url = "://" in path or path.startswith("data:")
+        return path if image_folder is None or is_url else os.path.join(image_folder, path)
     raise BadRowError(f"image {index} must be a Pillow image, a path or bytes (got {type(image).__name__})")
 
 
-def _check(conversation: Conversation) -> None:
+def _decode_base64(data: Any, index: int) -> Any:
+    """The bytes that base64 stands for; anything but text as it is."""
+    if not isinstance(data, str):
+        return data
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise BadRowError(f"image {index} must be readable (got text as `bytes`: {error})") from error
+
+
+def _open_bytes(data: bytes, index: int) -> PIL.Image.Image:
+    """An image that stands upright; decoded already only if its format or its turning asks for that."""
+    try:
+        image = PIL.Image.open(io.BytesIO(data))
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # broken bytes raise any of a dozen types, depending on the format
+        raise BadRowError(f"image {index} must be readable (got {len(data)} bytes: {error})") from error
+    return image
+
+
+def _check_answers(conversation: Conversation) -> None:
     answers = conversation.answer_indices
     if not answers:
         raise BadRowError("it must have an assistant turn (got none)")
@@ -186,6 +250,9 @@ def _check(conversation: Conversation) -> None:
             raise BadRowError(f"answers must be text (message {index} holds an image)")
         if not conversation.answer(index).strip():
             raise BadRowError(f"answers must not be empty (message {index} is)")
+
+
+def _check_placeholders(conversation: Conversation) -> None:
     placeholders = sum(part["type"] == "image" for message in conversation.messages for part in message["content"])
     if placeholders != len(conversation.images):
         raise BadRowError(

@@ -1,0 +1,56 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Starts processes of `dimple-hf` that have imported everything already, and says how they ended.
+
+Reads a JSON object a line from stdin: `{"arguments": [...], "variables": {...}, "errors": path}` forks a process and
+prints its id; `{"wait": id}` waits for it and prints its exit code, negative for a signal. Forked, not started anew,
+because an import takes longer than what is tested; each is a process of its own that can be killed like any other.
+"""
+
+import json
+import os
+import sys
+import traceback
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401  # both import more when they are named
+
+from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor  # noqa: F401
+from dimple_hf.cli.main import main
+
+
+def start(arguments: list[str], variables: dict[str, str], errors: str) -> int:
+    """Forks a process that runs the command; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    os.environ.update(variables)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    code = 1
+    try:
+        code = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        else:
+            print(start(**order), flush=True)

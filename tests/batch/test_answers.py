@@ -1,0 +1,160 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a batch answers is what each of its rows answers alone, and one bad row harms no other."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from forms_dataset import forms_row
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dimple_hf import StructurePrior
+from dimple_hf.batch.answers import Answerer, answer_batches, one_ahead
+from dimple_hf.batch.prompts import Prompt, make_prompt
+
+OPTIONS = {"max_new_tokens": 6, "confidence_threshold": None}
+SCHEMA = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}}}
+
+
+@pytest.fixture(scope="module")
+def prompts(processor: ProcessorMixin) -> list[Prompt]:
+    rows = [forms_row("test", index) for index in range(4)]
+    return [make_prompt({"row": index}, row, processor) for index, row in enumerate(rows)]
+
+
+def alone(model: PreTrainedModel, processor: ProcessorMixin, prompt: Prompt, **options: Any) -> dict[str, Any]:
+    """A plain call of `generate`."""
+    inputs = processor(text=prompt.text, images=prompt.images, return_tensors="pt")
+    output = model.generate(**inputs, **options, return_dict_in_generate=True)
+    tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+    return {
+        "answer": processor.decode(tokens, skip_special_tokens=True),
+        "passes": output.num_forward_passes.item(),
+    }
+
+
+def test_answers_are_those_of_plain_calls(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """Options that are `None` are the model's; prompts of different lengths share a batch."""
+    answerer = Answerer(model, processor, options=OPTIONS)
+    lines = answerer.answer(prompts)
+    assert lines == [alone(model, processor, prompt, max_new_tokens=6) for prompt in prompts]
+    assert len({len(processor.tokenizer(prompt.text)["input_ids"]) for prompt in prompts}) > 1
+    assert len({line["answer"] for line in lines}) > 1  # control
+    assert answerer.answer(prompts, answerer.prepare(prompts)) == lines
+    assert answerer.answer([]) == []
+
+
+def test_answers_are_greedy_whatever_the_model_says(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint may ask for sampling, which would make answers depend on the batch."""
+    greedy = Answerer(model, processor, options=OPTIONS).answer(prompts)
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    monkeypatch.setattr(model.generation_config, "temperature", 5.0)
+    assert Answerer(model, processor, options=OPTIONS).answer(prompts) == greedy
+    sampled = [alone(model, processor, prompt, max_new_tokens=6) for prompt in prompts]
+    assert sampled != greedy  # control
+
+
+def test_answers_under_a_prior_are_its_values(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """The canvas is the prior's, and what comes out is what it reads."""
+    prior = StructurePrior.from_json_schema(SCHEMA | {"required": ["age"]})
+    lines = Answerer(model, processor, prior).answer(prompts[:2])
+    assert [set(line) for line in lines] == [{"value", "passes"}] * 2
+    assert all(0 <= line["value"]["age"] <= 99 for line in lines)
+
+
+def test_answers_in_causal_mode_have_no_passes(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' own decoding does not count them."""
+    monkeypatch.setattr(model.config, "full_attn_mask", False)
+    assert [set(line) for line in Answerer(model, processor, options=OPTIONS).answer(prompts[:2])] == [{"answer"}] * 2
+
+
+def test_bad_prompt_is_found_and_the_others_are_answered(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """Whatever processor or model refuse: a placeholder too many, the mask token, a picture like a thread, no room."""
+    answerer = Answerer(model, processor, options=OPTIONS)
+    prompts = prompts[:2]
+    good = answerer.answer(prompts)
+    text = prompts[0].text
+    bad = {
+        "must match the <|image_pad|> placeholders": replace(prompts[0], text=text + processor.image_token),
+        "must not hold the mask token": replace(prompts[0], text=text + processor.tokenizer.mask_token),
+        "sides of a ratio of at most 200 to 1": replace(prompts[0], images=[prompts[0].images[0].resize((2001, 10))]),
+        "must fit `max_position_embeddings`": replace(prompts[0], text=text + " a" * 40000),
+    }
+    for reason, prompt in bad.items():
+        first, refused, second = answerer.answer([prompts[0], prompt, prompts[1]])
+        assert reason in refused["error"]
+        assert [first, second] == good
+
+
+def test_answer_batches_has_a_line_for_each_prompt(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """In the order of the batches, labels first; prompts with an error are not asked."""
+    bad = Prompt({"row": 9}, error="broken")
+    refused = replace(prompts[1], text=prompts[1].text + processor.image_token)
+    answerer = Answerer(model, processor, options=OPTIONS)
+    batches = [[prompts[2], bad, prompts[0]], [bad], [refused, prompts[3]]]
+    (third, broken, first), only, (other, last) = answer_batches(answerer, batches)
+    expected = answerer.answer(prompts)
+    assert [third, first, last] == [{"row": row} | expected[row] for row in (2, 0, 3)]
+    assert broken == {"row": 9, "error": "broken"}
+    assert only == [broken]
+    assert other["row"] == 1
+    assert "placeholders" in other["error"]
+
+
+def test_one_ahead_makes_the_next_item_meanwhile() -> None:
+    """In another thread, one item ahead and no more, in order."""
+    made: list[int] = []
+    second = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in (1, 2, 3):
+            made.append(number)
+            if number == 2:
+                second.set()
+            yield number
+
+    found = one_ahead(items())
+    assert made == []  # nothing is begun before the first is asked for
+    assert next(found) == 1
+    assert second.wait(timeout=60)  # though nobody has asked for it yet
+    assert made == [1, 2]
+    assert list(found) == [2, 3]
+
+
+def test_one_ahead_raises_what_making_an_item_raises() -> None:
+    """Here, behind the items that were made, and not in a thread where nobody sees it."""
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("no memory")
+
+    found = one_ahead(items())
+    assert next(found) == 1
+    with pytest.raises(RuntimeError, match="no memory"):
+        next(found)
