@@ -76,6 +76,10 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused(arguments: tuple
         micro_batches(*arguments)
 
 
+def interrupt(trainer: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_train_recipe_chains_its_stages(tmp_path: Path) -> None:
     """Each stage starts from the last one's output, in its own mode, and leaves a model with its processor."""
     stages = [{"name": "align", "max_steps": 2, "batch_size": 4}, *STAGES]
@@ -136,6 +140,28 @@ def test_train_recipe_interrupted_in_each_stage_ends_with_the_same_losses_and_we
         assert step_losses(broken / "out" / stage) == expected
         files = [folder / "out" / stage / "model.safetensors" for folder in (whole, broken)]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_train_recipe_killed_behind_its_last_step_takes_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last checkpoint and the model's own files the Trainer, left to itself, would train once more."""
+    stages = [stage | {"max_steps": 3} for stage in STAGES]  # of the 4 that an epoch has
+    recipe = load_recipe(write_recipe(tmp_path, stages=stages))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save_whole_model", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(recipe)
+    assert [plan["to do"] for plan in describe_plan(recipe, 1)] == [
+        "from out/instruct/checkpoint-3",
+        "from its beginning",
+    ]
+    checkpoint = load_file("out/instruct/checkpoint-3/model.safetensors")
+    train_recipe(recipe)
+    assert not Path("out/instruct/checkpoint-4").exists()
+    assert len(step_losses(Path("out/instruct"))) == 3
+    for name, weight in load_file("out/instruct/model.safetensors").items():
+        assert torch.equal(weight, checkpoint[name]), name
 
 
 def test_train_recipe_with_another_seed_draws_otherwise(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import json
 import os
 from pathlib import Path
 
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -45,6 +46,19 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         if _is_complete(folder):
             return str(folder)
     return None
+
+
+def is_at_end(checkpoint: str | os.PathLike[str]) -> bool:
+    """
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            What [`last_complete_checkpoint`] found.
+
+    Returns:
+        `bool`: Whether it was written after the last step of its run.
+    """
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    return state.global_step >= state.max_steps
 
 
 def _is_complete(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from torch.utils.data import Subset
 from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
@@ -39,7 +40,7 @@ from transformers.utils import logging
 
 from ..modeling import DimpleForConditionalGeneration
 from .adapters import freeze_other_modules, load_adapter, lora_config, remember_mode
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import is_at_end, last_complete_checkpoint
 from .collator import DimpleDataCollator
 from .held_out import GenerationCallback
 from .metrics import MetricsCallback, add_before_reporters
@@ -305,7 +306,10 @@ def run_stage(
     set_seed(args.seed)
     model = load_model(recipe, plan)
 
-    # 3. Trainer
+    # 3. Trainer. One that resumes behind the last of `max_steps` would take another step, because it looks for the end
+    # after each step and epoch only. With a single row, as many epochs are over as steps, and there is nothing to do.
+    if checkpoint is not None and is_at_end(checkpoint):
+        train_rows = Subset(train_rows, [0])
     trainer = Trainer(
         model=model,
         args=args,
