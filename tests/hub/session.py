@@ -48,3 +48,15 @@ def run_snippets(page: str, heading: str, namespace: dict[str, Any], snippets: s
     (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", Path(page).read_text(), re.DOTALL | re.MULTILINE)
     for snippet in re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[snippets]:
         exec(compile(snippet, f"{Path(page).name}, {heading}", "exec"), namespace)
+
+
+def read_sections(page: str | Path) -> dict[str, list[tuple[str, str]]]:
+    """Heading -> language and text of each snippet below it, in their order."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    parts = re.findall(r"^```(\w*)\n(.*?)^```|^#+ ([^\n]*)$", Path(page).read_text(), re.DOTALL | re.MULTILINE)
+    for language, snippet, heading in parts:
+        if heading:
+            sections[heading] = []
+        else:
+            sections[list(sections)[-1]].append((language, snippet))
+    return sections
