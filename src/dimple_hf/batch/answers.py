@@ -19,6 +19,7 @@ share a batch. Imported by `run`, the command `extract` and the benchmark.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -132,10 +133,10 @@ def answer_batches(answerer: Answerer, batches: Iterable[Sequence[Prompt]]) -> I
     def prepared() -> Iterator[tuple[Sequence[Prompt], list[Prompt], BatchFeature | None]]:
         for prompts in batches:
             sound = [prompt for prompt in prompts if prompt.error is None]
-            try:
-                yield prompts, sound, answerer.prepare(sound) if sound else None
-            except ValueError:
-                yield prompts, sound, None  # `answer` finds out which of them it is
+            inputs = None
+            with suppress(ValueError):  # `answer` finds out which of them it is
+                inputs = answerer.prepare(sound) if sound else None
+            yield prompts, sound, inputs
 
     for prompts, sound, inputs in one_ahead(prepared()):
         answers = iter(answerer.answer(sound, inputs))

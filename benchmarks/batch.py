@@ -1,0 +1,246 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What `dimple-hf batch` costs next to the bare loop of `generate` over the same rows, at the same batch size.
+
+Three arms take turns, round by round, in one process, so that a busy machine slows all of them alike:
+
+- "generate": `model.generate` over inputs that lie ready, in row order, and nothing else: no file is read or written.
+- "loop": what anybody would write: read the rows of a batch, prepare them, `generate`, decode, in row order.
+- "batch": what the command does once the model is loaded: rows measured and grouped by length, the next batch read and
+  prepared while the model works, lines written, and put together at the end.
+
+Two sets of rows: questions about one picture each, whose prompts are nearly of one length, and about one to four.
+
+Command:
+    python benchmarks/batch.py --output benchmarks/results/batch-small-cpu.json
+
+Hardware: any; reading ahead takes a second core. The table that is printed stands in benchmarks/README.md.
+"""
+
+import argparse
+import io
+import json
+import platform
+import random
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from decode import describe_machine
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
+
+import dimple_hf
+from dimple_hf.batch.answers import Answerer
+from dimple_hf.batch.buckets import padding_share, plan_batches
+from dimple_hf.batch.prompts import PromptReader, open_rows
+from dimple_hf.batch.results import ResultFiles, whole_lines
+from dimple_hf.batch.run import answer_rows
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.training.sources import Source
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
+
+from forms_dataset import forms_row
+
+SEED = 0
+
+#: Set of rows -> most pictures of a row.
+ROW_SETS = {"one picture": 1, "one to four pictures": 4}
+
+DEFINITIONS = {
+    "rows_per_second": "rows over the median wall time of a round",
+    "batch_over_generate": "throughput of `batch` over that of bare `generate`: median and quartiles of the rounds, "
+    "each of which runs all arms, by the wall clock; 1 is a loop that costs nothing",
+    "batch_over_loop": "the same, over the plain loop",
+    "batch_over_generate_cpu": "the same ratio by the processor time of all threads, which reading ahead cannot hide",
+    "padding": "share of the places of a prompt's batch that hold padding, in row order and as planned",
+    "same_answers": "share of rows that all three arms answer with the same text",
+}
+
+
+def write_rows(folder: Path, num_rows: int, most_pictures: int) -> Path:
+    """Writes `rows.jsonl` and the pictures beside it; returns the file."""
+    rng = random.Random(SEED)
+    lines = []
+    for index in range(num_rows):
+        row = forms_row("test", index)
+        num_pictures = rng.randint(1, most_pictures)
+        names = [f"{index}-{number}.png" for number in range(num_pictures)]
+        for number, name in enumerate(names):
+            forms_row("test", index + number)["images"][0].save(folder / name)
+        content = [{"type": "image"}] * num_pictures + [{"type": "text", "text": row["question"]}]
+        lines.append(json.dumps({"messages": [{"role": "user", "content": content}], "images": names}) + "\n")
+    path = folder / "rows.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+class Arms:
+    """The three arms over one set of rows; each returns the texts of the answers, in row order."""
+
+    def __init__(self, model: Any, processor: Any, path: Path, batch_size: int) -> None:
+        rows, folder = open_rows(Source(str(path)))
+        self.folder = path.parent
+        self.batch_size = batch_size
+        self.reader = PromptReader(rows, processor, folder)
+        self.answerer = Answerer(model, processor)
+        starts = range(0, len(rows), batch_size)
+        self.batches = [list(range(start, min(start + batch_size, len(rows)))) for start in starts]
+        self.ready = [self.prepare(batch) for batch in self.batches]
+        self.num_runs = 0
+
+    def prepare(self, batch: list[int]) -> BatchFeature:
+        return self.answerer.prepare([self.reader.read(row) for row in batch])
+
+    def generate(self) -> list[str]:
+        outputs = [self.answerer.model.generate(**inputs, do_sample=False) for inputs in self.ready]
+        return [
+            text for inputs, output in zip(self.ready, outputs, strict=True) for text in self.texts(inputs, output)
+        ]
+
+    def loop(self) -> list[str]:
+        texts = []
+        for batch in self.batches:
+            inputs = self.prepare(batch)
+            texts += self.texts(inputs, self.answerer.model.generate(**inputs, do_sample=False))
+        return texts
+
+    def texts(self, inputs: BatchFeature, output: torch.LongTensor) -> list[str]:
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        return self.answerer.processor.batch_decode(answers, skip_special_tokens=True)
+
+    def batch(self) -> list[str]:
+        self.num_runs += 1
+        output = self.folder / f"answers-{self.num_runs}.jsonl"
+        results = ResultFiles(output, len(self.reader.rows), {})
+        with redirect_stderr(io.StringIO()):  # its progress bar
+            answer_rows(self.reader, self.answerer, results, results.find_lines(), self.batch_size)
+        results.merge()
+        return [line["answer"] for _, line in whole_lines(output)]
+
+    def padding(self) -> dict[str, float]:
+        lengths = [self.reader.count_tokens(row) for row in range(len(self.reader.rows))]
+        return {
+            "row_order": padding_share(lengths, self.batches),
+            "planned": padding_share(lengths, plan_batches(lengths, self.batch_size)),
+        }
+
+
+def timed(arm: Callable[[], list[str]]) -> tuple[float, float, list[str]]:
+    """Wall time and processor time of one run, in seconds, and what it answers."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    texts = arm()
+    return time.perf_counter() - wall, time.process_time() - cpu, texts
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+
+
+def measure(arms: Arms, repeats: int) -> dict[str, Any]:
+    """One line of the results."""
+    order = ["generate", "loop", "batch"]
+    rounds: list[dict[str, tuple[float, float, list[str]]]] = []
+    arms.generate()  # warms up
+    for _ in range(repeats):
+        rounds.append({name: timed(getattr(arms, name)) for name in order})
+        order = [*order[1:], order[0]]  # so that no arm always comes first
+    num_rows = len(arms.reader.rows)
+    answers = zip(*(rounds[0][name][2] for name in order), strict=True)
+
+    def ratio(clock: int, over: str) -> dict[str, float]:
+        return spread([entry[over][clock] / entry["batch"][clock] for entry in rounds])
+
+    return {
+        "rows": num_rows,
+        "batch_size": arms.batch_size,
+        "rows_per_second": {
+            name: num_rows / statistics.median(entry[name][0] for entry in rounds) for name in sorted(order)
+        },
+        "batch_over_generate": ratio(0, "generate"),
+        "batch_over_loop": ratio(0, "loop"),
+        "batch_over_generate_cpu": ratio(1, "generate"),
+        "padding": arms.padding(),
+        "same_answers": statistics.mean(len(set(texts)) == 1 for texts in answers),
+    }
+
+
+def format_table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| rows with | batch / generate | batch / loop | by processor time | padding, row order | padding, planned |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, line in results.items():
+        ratios = [
+            f"{ratio['median']:.2f} ({ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f})"
+            for ratio in (line["batch_over_generate"], line["batch_over_loop"], line["batch_over_generate_cpu"])
+        ]
+        shares = [f"{100 * line['padding'][order]:.1f} %" for order in ("row_order", "planned")]
+        lines.append("| " + " | ".join([name, *ratios, *shares]) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Runs the benchmark; returns what `--output` holds."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="checkpoint (default: the package's)")
+    parser.add_argument("--rows", type=int, default=64, help="rows of a round (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=9, help="rounds (default: %(default)s)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args(arguments)
+
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+    results = {}
+    for name, most_pictures in ROW_SETS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            arms = Arms(model, processor, write_rows(Path(folder), args.rows, most_pictures), args.batch_size)
+            results[name] = measure(arms, args.repeats)
+    report = {
+        "benchmark": "batch",
+        "command": shlex.join(["python", "benchmarks/batch.py", *arguments]),
+        "machine": describe_machine(torch.device(args.device)),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "dimple_hf": dimple_hf.__version__,
+        },
+        "threads": torch.get_num_threads(),
+        "repeats": args.repeats,
+        "definitions": DEFINITIONS,
+        "results": results,
+    }
+    print(format_table(results))
+    if args.output is not None:
+        args.output.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()
