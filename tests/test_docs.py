@@ -30,23 +30,80 @@ def resolve(dotted: str) -> object:
     return getattr(importlib.import_module(module_name), attribute)
 
 
+def paper_map_rows(root: Path) -> list[list[str]]:
+    """Cells of all rows of all tables but their heads."""
+    lines = [line for line in (root / "docs/paper_map.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in rows if row[0] != "statement"]
+
+
 def test_paper_map_names_functions_and_tests_that_exist(repo_root: Path) -> None:
-    """Each row ends in a function that can be imported and a test that pytest would find."""
-    rows = re.findall(
-        r"^\|.*\| `(dimple_hf[\w.]+)` \| `([\w/.:]+)` \|$", (repo_root / "docs/paper_map.md").read_text(), re.M
-    )
-    assert len(rows) > 15
-    for function, test in rows:
-        assert resolve(function) is not None
-        path, _, name = test.partition("::")
-        source = (repo_root / path).read_text()
-        assert not name or f"def {name}(" in source, test
+    """Each row ends in a function that can be imported and a test that pytest would find; what the paper found, in a
+    benchmark and its figures."""
+    rows = paper_map_rows(repo_root)
+    assert len(rows) > 40
+    for statement, function, evidence in rows:
+        path, _, name = evidence.strip("`").partition("::")
+        assert (repo_root / path).is_file(), statement
+        if path.startswith("benchmarks/"):
+            assert (repo_root / function.strip("`")).is_file(), statement
+            continue
+        assert path.startswith("tests/"), statement
+        assert resolve(function.strip("`")) is not None
+        assert not name or f"def {name}(" in (repo_root / path).read_text(), evidence
 
 
 def test_paper_map_check_notices_a_name_that_is_gone() -> None:
     """Control: a renamed function fails the check above."""
     with pytest.raises(AttributeError):
         resolve("dimple_hf.modeling.unmasking_dimple.no_such_function")
+
+
+#: Page -> the test that runs what it shows.
+RUN_BY = {
+    "README.md": "tests/test_readme.py",
+    "docs/batch.md": "tests/batch/test_batch_page.py",
+    "docs/commands.md": "tests/cli/test_commands_page.py",
+    "docs/decoding.md": "tests/test_readme.py",
+    "docs/evaluation.md": "tests/integrations/test_lmms_eval.py",
+    "docs/fine_tuning.md": "tests/training/test_fine_tuning_page.py",
+    "docs/hub.md": "tests/hub/test_push_and_pull.py",
+    "docs/migration.md": "tests/test_migration.py",
+    "docs/start.md": "tests/test_start.py",
+    "docs/structured_extraction.md": "tests/test_readme.py",
+    "docs/walk.md": "tests/hub/test_walk.py",
+    # Its commands take hours; test_decode.py, test_train_benchmark.py, test_claims.py and test_structure.py run them
+    # at toy size.
+    "benchmarks/README.md": "tests/benchmarks/test_decode.py",
+}
+
+
+def test_every_page_with_snippets_is_run_by_a_test(repo_root: Path) -> None:
+    """A page that nobody runs is wrong one day."""
+    with_snippets = {
+        path.relative_to(repo_root).as_posix()
+        for path in documents(repo_root)
+        if re.search(r"^```(python|bash)$", path.read_text(), re.M)
+    }
+    assert with_snippets == set(RUN_BY)
+    for page, test in RUN_BY.items():
+        assert page.startswith("benchmarks/") or Path(page).name in (repo_root / test).read_text(), page
+
+
+def test_every_example_is_run_by_a_test(repo_root: Path) -> None:
+    """Each script of `examples/` by its file name, in a test or in a page that a test runs."""
+    texts = [path.read_text() for path in (repo_root / "tests").rglob("*.py")]
+    texts += [(repo_root / page).read_text() for page in RUN_BY if page.startswith("docs/walk")]
+    for example in (repo_root / "examples").rglob("*.py"):
+        assert any(re.search(rf"\b{example.stem}\b", text) for text in texts), example
+    assert not any("no_such_example" in text for text in texts if "def test_every_example" not in text)  # control
+
+
+def test_index_of_the_documentation_names_every_page(repo_root: Path) -> None:
+    """A page that is not in it is not found."""
+    pages = {path.name for path in repo_root.glob("docs/*.md")} - {"README.md"}
+    index = (repo_root / "docs" / "README.md").read_text()
+    assert set(re.findall(r"^\| \[(\w+\.md)\]", index, re.M)) == pages
 
 
 def test_links_between_documents_lead_to_files(repo_root: Path) -> None:

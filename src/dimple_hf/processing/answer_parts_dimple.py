@@ -53,6 +53,7 @@ class Choices:
 
     @lru_cache(maxsize=256)  # noqa: B019  # values are small, hashable and compared by content
     def automaton(self) -> ByteAutomaton:
+        """The automaton of all texts that it can be."""
         network = ByteNetwork()
         return ByteAutomaton.from_network(network, network.either(network.text(t, network.end) for t in self.texts))
 
@@ -81,6 +82,7 @@ class String:
 
     @lru_cache(maxsize=256)  # noqa: B019
     def automaton(self) -> ByteAutomaton:
+        """The automaton of all texts that it can be."""
         network = ByteNetwork(self.in_json)
         counted = ByteAutomaton.from_network(
             network, network.chars(TEXT_CHARS, self.min_chars, self.max_chars, network.end)
@@ -110,6 +112,7 @@ class Number:
 
     @lru_cache(maxsize=256)  # noqa: B019
     def automaton(self) -> ByteAutomaton:
+        """The automaton of all texts that it can be."""
         bounds = [exact(bound) for bound in (self.low, self.high) if bound is not None]
         digits = [len(str(abs(int(bound)))) for bound in bounds]
         int_digits = max(digits) if len(digits) == 2 else max([INT_DIGITS, *(count + 1 for count in digits)])

@@ -61,6 +61,7 @@ class HeldOutAnswer:
 
     @property
     def is_exact(self) -> bool:
+        """Whether it is the expected one, but for spaces around it."""
         return self.answer.strip() == self.expected.strip()
 
 
