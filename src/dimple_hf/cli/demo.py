@@ -1,0 +1,60 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Serve a page to play with a model: ask about a picture, watch the answer being denoised, give it a form. Needs
+`pip install 'dimple_hf[demo]'`."""
+
+import argparse
+from importlib.util import find_spec
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ..checkpoints import FORMS_CHECKPOINT
+
+HELP = "serve a page to play with a model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to `parser`."""
+    parser.add_argument(
+        "--model",
+        default=str(FORMS_CHECKPOINT),
+        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)"
+    )
+    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command until it is interrupted; the page's address goes to stdout."""
+    if args.port is not None and not 0 < args.port < 65536:
+        raise ValueError(f"`--port` must lie between 1 and 65535 (got {args.port})")
+    if find_spec("gradio") is None:
+        raise ValueError(
+            "`dimple-hf demo` must have gradio: run `pip install 'dimple_hf[demo]'` (got no such library)"
+        )
+    from ..integrations.demo import build_page, launch_page
+
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+    is_small = args.model == str(FORMS_CHECKPOINT)
+    # The small model was taught single questions; earlier ones confuse it.
+    page = build_page(
+        model, processor, name="the small forms model" if is_small else args.model, remembers=not is_small
+    )
+    launch_page(page, args.host, args.port)
+    return 0
