@@ -33,6 +33,9 @@ import numpy as np
 #: Most states of an automaton; what needs more is refused.
 MAX_STATES = 8192
 
+#: Most steps that it takes to find them; a small pattern can ask for hours.
+MAX_STEPS = 1 << 22
+
 #: Inclusive ranges of code points, sorted, without overlaps.
 CharSet = tuple[tuple[int, int], ...]
 
@@ -458,7 +461,7 @@ class ByteAutomaton:
                 Its state to begin in; `network.end` is the one to end in.
 
         Raises:
-            ValueError: If no string is accepted, or more than `MAX_STATES` states are needed.
+            ValueError: If no string is accepted, or more than `MAX_STATES` states or `MAX_STEPS` steps are needed.
         """
         cuts = sorted({0, 256, *(cut for edges in network.edges for low, high, _ in edges for cut in (low, high + 1))})
         column_of = {cut: column for column, cut in enumerate(cuts)}
@@ -482,6 +485,7 @@ class ByteAutomaton:
 
         first = closed([start])
         numbers, queue, rows = {first: 0}, [first], []
+        num_steps = 0
         for states in queue:
             targets: list[set[int]] = [set() for _ in cuts[1:]]
             for state in states:
@@ -491,6 +495,7 @@ class ByteAutomaton:
             row = []
             for reached in targets:
                 following = closed(reached)
+                num_steps += sum(len(closures[state]) for state in reached)
                 if following and following not in numbers:
                     numbers[following] = len(numbers)
                     queue.append(following)
@@ -498,6 +503,8 @@ class ByteAutomaton:
             rows.append(row)
             if len(numbers) > MAX_STATES:
                 raise ValueError(f"the pattern must need at most {MAX_STATES} states (it needs more)")
+            if num_steps > MAX_STEPS:
+                raise ValueError(f"the pattern must need at most {MAX_STEPS} steps to be compiled (it needs more)")
         accepting = np.array([network.end in states for states in queue])
         return cls._trimmed(np.array(rows, dtype=np.int32).reshape(len(queue), -1), byte_class, accepting)
 

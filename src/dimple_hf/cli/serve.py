@@ -1,0 +1,106 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Answer OpenAI's clients: chat completions with pictures, streamed or at once, free or by a JSON schema."""
+
+import argparse
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from ..checkpoints import FORMS_CHECKPOINT
+
+HELP = "serve a model to OpenAI's clients"
+
+#: What the `serve` extra brings.
+LIBRARIES = ("uvicorn", "starlette", "pydantic", "httpcore2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to `parser`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=str(FORMS_CHECKPOINT),
+        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--allow-remote-images", action="store_true", help="fetch pictures from addresses, public ones only"
+    )
+    parser.add_argument("--max-requests", type=int, default=128, help="at a time; more get 429 (default: %(default)s)")
+    parser.add_argument("--max-batch-size", type=int, default=8, help="answered together (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=1024, help="of an answer, at most (default: %(default)s)"
+    )
+    parser.add_argument("--max-body-mib", type=int, default=12, help="of a request (default: %(default)s)")
+    parser.add_argument("--max-image-mib", type=int, default=8, help="of a request's files (default: %(default)s)")
+    parser.add_argument(
+        "--max-image-pixels", type=int, default=1 << 24, help="of a request's pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--grace-seconds", type=int, default=30, help="for running requests on SIGTERM (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command: serves until it is told to stop."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"`serve` needs {', '.join(missing)}: run `pip install 'dimple_hf[serve]'`")
+    import uvicorn
+
+    from ..integrations.serving import build_app
+    from ..integrations.serving.limits import MIB, Limits
+
+    limits = Limits(
+        max_requests=args.max_requests,
+        max_batch_size=args.max_batch_size,
+        max_new_tokens=args.max_new_tokens,
+        max_body_bytes=args.max_body_mib * MIB,
+        max_image_bytes=args.max_image_mib * MIB,
+        max_image_pixels=args.max_image_pixels,
+    )
+    # Of uvicorn too, whose own configuration writes to stdout.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    transformers_logging.disable_progress_bar()
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    # A directory says nothing to clients, and they need not know it.
+    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+    app = build_app(model, processor, name, limits, args.allow_remote_images)
+    logging.info("serving the model %s", name)
+    config = uvicorn.Config(
+        app,
+        host=args.host,
+        port=args.port,
+        http="h11",
+        ws="none",
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=args.grace_seconds,
+    )
+    uvicorn.Server(config).run()
+    return 0

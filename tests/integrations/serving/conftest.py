@@ -1,0 +1,36 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The small model in single precision, in which a batch decides exactly as single rows do, and its processor."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from dimple_hf.checkpoints import FORMS_CHECKPOINT  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def forms_model() -> Any:
+    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def forms_processor() -> Any:
+    return AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
