@@ -17,16 +17,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import card, convert, doctor, extract, generate, init, train
+from . import batch, card, convert, demo, doctor, extract, generate, init, serve, train
 
 #: Sub-command -> module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
 COMMANDS = {
+    "batch": batch,
     "card": card,
     "convert": convert,
+    "demo": demo,
     "doctor": doctor,
     "extract": extract,
     "generate": generate,
     "init": init,
+    "serve": serve,
     "train": train,
 }
 
