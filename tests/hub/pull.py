@@ -131,12 +131,13 @@ def private_to_others() -> list[str]:
 
 
 def adapter() -> dict[str, Any]:
-    model = AutoModelForImageTextToText.from_pretrained("team/adapter", **trusted)
+    model = AutoModelForImageTextToText.from_pretrained("team/adapter", dtype=torch.float32, **trusted)
     return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), picture)
 
 
 def adapter_with_peft() -> dict[str, Any]:
-    model = PeftModel.from_pretrained(AutoModel.from_pretrained("team/dimple", **trusted), "team/adapter")
+    base = AutoModel.from_pretrained("team/dimple", dtype=torch.float32, **trusted)
+    model = PeftModel.from_pretrained(base, "team/adapter")
     model.config.full_attn_mask = model.active_peft_config.auto_mapping["full_attn_mask"]
     return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), picture)
 

@@ -72,11 +72,20 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, output + errors
 
 
-@pytest.fixture(scope="module", params=["tests/fixtures/parity/checkpoint"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("src/dimple_hf/checkpoints/forms", id="forms"),
+        pytest.param("tests/fixtures/parity/checkpoint", id="original", marks=pytest.mark.slow),
+    ],
+)
 def round_trip(
     request: pytest.FixtureRequest, repo_root: Path, parity_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RoundTrip]:
-    """A checkpoint of the repository, pushed, and pulled where the package cannot be imported."""
+    """
+    A checkpoint, pushed, and pulled where the package cannot be imported: the small model of the package, in bfloat16;
+    or a directory as the original writes it.
+    """
     folder = tmp_path_factory.mktemp("hub")
     picture = parity_dir / "tiny" / "images" / "3.png"
     page = repo_root / "docs" / "hub.md"
