@@ -26,18 +26,11 @@ import pytest
 import transformers
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from traps import set_traps
 
 import dimple_hf
 from dimple_hf import DimpleForConditionalGeneration
 
-TRAPS = (
-    "configuration_dimple.py",
-    "modeling_dimple.py",
-    "processing_dimple.py",
-    "tokenization_dimple.py",
-    "image_processing_dimple.py",
-    "custom_generate/generate.py",
-)
 AUTO_CLASSES = {
     "AutoConfig": "DimpleConfig",
     "AutoModel": "DimpleForConditionalGeneration",
@@ -55,14 +48,7 @@ def trapped_checkpoint(parity_dir: Path, tmp_path_factory: pytest.TempPathFactor
     """A copy of the checkpoint with a trap at every place that code is looked for."""
     directory = tmp_path_factory.mktemp("trapped") / "checkpoint"
     shutil.copytree(parity_dir / "checkpoint", directory)
-    for name in TRAPS:
-        path = directory / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(
-            f"from pathlib import Path\nPath({str(directory / 'executed')!r}).touch()\n"
-            f"raise RuntimeError('code of the checkpoint was run: {name}')\n",
-            encoding="utf-8",
-        )
+    set_traps(directory)
     return directory
 
 
@@ -77,7 +63,7 @@ def questions(trapped_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr("builtins.input", ask)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    mark = trapped_checkpoint / "executed"
+    mark = trapped_checkpoint.parent / "executed"
     mark.unlink(missing_ok=True)
     yield asked
     assert asked == []
@@ -111,7 +97,7 @@ def test_traps_work(trapped_checkpoint: Path, questions: list[str]) -> None:
     assert {"AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoTokenizer"} <= pointers(
         trapped_checkpoint
     )
-    mark = trapped_checkpoint / "executed"
+    mark = trapped_checkpoint.parent / "executed"
     with pytest.raises(RuntimeError, match="code of the checkpoint was run: modeling_dimple"):
         get_class_from_dynamic_module("modeling_dimple.DimpleModel", trapped_checkpoint)
     assert mark.exists()

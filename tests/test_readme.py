@@ -14,13 +14,16 @@
 """Every snippet of the README and every example runs, on the parity checkpoint in place of the 7B model."""
 
 import importlib.util
+import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import transformers
+
+from dimple_hf.cli.main import main
 
 PUBLISHED_MODEL = "rp-yu/Dimple-7B"
 
@@ -76,6 +79,37 @@ def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir
     for snippet in snippets:
         exec(compile(snippet, "structured_extraction.md", "exec"), namespace)
     assert type(namespace["receipt"]) is namespace["Receipt"]
+
+
+def test_structured_extraction_commands_run(
+    repo_root: Path, parity_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command over a folder of pictures, and the example that draws its canvas."""
+    page = (repo_root / "docs" / "structured_extraction.md").read_text()
+    extract, draw = map(shlex.split, re.findall(r"^```bash\n(.*)\n```", page, flags=re.MULTILINE))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(parity_dir / "checkpoint", tmp_path / PUBLISHED_MODEL)
+    (tmp_path / "receipt.json").write_text(json.dumps({"type": "integer", "minimum": 0, "maximum": 9}))
+    (tmp_path / "scans").mkdir()
+    shutil.copy(parity_dir / "tiny" / "images" / "0.png", tmp_path / "scans")
+    assert main(extract[1:]) == 0
+    (line,) = (tmp_path / "receipts.jsonl").read_text().splitlines()
+    assert json.loads(line)["value"] in range(10)
+    assert draw[0] == "python"
+    load_example(repo_root / draw[1]).main(draw[2:])
+    assert (tmp_path / "canvas.svg").read_text().startswith("<svg")
+
+
+def test_readme_console_shows_what_is_printed(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A line that begins with a dollar sign is typed, the lines below it are its output."""
+    monkeypatch.chdir(repo_root)
+    consoles = re.findall(r"^```\n\$ (.*)\n([^`]*)^```", (repo_root / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(consoles) == 1
+    for command, output in consoles:
+        assert main(shlex.split(command)[1:]) == 0
+        assert capsys.readouterr().out == output
 
 
 def test_decoding_snippets_run_in_order(
@@ -137,17 +171,3 @@ def test_example_generate_with_missing_picture_exits_with_a_message(
     with pytest.raises(SystemExit):
         example.main(["--model", str(parity_dir / "checkpoint"), "--image", "nowhere.png"])
     assert "--image must be a file (got nowhere.png)" in capsys.readouterr().err
-
-
-def test_pipeline_with_chat_and_with_plain_text_gives_text(parity_dir: Path) -> None:
-    """The README promises the pipeline; end-to-end parity is in test_parity.py, here are both call forms."""
-    from PIL import Image
-
-    pipe = transformers.pipeline("image-text-to-text", model=str(parity_dir / "checkpoint"), device="cpu")
-    image = Image.open(parity_dir / "tiny" / "images" / "0.png")
-    content = [{"type": "image", "image": image}, {"type": "text", "text": "Hi"}]
-    chat = pipe(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
-    plain_text = "<|vision_start|><|image_pad|><|vision_end|>Hi"
-    plain = pipe(images=image, text=plain_text, max_new_tokens=8, return_full_text=False)
-    assert isinstance(chat[0]["generated_text"], str)
-    assert isinstance(plain[0]["generated_text"], str)
