@@ -182,22 +182,25 @@ class Report:
             self.faults.append(f"{name}: {got!r}"[:300])
 
 
+WAYS = ("whole", "stream", "json")
+
+
 async def good_client(
     url: str, seeds: list[int], expected: dict[tuple[int, str], str], end: float, report: Report
 ) -> None:
-    """Asks about its own pictures in turn, and compares."""
+    """Asks about its own pictures in every way, at least once, and compares."""
+    chats = {seed: messages(data_url(picture(seed)), QUESTIONS[seed % 4]) for seed in seeds}
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
-        chats = {seed: messages(data_url(picture(seed)), QUESTIONS[seed % 4]) for seed in seeds}
-        for seed, way in itertools.cycle(itertools.product(seeds, ("whole", "stream", "json"))):
-            if time.monotonic() > end:
+        for number, (seed, way) in enumerate(itertools.cycle(itertools.product(seeds, WAYS))):
+            if number >= len(WAYS) and time.monotonic() > end:
                 return
             start = time.monotonic()
             try:
-                options = {"response_format": FORMAT} if way == "json" else {}
                 if way == "stream":
                     pieces = await client.chat.completions.create(model="forms", messages=chats[seed], stream=True)
                     text = "".join([piece.choices[0].delta.content or "" async for piece in pieces])
                 else:
+                    options = {"response_format": FORMAT} if way == "json" else {}
                     answer = await client.chat.completions.create(model="forms", messages=chats[seed], **options)
                     text = answer.choices[0].message.content
             except openai.OpenAIError as error:
@@ -208,7 +211,7 @@ async def good_client(
 
 
 async def hostile_client(url: str, number: int, end: float, report: Report) -> None:
-    """Does one evil thing after the other, beginning with another than its neighbours."""
+    """Does every evil thing, at least once, beginning with another than its neighbours."""
     image = data_url(picture(10_000 + number))
     bomb = "data:image/png;base64," + base64.b64encode(png_bomb(30_000)).decode()
     large_bomb = "data:image/png;base64," + base64.b64encode(png_bomb(5_000)).decode()
@@ -243,8 +246,8 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
     names = [*refused, "left a stream", "left an answer", "left while sending"]
     path = f"{url}/v1/chat/completions"
     async with httpx2.AsyncClient(timeout=300) as client:
-        for name in itertools.islice(itertools.cycle(names), number, None):
-            if time.monotonic() > end:
+        for count, name in enumerate(itertools.islice(itertools.cycle(names), number, None)):
+            if count >= len(names) and time.monotonic() > end:
                 return
             if name == "left a stream":
                 async with client.stream("POST", path, content=body(stream=True), headers=HEADERS) as response:
@@ -285,7 +288,8 @@ async def load(server: ServerProcess, num_clients: int, seconds: float) -> dict[
         num_clients (`int`):
             Clients at a time.
         seconds (`float`):
-            How long they go on; what they have asked by then is waited for.
+            How long they go on, but at least until each has done everything once. What they have asked by then is
+            waited for.
 
     Returns:
         `dict[str, Any]`: Counts, seconds of good requests, memory over time, and `faults`, which must be empty.

@@ -11,81 +11,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A server in a process of its own, and chats about pictures that differ from each other.
+"""Chats about pictures that differ from each other; the server's process and the pictures are the benchmark's.
 
-Imported by the tests of the server and by `benchmarks/serve_load.py`'s.
+Imported by the tests of the server.
 """
 
-import base64
-import io
 import json
-import re
-import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
-SAMPLE = Path(__file__).resolve().parents[3] / "examples" / "forms" / "sample.png"
+from serve_load import QUESTIONS, ServerProcess, data_url, picture  # noqa: E402
 
-QUESTIONS = (
-    "Give the form as JSON.",
-    "What does the form say?",
-    "Read the floor.",
-    "How many rows does the form have?",
-)
-
-
-class ServerProcess:
-    """`dimple-hf serve` with these arguments, on a free port; its log is kept in `lines`."""
-
-    def __init__(self, *arguments: str):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dimple_hf.cli.main", "serve", "--port", "0", *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self.url = ""
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"running on (http://\S+)", line):
-                self.url = found[1]
-                break
-        assert self.url, "".join(self.lines)
-        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
-        self.reader.start()
-
-    def stop(self) -> int:
-        """Asks it to end, as a supervisor does, and returns its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout=120)
-        finally:
-            self.process.kill()
-
-    def resident_bytes(self) -> int:
-        """Memory that the process has."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096
-
-
-def picture(seed: int) -> PIL.Image.Image:
-    """The sample form with noise, moved a little: the model answers it in its own way."""
-    random = np.random.default_rng(seed)
-    pixels = np.asarray(PIL.Image.open(SAMPLE).convert("L")).astype(int)
-    pixels = np.clip(pixels + random.integers(-60, 60, pixels.shape), 0, 255).astype(np.uint8)
-    return PIL.Image.fromarray(np.roll(pixels, int(random.integers(-8, 8)), axis=int(random.integers(0, 2))))
-
-
-def data_url(image: PIL.Image.Image, kind: str = "png") -> str:
-    """A picture as clients send it."""
-    file = io.BytesIO()
-    image.save(file, kind)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+__all__ = ["QUESTIONS", "ServerProcess", "body", "chat", "data_url", "messages", "own_answer", "picture"]
 
 
 def messages(seed: int) -> list[dict[str, Any]]:
