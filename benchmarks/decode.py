@@ -11,22 +11,27 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Times the denoising steps of `generate` next to a plain loop and to the bare layers, on seeded random weights.
+"""Times the denoising steps of `generate` under every cache policy, next to plain loops and to the bare layers.
 
-Three arms take turns, step by step, in one process, so that a busy machine slows all of them alike:
+A model of seeded random weights answers greedily by the adaptive schedule alone, without threshold and end tokens. The
+arms take turns, step by step, in one process, so that a busy machine slows all of them alike:
 
-- "generate": `model.generate`, greedy, by the adaptive schedule alone, without threshold, end tokens or streamer. With
-  as many steps as answer tokens, each pass reveals one and the last one two.
-- "plain": the same decoding with all exact savings off, as the original's loop does it (see `PlainLoop`). Its tokens
-  must equal those of `generate` after every step; the run fails where they do not.
-- "bare": the text layers, the last norm and the head over the same tokens and nothing else (see `BareLayers`).
+- "none", "prompt", "refresh", "block", "dual": `generate` under this cache policy; "static": under "prompt" with
+  static shapes and compiled layers. Blocks are half an answer long.
+- "plain", "plain_prompt": the same decoding with all exact savings off, as the original's loop does it without and
+  with its cache (see `PlainLoop`). After every step their tokens must equal those of "none", or of "prompt" and
+  "static"; the run fails where they do not.
+- "bare", "bare_prompt": the text layers, the last norm and the head over the same tokens and nothing else (see
+  `BareLayers`).
 
-The first pass, which fills the cache and encodes the image, is reported apart from the steps that follow it. On a
-machine that others use too, `--clock cpu --threads 1` counts processor time: what the process waits for its turn is
-left out.
+A second table divides each step by its floor (see `decode_floor`). The first pass, which fills the cache and encodes
+the image, is reported apart from the steps that follow it. On a machine that others use too, `--clock cpu --threads 1`
+counts processor time: what the process waits for its turn is left out. Finished cases are kept in the output file, so
+that the same command goes on after an interruption.
 
 Command:
-    python benchmarks/decode.py --shape small --batch-size 1 4 --output benchmarks/results/decode-small-cpu.json
+    python benchmarks/decode.py --shape small --batch-size 1 8 --answer-length 8 32 64 256 --steps 8 --threads 1 \
+        --clock cpu --output benchmarks/results/decode-small-cpu.json --figure docs/figures/decode-small-cpu.svg
 
 Hardware: "tiny" and "small" run anywhere. "7b" has the released model's shape: 16 GB in bfloat16, on a GPU.
 """
@@ -39,7 +44,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -47,19 +52,23 @@ from typing import Any
 
 import torch
 import transformers
+from decode_arms import SEED, Arm, BareArm, BareLayers, Case, GenerateArm, PlainLoop
+from decode_floor import PassRecorder, Rates
+from decode_report import draw_figure, format_floor_table, format_step_table
 from tqdm import tqdm
-from transformers import DynamicCache, StoppingCriteria
+from transformers import CompileConfig
 
 import dimple_hf
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration
 
-SEED = 0
 # Wider than usual, so that answers are not one token repeated, which would hide a difference between two loops.
 INITIALIZER_RANGE = 0.05
 DEFINITIONS = {
-    "step_ms": "median over rounds and steps of one denoising step, the first pass left out",
+    "step_ms": "mean over the steps of an answer of the median over rounds, the first pass left out",
     "first_pass_ms": "median over rounds of the time from the call to the end of the first step, images included",
-    "tokens_per_second": "answer tokens of the batch over the median time of a whole call, first pass included",
+    "warm_up_ms": "the first two steps of the arm in this process, compiling included",
+    "tokens_per_second": "answer tokens of the batch over the median time of a whole answer, first pass included; "
+    "there is no end token, so that all of them are before the end",
     "peak_memory_mib": "highest memory during the first pass and one step more, weights included: allocated on the "
     "device on a GPU, resident in the process on a CPU",
     "bare": "text layers, last norm and head alone, from ready hidden states and rotary tables: the places that the "
@@ -68,7 +77,11 @@ DEFINITIONS = {
     "plain": "the same tokens with all exact savings off: dense mask, repeated heads, with the cache keys and values "
     "concatenated in each layer, without it the image encoded in each step, head over all places of the pass, two "
     "softmaxes",
-    "ratios": "median and quartiles over pairs of neighbouring steps of one round, the first pass left out",
+    "speed_up": "time of the plain loop over that of the arm, summed over the steps that both take, the first pass "
+    "left out: 'plain' for 'none', 'plain_prompt' for all others",
+    "over_bare": "median and quartiles over pairs of neighbouring steps, the first pass left out",
+    "floor_ms": "mean over steps of the time that weights, keys and values take at the measured memory bandwidth, or "
+    "the operations at the measured matrix rate, whichever is longer, pass by pass; for a plain loop that of its arm",
 }
 
 
@@ -159,206 +172,6 @@ def make_prompt(model: DimpleForConditionalGeneration, shape: Shape, batch_size:
     }
 
 
-class PlainLoop:
-    """
-    Greedy decoding by the adaptive schedule with all exact savings off, which is how the original does it.
-
-    Each pass makes a dense mask, so that sdpa gets repeated key and value heads; scores all its places, shifts the
-    scores by a copy, and takes two softmaxes at the masked ones, one of them of a copy. With the cache, each layer
-    concatenates the prompt's keys and values with the answer's. Without, each pass encodes the images again. The mask
-    token is never chosen, as in `generate`.
-
-    Args:
-        model (`DimpleForConditionalGeneration`):
-            The model.
-        prompt (`dict[str, torch.Tensor]`):
-            `input_ids`, `attention_mask`, `pixel_values` and `image_grid_thw`, without padding.
-        answer_length, num_steps (`int`):
-            Places of the answer; steps of the schedule.
-        use_cache (`bool`):
-            Whether to keep the prompt's keys and values of the first pass.
-    """
-
-    def __init__(
-        self,
-        model: DimpleForConditionalGeneration,
-        prompt: dict[str, torch.Tensor],
-        answer_length: int,
-        num_steps: int,
-        use_cache: bool,
-    ):
-        self.model = model
-        self.prompt_ids = prompt["input_ids"]
-        self.images = {"pixel_values": prompt["pixel_values"], "image_grid_thw": prompt["image_grid_thw"]}
-        self.mask_token_id = model.config.mask_token_id
-        self.answer = self.prompt_ids.new_full((len(self.prompt_ids), answer_length), self.mask_token_id)
-        canvas = torch.cat([self.prompt_ids, self.answer], dim=1)
-        self.position_ids = model.get_rope_index(canvas, prompt["image_grid_thw"])
-        self.times = torch.linspace(1, 1e-3, num_steps + 1)
-        self.cache = DynamicCache() if use_cache else None
-        self.num_steps_done = 0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Runs the model once and reveals what the schedule says."""
-        scores = self._scores()
-        masked = self.answer == self.mask_token_id
-        scores = scores[:, -self.answer.shape[1] :][masked]
-        scores[:, self.mask_token_id] = -torch.inf
-        original = scores.clone().softmax(dim=-1)
-        tokens = scores.softmax(dim=-1).argmax(dim=-1)
-        confidences = original.gather(1, tokens[:, None]).squeeze(1)
-        rows, places = masked.nonzero(as_tuple=True)
-        for row in range(len(self.answer)):
-            in_row = rows == row
-            count = self._num_to_reveal(int(in_row.sum()))
-            best = confidences[in_row].topk(count).indices
-            self.answer[row, places[in_row][best]] = tokens[in_row][best]
-        self.num_steps_done += 1
-
-    def _scores(self) -> torch.Tensor:
-        """Scores of all places of the pass in float32, shifted to the places that they are for."""
-        canvas = torch.cat([self.prompt_ids, self.answer], dim=1)
-        start = 0 if self.cache is None else self.cache.get_seq_length()
-        is_token = torch.ones_like(canvas, dtype=torch.bool)
-        dense_mask = (is_token[:, None, None, :] & is_token[:, None, :, None])[:, :, start:]
-        if self.model.config._attn_implementation == "eager":  # which adds its mask
-            dense_mask = torch.zeros_like(dense_mask, dtype=self.model.dtype)
-        scores = self.model(
-            input_ids=canvas[:, start:],
-            attention_mask={"full_attention": dense_mask},
-            position_ids=self.position_ids[:, :, start:],
-            past_key_values=self.cache,
-            is_causal=False,
-            **(self.images if start == 0 else {}),
-        ).logits.float()
-        if self.cache is not None:
-            self.cache.crop(
-                -self.answer.shape[1] - 1
-            )  # the last prompt token is run again, for the first answer token
-        return torch.cat([scores[:, :1], scores[:, :-1]], dim=1)
-
-    def _num_to_reveal(self, num_masked: int) -> int:
-        """Counts the places that bring a row to the first time of the grid at which at least one is revealed."""
-        row_time = torch.tensor(num_masked) / self.answer.shape[1]
-        first_below = int((self.times < row_time).int().argmax())
-        for index in range(max(first_below, self.num_steps_done + 1), len(self.times) - 1):
-            count = int(num_masked * (1 - self.times[index] / row_time))
-            if count >= 1:
-                return count
-        return num_masked
-
-
-class ReadyKeysAndValues:
-    """Stands in for a cache whose keys and values are all there already: gives them back and stores nothing."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.keys, self.values
-
-
-class BareLayers:
-    """
-    The part of a step that no loop can save: the text layers, the last norm and the head over the step's tokens.
-
-    Hidden states, rotary tables, and with the cache keys and values of full length, lie ready: nothing is embedded,
-    masked, stored, picked or chosen.
-
-    Args:
-        model (`DimpleForConditionalGeneration`):
-            The model.
-        batch_size, num_queries, num_keys (`int`):
-            Rows; places of each row that run; places that these see.
-    """
-
-    def __init__(self, model: DimpleForConditionalGeneration, batch_size: int, num_queries: int, num_keys: int):
-        self.model = model
-        config = model.config
-        generator = torch.Generator(model.device).manual_seed(SEED)
-        options = {"generator": generator, "dtype": model.dtype, "device": model.device}
-        self.hidden_states = torch.randn(batch_size, num_queries, config.hidden_size, **options)
-        self.cache = None
-        if num_keys > num_queries:
-            head_dim = config.hidden_size // config.num_attention_heads
-            keys = torch.randn(batch_size, config.num_key_value_heads, num_keys, head_dim, **options)
-            self.cache = ReadyKeysAndValues(keys, torch.randn(keys.shape, **options))
-        position_ids = torch.arange(num_keys - num_queries, num_keys, device=model.device).expand(3, batch_size, -1)
-        self.position_embeddings = model.model.rotary_emb(self.hidden_states, position_ids)
-
-    @torch.no_grad()
-    def step(self, num_places: int) -> None:
-        """Runs the layers, and the head over `num_places` of all rows' outputs."""
-        hidden_states = self.hidden_states
-        for layer in self.model.model.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=None,
-                position_embeddings=self.position_embeddings,
-                past_key_values=self.cache,
-                is_causal=False,
-            )
-        hidden_states = self.model.model.norm(hidden_states)
-        self.model.lm_head(hidden_states.flatten(0, 1)[:num_places])
-
-
-class LockStep(StoppingCriteria):
-    """
-    Times the steps of a `generate` call and lets the other arms take theirs in between.
-
-    Args:
-        model (`DimpleForConditionalGeneration`):
-            The model.
-        clock (`Callable`):
-            Returns the time in seconds.
-        plain (`PlainLoop`, *optional*):
-            Takes a step after each of `generate`'s, and must then have the same tokens.
-        bare (`BareLayers`, *optional*):
-            Takes a step after each of `generate`'s.
-        num_places (`int`, *optional*, defaults to 0):
-            Masked places of the batch at the start.
-        last_step (`int`, *optional*):
-            Ends the call after so many steps.
-    """
-
-    def __init__(
-        self,
-        model: DimpleForConditionalGeneration,
-        clock: Callable[[], float],
-        plain: PlainLoop | None = None,
-        bare: BareLayers | None = None,
-        num_places: int = 0,
-        last_step: int | None = None,
-    ):
-        self.clock = clock
-        self.mask_token_id = model.config.mask_token_id
-        self.plain, self.bare, self.num_places, self.last_step = plain, bare, num_places, last_step
-        self.seconds: dict[str, list[float]] = {"generate": [], "plain": [], "bare": []}
-        self.tokens_equal = True
-        self.started = clock()
-
-    def __call__(self, input_ids: torch.LongTensor, scores: None, **kwargs: Any) -> torch.BoolTensor:
-        self.seconds["generate"].append(self.clock() - self.started)
-        if self.bare is not None:
-            self._time("bare", lambda: self.bare.step(self.num_places))
-        if self.plain is not None:
-            self._time("plain", self.plain.step)
-            answer = input_ids[:, -self.plain.answer.shape[1] :]
-            self.tokens_equal &= torch.equal(answer, self.plain.answer)
-        self.num_places = int((input_ids == self.mask_token_id).sum())
-        is_over = len(self.seconds["generate"]) == self.last_step
-        self.started = self.clock()
-        return torch.full((len(input_ids),), is_over, device=input_ids.device)
-
-    def _time(self, arm: str, step: Callable[[], None]) -> None:
-        started = self.clock()
-        step()
-        self.seconds[arm].append(self.clock() - started)
-
-
 def make_clock(name: str, device: torch.device) -> Callable[[], float]:
     """Returns a function that says the time in seconds, "wall" or "cpu", after all work given to `device` is done."""
     read = {"wall": time.perf_counter, "cpu": time.process_time}[name]
@@ -394,109 +207,210 @@ class PeakMemory:
             self.mib = int(fields["VmHWM"].removesuffix("kB")) / 2**10
 
 
-@dataclass(frozen=True)
-class Case:
-    """One line of the results."""
+#: Arms of `generate`, each with its plain loop and the arm of [`BareLayers`] that does its work.
+COUNTERPARTS = {
+    "none": ("plain", "bare"),
+    "prompt": ("plain_prompt", "bare_prompt"),
+    "static": ("plain_prompt", "bare_prompt"),
+    "refresh": ("plain_prompt", None),
+    "block": ("plain_prompt", None),
+    "dual": ("plain_prompt", None),
+}
 
-    batch_size: int
-    answer_length: int
-    num_steps: int
-    use_cache: bool
+#: Those that must have the tokens of their plain loop.
+EXACT_ARMS = ("none", "prompt", "static")
 
 
-def run_generate(
-    model: DimpleForConditionalGeneration, prompt: dict[str, torch.Tensor], case: Case, lock_step: LockStep
-) -> None:
-    """Calls `generate` as the benchmark defines it, timed by `lock_step`."""
-    model.generate(
-        **prompt,
-        max_new_tokens=case.answer_length,
-        max_denoising_steps=case.num_steps,
-        confidence_threshold=None,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=None,
-        use_cache=case.use_cache,
-        stopping_criteria=[lock_step],
-    )
+def options_of(arm: str, answer_length: int) -> dict[str, Any]:
+    """The options of `generate` that make an arm of `COUNTERPARTS` what it is."""
+    if arm == "static":
+        compile_config = CompileConfig()
+        compile_config._compile_all_devices = True  # also on a CPU
+        return {"cache_implementation": "static", "compile_config": compile_config}
+    options: dict[str, Any] = {"cache_policy": arm}
+    if arm == "refresh":
+        options["cache_refresh_interval"] = 4
+    if arm in ("block", "dual"):
+        options["block_length"] = -(-answer_length // 2)
+    return options
+
+
+class Bench:
+    """
+    The arms of one case, each made anew for each round.
+
+    Args:
+        model (`DimpleForConditionalGeneration`):
+            The model.
+        shape (`Shape`):
+            What it and its prompt look like.
+        case (`Case`):
+            What to run.
+        arms (`list[str]`):
+            Arms of `COUNTERPARTS`; plain loops and bare layers come along.
+        clock (`Callable`):
+            Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        model: DimpleForConditionalGeneration,
+        shape: Shape,
+        case: Case,
+        arms: list[str],
+        clock: Callable[[], float],
+    ):
+        self.model, self.case, self.arms, self.clock = model, case, arms, clock
+        self.prompt = make_prompt(model, shape, case.batch_size)
+        self.running: dict[str, Arm] = {}
+        # Bare layers come before the arm whose masked places they count.
+        others = {name for arm in arms for name in COUNTERPARTS[arm] if name is not None}
+        self.names = [*sorted(others), *arms]
+
+    def make(self, name: str) -> Arm:
+        """Starts an arm: encodes the image, takes no step."""
+        case, model = self.case, self.model
+        if name in COUNTERPARTS:
+            return GenerateArm(model, self.prompt, case, options_of(name, case.answer_length))
+        use_cache = name.endswith("prompt")
+        if name.startswith("plain"):
+            return PlainLoop(model, self.prompt, case.answer_length, case.num_steps, use_cache)
+        num_keys = self.prompt["input_ids"].shape[1] + case.answer_length
+        num_queries = case.answer_length + 1 if use_cache else num_keys
+        followed = next(arm for arm in self.arms if COUNTERPARTS[arm][1] == name)
+        return BareArm(BareLayers(model, case.batch_size, num_queries, num_keys), lambda: self._num_masked(followed))
+
+    def run_round(self) -> dict[str, list[float]]:
+        """
+        Takes all arms through an answer, each a step in its turn.
+
+        Returns:
+            `dict[str, list[float]]`: Seconds of each step of each arm, the first with the making of the arm.
+
+        Raises:
+            RuntimeError: If a plain loop has other tokens than its exact arm in float32. In narrower dtypes sums in
+                another order round to other tokens.
+        """
+        self.running.clear()
+        seconds: dict[str, list[float]] = {}
+        for name in self.names:
+            started = self.clock()
+            arm = self.make(name)
+            if name.startswith("bare"):  # its inputs lie ready
+                started = self.clock()
+            arm.step()
+            seconds[name] = [self.clock() - started]
+            self.running[name] = arm
+        self._check_tokens()
+        while any(self._num_masked(name) for name in self.arms):
+            for name in self.names:
+                followed = next(arm for arm in self.arms if name in (arm, *COUNTERPARTS[arm]))
+                if self._num_masked(followed if name.startswith("bare") else name):
+                    started = self.clock()
+                    self.running[name].step()
+                    seconds[name].append(self.clock() - started)
+            self._check_tokens()
+        return seconds
+
+    def tokens_equal(self) -> bool:
+        """Whether the exact arms have the tokens of their plain loops."""
+        return all(
+            torch.equal(self.running[arm].answer, self.running[COUNTERPARTS[arm][0]].answer)
+            for arm in self.arms
+            if arm in EXACT_ARMS
+        )
+
+    def _check_tokens(self) -> None:
+        if self.model.dtype == torch.float32 and not self.tokens_equal():
+            raise RuntimeError(
+                f"the plain loop must have the tokens of `generate` after each step (got others: {self.case})"
+            )
+
+    def _num_masked(self, name: str) -> int:
+        if name not in self.running:  # it takes its first step later
+            return self.case.batch_size * self.case.answer_length
+        return int((self.running[name].answer == self.model.config.mask_token_id).sum())
 
 
 def measure(
     model: DimpleForConditionalGeneration,
     shape: Shape,
     case: Case,
+    arms: list[str],
     repeats: int,
     clock: Callable[[], float],
-    progress: tqdm,
+    rates: Rates,
 ) -> dict[str, Any]:
     """
     Measures one case.
 
     Args:
-        model, shape, case:
-            What to run.
+        model, shape, case, arms, clock:
+            See [`Bench`].
         repeats (`int`):
             Rounds, in each of which the arms go through a whole answer.
-        clock (`Callable`):
-            Returns the time in seconds.
-        progress (`tqdm`):
-            Moves on by one after each round.
+        rates (`Rates`):
+            What the machine does at its best; measured again here.
 
     Returns:
-        `dict[str, Any]`: A line of the results; see `DEFINITIONS`.
-
-    Raises:
-        RuntimeError: If the plain loop has other tokens than `generate` in float32. In narrower dtypes, where sums in
-            another order round to other tokens, the line only says so.
+        `dict[str, Any]`: A case of the results; see `DEFINITIONS`.
     """
-    prompt = make_prompt(model, shape, case.batch_size)
-    num_places = case.batch_size * case.answer_length
-    num_keys = prompt["input_ids"].shape[1] + case.answer_length
-    num_queries = case.answer_length + 1 if case.use_cache else num_keys
-    bare = BareLayers(model, case.batch_size, num_queries, num_keys)
+    bench = Bench(model, shape, case, arms, clock)
+    rates.measure(model.device, model.dtype, clock)
+    lines: dict[str, dict[str, Any]] = {name: {} for name in bench.names}
 
-    # 1. Two steps of each arm, to warm it up and for its memory.
-    memory = {"generate": PeakMemory(model.device), "plain": PeakMemory(model.device)}
-    with memory["generate"]:
-        run_generate(model, prompt, case, LockStep(model, clock, last_step=2))
-    plain = PlainLoop(model, prompt, case.answer_length, case.num_steps, case.use_cache)
-    with memory["plain"]:
-        plain.step()
-        plain.step()
-    bare.step(num_places)
+    # 1. Two steps of each arm, to warm it up and for its memory
+    for name, line in lines.items():
+        with PeakMemory(model.device) as memory:
+            started = clock()
+            arm = bench.make(name)
+            arm.step()
+            arm.step()
+            line["warm_up_ms"] = 1e3 * (clock() - started)
+            del arm
+        line["peak_memory_mib"] = memory.mib
 
-    # 2. Rounds
-    seconds: dict[str, list[list[float]]] = {"generate": [], "plain": [], "bare": []}
-    tokens_equal = True
-    for _ in range(repeats):
-        plain = PlainLoop(model, prompt, case.answer_length, case.num_steps, case.use_cache)
-        lock_step = LockStep(model, clock, plain, bare, num_places)
-        run_generate(model, prompt, case, lock_step)
-        tokens_equal &= lock_step.tokens_equal
-        if not tokens_equal and model.dtype == torch.float32:
-            raise RuntimeError(
-                f"the plain loop must have the tokens of `generate` after each step (got others: {case})"
-            )
-        for arm, of_arm in lock_step.seconds.items():
-            seconds[arm].append(of_arm)
-        progress.update()
+    # 2. What each step has to do
+    floors = {name: step_floors(bench, "prompt" if name == "static" else name, rates) for name in arms}
 
-    # 3. Figures
-    line: dict[str, Any] = {
-        **asdict(case),
-        "num_passes": len(seconds["generate"][0]),
-        "tokens_equal": tokens_equal,
-        "num_distinct_tokens": len(plain.answer.unique()),
+    # 3. Rounds
+    rounds = [bench.run_round() for _ in range(repeats)]
+
+    # 4. Figures
+    steps = {
+        name: [statistics.median(times) for times in zip(*(r[name] for r in rounds), strict=True)] for name in lines
     }
-    for arm, rounds in seconds.items():
-        line[arm] = {"step_ms": 1e3 * statistics.median(s for steps in rounds for s in steps[1:])}
-        if arm != "bare":
-            line[arm]["first_pass_ms"] = 1e3 * statistics.median(steps[0] for steps in rounds)
-            line[arm]["tokens_per_second"] = num_places / statistics.median(sum(steps) for steps in rounds)
-            line[arm]["peak_memory_mib"] = memory[arm].mib
-    for above, below in (("generate", "bare"), ("plain", "bare"), ("plain", "generate")):
-        line[f"{above}_over_{below}"] = paired_ratio(seconds[above], seconds[below])
-    return line
+    num_tokens = case.batch_size * case.answer_length
+    for name, line in lines.items():
+        line["num_passes"] = len(steps[name])
+        line["step_ms"] = 1e3 * statistics.mean(steps[name][1:])
+        line["first_pass_ms"] = 1e3 * steps[name][0]
+        line["tokens_per_second"] = num_tokens / statistics.median(sum(r[name]) for r in rounds)
+    for arm in arms:
+        plain, bare = COUNTERPARTS[arm]
+        num_common = min(len(steps[arm]), len(steps[plain]))
+        lines[arm]["speed_up"] = sum(steps[plain][1:num_common]) / sum(steps[arm][1:num_common])
+        lines[arm]["floor_ms"] = 1e3 * statistics.mean(floors[arm][1:])
+        if arm in EXACT_ARMS:
+            lines[plain]["floor_ms"] = lines[arm]["floor_ms"]
+        if bare is not None:
+            lines[arm]["over_bare"] = paired_ratio([r[arm] for r in rounds], [r[bare] for r in rounds])
+    return {
+        **asdict(case),
+        "tokens_equal": bench.tokens_equal(),
+        "num_distinct_tokens": len(bench.running[arms[0]].answer.unique()),
+        "arms": lines,
+    }
+
+
+def step_floors(bench: Bench, name: str, rates: Rates) -> list[float]:
+    """The floor of each step of an arm, in seconds, from an answer of which nothing is timed."""
+    arm, floors = bench.make(name), []
+    while (arm.answer == bench.model.config.mask_token_id).any():
+        with PassRecorder(bench.model) as recorder:
+            arm.step()
+        floors.append(sum(one.seconds(bench.model, rates) for one in recorder.passes))
+    return floors
 
 
 def paired_ratio(above: list[list[float]], below: list[list[float]]) -> dict[str, float]:
@@ -530,20 +444,24 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--answer-length", type=int, nargs="+", help="in tokens; the shape's when missing")
     parser.add_argument("--steps", type=int, help="denoising steps; as many as answer tokens when missing")
-    parser.add_argument("--cache", choices=["on", "off"], nargs="+", default=["on", "off"])
+    parser.add_argument(
+        "--arms", choices=COUNTERPARTS, nargs="+", default=[name for name in COUNTERPARTS if name != "static"],
+        help="of `generate` (default: all but static)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, help="rounds over each case")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its default when missing")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, all threads")
     parser.add_argument("--attn-implementation", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", type=Path, help="JSON file; finished cases in it are kept")
+    parser.add_argument("--figure", type=Path, help="picture file to draw")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(arguments)
     for name in ("vocab_size", "batch_size", "answer_length", "steps", "repeats", "threads"):
         values = getattr(args, name)
         for value in values if isinstance(values, list) else [values]:
-            least = 2 if name in ("answer_length", "steps") else 1  # the first step is not counted
+            least = {"answer_length": 4, "steps": 3}.get(name, 1)  # two steps for each of two blocks
             if value is not None and value < least:
                 parser.error(f"--{name.replace('_', '-')} must be at least {least} (got {value})")
     if args.vocab_size is not None and args.vocab_size < 64:
@@ -555,23 +473,34 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def format_table(results: list[dict[str, Any]]) -> str:
-    """Returns one line of text for each case."""
-    lines = [
-        "batch answer cache | ms per step: generate  plain   bare | generate/bare plain/generate | tokens/s   MiB"
-    ]
-    for r in results:
-        lines.append(
-            f"{r['batch_size']:5} {r['answer_length']:6} {'on' if r['use_cache'] else 'off':>5} | "
-            f"{r['generate']['step_ms']:21.1f} {r['plain']['step_ms']:6.1f} {r['bare']['step_ms']:6.1f} | "
-            f"{r['generate_over_bare']['median']:13.3f} {r['plain_over_generate']['median']:14.2f} | "
-            f"{r['generate']['tokens_per_second']:8.1f} {r['generate']['peak_memory_mib'] or float('nan'):5.0f}"
-        )
-    return "\n".join(lines)
+def describe_run(args: argparse.Namespace, shape: Shape, model: DimpleForConditionalGeneration) -> dict[str, Any]:
+    """What makes figures comparable: only cases of the same settings go into one file."""
+    return {
+        "shape": {"name": args.shape, **asdict(shape)},
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "weights_mib": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
+        "num_prompt_tokens": shape.image_side**2 + shape.num_text_tokens,
+        "seed": SEED,
+        "device": args.device,
+        "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
+        "clock": args.clock,
+        "attn_implementation": args.attn_implementation,
+        "arms": args.arms,
+        "repeats": args.repeats,
+    }
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Writes the report; what was there stays whole until the new one is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(unfinished, path)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark; returns what `--output` holds."""
+    """Measures the cases that are not yet in `--output`; returns what it then holds."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse_arguments(arguments)
     if args.threads is not None:
@@ -580,16 +509,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.vocab_size is not None:
         shape = replace(shape, vocab_size=args.vocab_size)
     model = build_model(shape, args.device, getattr(torch, args.dtype), args.attn_implementation)
-    cases = [
-        Case(batch_size, answer_length, args.steps or answer_length, cache == "on")
-        for batch_size, answer_length, cache in product(
-            args.batch_size, args.answer_length or [shape.answer_length], args.cache
-        )
-    ]
-    with tqdm(total=len(cases) * args.repeats, unit="round", desc="decode", file=sys.stderr) as progress:
-        clock = make_clock(args.clock, model.device)
-        results = [measure(model, shape, case, args.repeats, clock, progress) for case in cases]
-    report = {
+    report: dict[str, Any] = {
         "benchmark": "decode",
         "command": shlex.join(["python", "benchmarks/decode.py", *arguments]),
         "machine": describe_machine(model.device),
@@ -599,27 +519,33 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "dimple_hf": dimple_hf.__version__,
         },
-        "settings": {
-            "shape": {"name": args.shape, **asdict(shape)},
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-            "weights_mib": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
-            "num_prompt_tokens": shape.image_side**2 + shape.num_text_tokens,
-            "seed": SEED,
-            "device": args.device,
-            "dtype": args.dtype,
-            "threads": torch.get_num_threads(),
-            "clock": args.clock,
-            "attn_implementation": args.attn_implementation,
-            "repeats": args.repeats,
-        },
+        "settings": describe_run(args, shape, model),
         "definitions": DEFINITIONS,
-        "results": results,
+        "rates": {},
+        "results": [],
     }
-    text = json.dumps(report, indent=2)
-    if args.output is not None:
-        args.output.write_text(text + "\n")
-    print(text if args.json else format_table(results))
-    return json.loads(text)
+    rates = Rates()
+    if args.output is not None and args.output.exists():
+        earlier = json.loads(args.output.read_text())
+        if earlier["settings"] != json.loads(json.dumps(report["settings"])):
+            raise SystemExit(f"--output must be a new file: {args.output} holds cases of other settings")
+        report["results"], rates = earlier["results"], Rates(**earlier["rates"])
+    cases = [
+        Case(batch_size, answer_length, args.steps or answer_length)
+        for batch_size, answer_length in product(args.batch_size, args.answer_length or [shape.answer_length])
+    ]
+    done = [Case(*(line[name] for name in asdict(cases[0]))) for line in report["results"]]
+    clock = make_clock(args.clock, model.device)
+    for case in tqdm([case for case in cases if case not in done], unit="case", desc="decode", file=sys.stderr):
+        report["results"].append(measure(model, shape, case, args.arms, args.repeats, clock, rates))
+        report["rates"] = asdict(rates)
+        if args.output is not None:
+            write_json(args.output, report)
+    if args.figure is not None:
+        draw_figure(report, args.figure)
+    tables = f"{format_step_table(report)}\n\n{format_floor_table(report)}"
+    print(json.dumps(report, indent=2) if args.json else tables)
+    return json.loads(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -62,9 +62,15 @@ def write_ends(
         method = getattr(CanvasRunner, name)
 
         def scores(
-            runner: Any, answer: torch.Tensor, places: torch.Tensor, rows: Any = None, *args: Any, method: Any = method
+            runner: Any,
+            answer: torch.Tensor,
+            places: torch.Tensor,
+            rows: Any = None,
+            *args: Any,
+            method: Any = method,
+            **kwargs: Any,
         ) -> torch.Tensor:
-            logits = method(runner, answer, places, *([] if rows is None else [rows]), *args)
+            logits = method(runner, answer, places, *([] if rows is None else [rows]), *args, **kwargs)
             chosen = torch.zeros_like(places)
             chosen[slice(None) if rows is None else rows] = True
             row, place = (places & chosen).nonzero(as_tuple=True)

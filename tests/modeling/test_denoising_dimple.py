@@ -50,8 +50,10 @@ class ScriptedRunner(CanvasRunner):
         rest = ((1 - probability) / (VOCAB_SIZE - 1)).expand(*probability.shape[:2], VOCAB_SIZE)
         self.table = rest.scatter(2, torch.tensor(tokens)[..., None], probability).log()
         self.rows_per_pass: list[list[int]] = []
+        self.is_static = False
 
-    def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
+        assert places.sum() == num_places
         rows = self.input_ids[:, 0]
         self.rows_per_pass.append(rows.tolist())
         return self.table[rows][places]
@@ -71,7 +73,7 @@ def plan(num_steps: int, threshold: float | None, **changes: Any) -> DenoisingPl
     return replace(
         DenoisingPlan(
             num_steps=num_steps, mask_token_id=MASK, end_token_ids=torch.tensor([END]), unmasking="confidence",
-            unmasking_schedule="fixed", confidence_threshold=threshold, do_sample=False,
+            unmasking_schedule="fixed", confidence_threshold=threshold, do_sample=False, generates_mask_token=True,
         ),
         **changes,
     )  # fmt: skip
@@ -386,9 +388,9 @@ def test_denoising_in_blocks_asks_for_scores_of_one_block_and_confident_rows_go_
     asked: list[list[list[int]]] = []
 
     class Recording(ScriptedRunner):
-        def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
             asked.append([row.nonzero().flatten().tolist() for row in places])
-            return super().logits(answer, places)
+            return super().logits(answer, places, num_places)
 
     runner = Recording([[1] * 6, [2] * 6], [[0.9, 0.9, 0.9, 0.9, 0.2, 0.2], [0.4, 0.3, 0.2, 0.2, 0.2, 0.2]])
     decoded, passes, _ = run(runner, plan(6, 0.5, unmasking_schedule="adaptive", block_length=2))
@@ -457,9 +459,10 @@ class ChangingRunner(ScriptedRunner):
     def __init__(self, table: torch.Tensor) -> None:
         self.table = table.masked_fill(torch.arange(table.shape[-1]) == MASK, -math.inf)
         self.input_ids = torch.arange(len(table))[:, None]
+        self.is_static = False
         self.rows_per_pass: list[list[int]] = []
 
-    def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
         rows, num_passes = self.input_ids[:, 0], len(self.rows_per_pass)
         self.rows_per_pass.append(rows.tolist())
         return self.table[rows, min(num_passes, self.table.shape[1] - 1)][places]
@@ -624,9 +627,9 @@ def test_denoising_by_wino_keeps_what_was_fixed_and_earlier_blocks() -> None:
     asked: list[list[int]] = []
 
     class Recording(ChangingRunner):
-        def logits(self, answer: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
             asked.append(places[0].nonzero().flatten().tolist())
-            return super().logits(answer, places)
+            return super().logits(answer, places, num_places)
 
     sure = [{1: 0.97}] * 6
     wino = rule_plan("wino", 9, block_length=3, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})

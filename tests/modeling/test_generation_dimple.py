@@ -522,6 +522,16 @@ def test_mask_token_is_never_generated() -> None:
     inputs = model_inputs(*MIXED_PROMPTS)
     assert (model(**inputs).logits.argmax(dim=-1) == MASK).any()  # control
     assert not (model.generate(**inputs, max_new_tokens=8) == MASK).any()
+    seen: list[torch.Tensor] = []
+
+    def look(sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(scores.clone())
+        return scores
+
+    model.generate(**inputs, max_new_tokens=8, logits_processor=[look])
+    for scores in seen:
+        assert scores[:, MASK].isneginf().all()
+        assert scores[:, :MASK].isfinite().all()  # control: no other token is
 
 
 def test_stopping_criteria_stop_rows_and_padding_fills_the_rest(model: DimpleForConditionalGeneration) -> None:

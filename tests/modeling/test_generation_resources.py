@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import MIXED_PROMPTS, model_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dimple_hf import DimpleForConditionalGeneration
 
@@ -93,6 +94,58 @@ def test_memory_after_a_thousand_calls_is_what_it_was(model: DimpleForConditiona
     kept = [torch.zeros(2, 2, 4, 2, 40, 8) + call for call in range(1000)]
     assert resident_mib() > mib + 30
     assert len(kept) == 1000
+
+
+# Waiting for the device
+
+
+class WaitingCalls(TorchDispatchMode):
+    """Writes down the calls of torch at which the host would wait for a device: a value is read, or a shape depends
+    on values."""
+
+    names = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        indices = args[1] if func.name().startswith("aten::index") and isinstance(args[1], (list, tuple)) else ()
+        is_by_value = any(index is not None and index.dtype == torch.bool for index in indices)
+        if is_by_value or func.name() in self.names:
+            self.calls.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param({}, id="prompt"),
+    pytest.param({"cache_policy": "none"}, id="none"),
+    pytest.param({"cache_implementation": "static"}, id="static"),
+    pytest.param({"parallel_rule": "entropy_bound", "entropy_bound": 0.0}, id="entropy-bound"),
+])  # fmt: skip
+def test_step_waits_for_the_device_once(
+    model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """On a GPU each question costs more than a layer; the one that is left asks which rows are finished."""
+    lists: list[Any] = []  # numbers that come from the device, or go there
+    to_list, tensor = torch.Tensor.tolist, torch.tensor
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(self) or to_list(self))
+    monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: lists.append(args) or tensor(*args, **kwargs))
+    steps = model.generate_steps(**model_inputs(*MIXED_PROMPTS), max_new_tokens=10, **options)
+    for _ in range(3):
+        next(steps)
+    for _ in range(3):
+        lists.clear()
+        with WaitingCalls() as waiting:
+            step = next(steps)
+        assert not step.finished.any()
+        assert waiting.calls == []
+        assert len(lists) == 1
+    with WaitingCalls() as waiting:  # control: another way to ask is seen
+        bool(step.finished.all())
+        step.answer_ids[step.settled]
+        step.settled.nonzero()
+    assert waiting.calls == ["aten::_local_scalar_dense", "aten::index.Tensor", "aten::nonzero"]
 
 
 # Two threads

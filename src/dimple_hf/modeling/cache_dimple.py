@@ -85,16 +85,17 @@ class CanvasCacheLayer(CacheLayerMixin):
             Rows of the batch.
         num_places (`int`):
             Places of each row.
+        is_static (`bool`, defaults to `False`):
+            Whether the rows stay until the end, so that compiled code may rely on where the memory lies.
     """
 
     is_sliding = False
-    is_compileable = False
     is_croppable = False
 
-    def __init__(self, num_rows: int, num_places: int):
+    def __init__(self, num_rows: int, num_places: int, is_static: bool = False):
         super().__init__()
-        self.num_rows, self.num_places = num_rows, num_places
-        self.slots = torch.empty(0, dtype=torch.long)
+        self.num_rows, self.num_places, self.is_compileable = num_rows, num_places, is_static
+        self.rows = self.places = torch.empty(0, dtype=torch.long)
         self.width: int | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -103,6 +104,9 @@ class CanvasCacheLayer(CacheLayerMixin):
         shape = (self.num_rows, self.num_places, key_states.shape[1], key_states.shape[3])
         self.keys = key_states.new_zeros(shape).transpose(1, 2)
         self.values = value_states.new_zeros(shape).transpose(1, 2)
+        if self.is_compileable:  # CUDA graphs are not used otherwise, because the pass writes into these
+            torch._dynamo.mark_static_address(self.keys)
+            torch._dynamo.mark_static_address(self.values)
         self.is_initialized = True
 
     def update(
@@ -118,10 +122,9 @@ class CanvasCacheLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        slots = self.slots.to(self.device)
-        for memory, states in ((self.keys, key_states), (self.values, value_states)):
-            by_place = memory.transpose(1, 2).flatten(0, 1).flatten(1)
-            by_place.index_copy_(0, slots, states.transpose(1, 2).flatten(0, 1).flatten(1))
+        rows, places = self.rows.to(self.device)[:, None], self.places.to(self.device)
+        self.keys[rows, :, places] = key_states.transpose(1, 2)
+        self.values[rows, :, places] = value_states.transpose(1, 2)
         if self.width is None:
             return key_states, value_states
         return self.keys[:, :, : self.width], self.values[:, :, : self.width]
@@ -154,10 +157,12 @@ class CanvasCache(Cache):
             Rows of the batch.
         num_places (`int`):
             Places of each row: prompt and longest answer.
+        is_static (`bool`, defaults to `False`):
+            See [`CanvasCacheLayer`].
     """
 
-    def __init__(self, num_hidden_layers: int, num_rows: int, num_places: int):
-        super().__init__(layers=[CanvasCacheLayer(num_rows, num_places) for _ in range(num_hidden_layers)])
+    def __init__(self, num_hidden_layers: int, num_rows: int, num_places: int, is_static: bool = False):
+        super().__init__(layers=[CanvasCacheLayer(num_rows, num_places, is_static) for _ in range(num_hidden_layers)])
 
     def direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
         """
@@ -172,6 +177,5 @@ class CanvasCache(Cache):
                 It sees the first `width` places of all rows in memory, which are then the rows that it runs; when
                 missing, what it computes itself, for which it must run whole rows.
         """
-        slots = (rows[:, None] * self.layers[0].num_places + places).flatten()
         for layer in self.layers:
-            layer.slots, layer.width = slots, width
+            layer.rows, layer.places, layer.width = rows, places, width

@@ -19,11 +19,14 @@ much of the canvas each row uses; knows nothing of how tokens are chosen. Import
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 
 from .cache_dimple import CachePolicy, CanvasCache
+from .unmasking_dimple import place_indices
 
 
 class CanvasRunner:
@@ -52,6 +55,9 @@ class CanvasRunner:
             Features of all images, in the order of their placeholders.
         cache_policy (`CachePolicy`):
             Which keys and values to keep, and for how long.
+        is_static (`bool`, defaults to `False`):
+            Whether every window has the shape of the first: the rows stay until the end. Only under a policy without
+            blocks, whose canvases keep their lengths.
     """
 
     def __init__(
@@ -62,8 +68,11 @@ class CanvasRunner:
         position_ids: torch.LongTensor,
         image_features: torch.FloatTensor | None,
         cache_policy: CachePolicy,
+        is_static: bool = False,
     ):
         self.model = model
+        self.is_static = is_static
+        self._compiled_text_model: Callable[..., Any] | None = None
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
@@ -72,14 +81,24 @@ class CanvasRunner:
         self.policy = cache_policy
         self.cache: CanvasCache | None = None
         if cache_policy.interval != 1:  # with 1, every pass is whole and nothing is kept
-            self.cache = CanvasCache(model.config.num_hidden_layers, len(input_ids), attention_mask.shape[1])
+            self.cache = CanvasCache(
+                model.config.num_hidden_layers, len(input_ids), attention_mask.shape[1], is_static
+            )
         self.canvas_lengths = _canvas_lengths(attention_mask[:, self.prompt_length :])
         # What each row was renewed for, its block and the length of its canvas; and the passes that this has served.
         self._renewed_for: list[tuple[int, int] | None] = [None] * len(input_ids)
         self._ages = [0] * len(input_ids)
         self._masks: dict[tuple[int, int], dict[str, torch.Tensor | None]] = {}
+        self._last_window: tuple[list[int], list[int], torch.Tensor] | None = None
 
-    def logits(self, answer: torch.LongTensor, places: torch.BoolTensor) -> torch.FloatTensor:
+    def compile(self, compile_config: CompileConfig | None) -> None:
+        """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled.
+        The whole pass comes once in an answer; the head runs at another number of places in each pass."""
+        self._compiled_text_model = self.model.model.get_compiled_call(compile_config)
+
+    def logits(
+        self, answer: torch.LongTensor, places: torch.BoolTensor, num_places: int | None = None
+    ) -> torch.FloatTensor:
         """
         Scores for some places of the answer, from one pass over each row.
 
@@ -88,6 +107,8 @@ class CanvasRunner:
                 Answer tokens, masked where not yet decided.
             places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
                 `True` where scores are wanted. The first of a row is in its present block.
+            num_places (`int`, *optional*):
+                How many they are, if that is known: then the device need not be waited for.
 
         Returns:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
@@ -96,16 +117,19 @@ class CanvasRunner:
         due = [row for row, block in enumerate(blocks) if self._is_due(row, block)]
         if self.policy.keeps_suffix:  # the window ends with the block
             due = [row for row, block in enumerate(blocks) if row in due or last_blocks[row] > block]
-        whole_logits = self.whole_logits(answer, places, due, blocks) if due else None
+        are_all_due = len(due) == len(answer)
+        whole_logits = None
+        if due:
+            whole_logits = self.whole_logits(answer, places, due, blocks, num_places if are_all_due else None)
         self._ages = [age + 1 for age in self._ages]
-        if len(due) == len(answer):
+        if are_all_due:
             return whole_logits
         # The rows that are due run once more with the others, for nothing: else the others' cache had to be copied.
         of_others = places.clone()
         of_others[due] = False
         width = self._width()
         window_logits = self._run_window(
-            answer, width, self._window(blocks, width), self._predictors(of_others, width)
+            answer, width, self._window(blocks, width), self._predictors(of_others, width), None if due else num_places
         )
         if whole_logits is None:
             return window_logits
@@ -115,7 +139,12 @@ class CanvasRunner:
         return logits
 
     def whole_logits(
-        self, answer: torch.LongTensor, places: torch.BoolTensor, rows: list[int], blocks: list[int]
+        self,
+        answer: torch.LongTensor,
+        places: torch.BoolTensor,
+        rows: list[int],
+        blocks: list[int],
+        num_places: int | None = None,
     ) -> torch.FloatTensor:
         """
         Scores for some places of some rows' answers, from a pass that renews these rows' keys and values.
@@ -129,6 +158,8 @@ class CanvasRunner:
                 The rows to run, in ascending order.
             blocks (`list[int]`):
                 The block that each row of the batch is in.
+            num_places (`int`, *optional*):
+                See [`CanvasRunner.logits`].
 
         Returns:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
@@ -136,7 +167,7 @@ class CanvasRunner:
         for row in rows:
             self._renewed_for[row], self._ages[row] = (blocks[row], self.canvas_lengths[row]), 0
         width = self._width()
-        return self._run_whole(answer, width, rows, self._predictors(places, width))
+        return self._run_whole(answer, width, rows, self._predictors(places, width), num_places)
 
     def all_logits(self, answer: torch.LongTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """
@@ -216,27 +247,44 @@ class CanvasRunner:
         block_length = self.policy.block_length or 0
         starts = [self.prompt_length - 1 + block * block_length for block in blocks]
         stops = [min(start + 1 + block_length, width) if self.policy.keeps_suffix else width for start in starts]
+        if self._last_window is not None and self._last_window[:2] == (starts, stops):
+            return self._last_window[2]  # without blocks it stays the same, and making it waits for the device
         length = max(stop - start for start, stop in zip(starts, stops, strict=True))
         bounds = torch.tensor([starts, stops], device=self.input_ids.device)[..., None]
-        return (bounds[0] + torch.arange(length, device=bounds.device)).minimum(bounds[1] - 1)
+        window = (bounds[0] + torch.arange(length, device=bounds.device)).minimum(bounds[1] - 1)
+        self._last_window = starts, stops, window
+        return window
 
     def _run_whole(
-        self, answer: torch.LongTensor, width: int, rows: list[int], predictors: torch.BoolTensor | None
+        self,
+        answer: torch.LongTensor,
+        width: int,
+        rows: list[int],
+        predictors: torch.BoolTensor | None,
+        num_places: int | None = None,
     ) -> torch.FloatTensor:
         """Runs `width` places of some rows; scores where `predictors`, which is for all rows, says, or everywhere."""
-        index = torch.tensor(rows, device=answer.device)
+        is_whole_batch = len(rows) == len(answer)
+        index = torch.arange(len(answer), device=answer.device)
+        if not is_whole_batch:
+            index = torch.tensor(rows, device=answer.device)
         self._direct(index, torch.arange(width, device=answer.device).expand(len(rows), -1), None)
         answer_embeds = self.model.embed(answer[index, : width - self.prompt_length])
-        is_whole_batch = len(rows) == len(answer)
         return self._run(
             torch.cat([self.prompt_embeds[index], answer_embeds], dim=1),
             self._mask(width, width) if is_whole_batch else self._make_mask(self.attention_mask[index, :width], width),
             self.position_ids[:, index, :width],
             None if predictors is None else predictors[index],
+            num_places,
         )
 
     def _run_window(
-        self, answer: torch.LongTensor, width: int, window: torch.LongTensor, predictors: torch.BoolTensor | None
+        self,
+        answer: torch.LongTensor,
+        width: int,
+        window: torch.LongTensor,
+        predictors: torch.BoolTensor | None,
+        num_places: int | None = None,
     ) -> torch.FloatTensor:
         """Runs the places `window` of all rows, which see `width`; scores as above, but for places of the sequence."""
         index = torch.arange(len(answer), device=answer.device)
@@ -249,6 +297,8 @@ class CanvasRunner:
             self._mask(window.shape[1], width),
             self.position_ids[:, index[:, None], window],
             None if predictors is None else predictors.gather(1, window),
+            num_places,
+            self._compiled_text_model,
         )
 
     def _direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
@@ -261,15 +311,24 @@ class CanvasRunner:
         mask: dict[str, torch.Tensor | None],
         position_ids: torch.LongTensor,
         keep: torch.BoolTensor | None,
+        num_kept: int | None,
+        compiled_text_model: Callable[..., Any] | None = None,
     ) -> torch.FloatTensor:
-        logits = self.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            is_causal=False,
-            logits_to_keep=keep,
-        ).logits
+        places: torch.Tensor | tuple[torch.Tensor, ...] | None = keep
+        if keep is not None and num_kept is not None:
+            flat = place_indices(keep, num_kept)
+            places = (flat // keep.shape[1], flat % keep.shape[1])
+        arguments: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": mask,
+            "position_ids": position_ids,
+            "past_key_values": self.cache,
+            "is_causal": False,
+        }
+        if compiled_text_model is None:
+            logits = self.model(**arguments, logits_to_keep=places).logits
+        else:
+            logits = self.model.lm_head(compiled_text_model(**arguments).last_hidden_state[places])
         return logits.to(self.input_ids.device, torch.float32)
 
     def _mask(self, num_queries: int, width: int) -> dict[str, torch.Tensor | None]:

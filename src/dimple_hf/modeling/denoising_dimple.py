@@ -38,6 +38,7 @@ from .unmasking_dimple import (
     denoising_times,
     filter_logits,
     finished_rows,
+    most_probable,
     present_block,
     rank_places,
     steps_per_block,
@@ -86,6 +87,8 @@ class DenoisingPlan:
             Let the schedule reveal exactly one place, also in the last step.
         run_all_steps (`bool`):
             Go on to the last step when nothing is masked any more.
+        generates_mask_token (`bool`):
+            Leave the mask token its score.
     """
 
     num_steps: int
@@ -109,6 +112,7 @@ class DenoisingPlan:
     independent_places: bool = False
     one_by_one: bool = False
     run_all_steps: bool = False
+    generates_mask_token: bool = False
 
     @property
     def rule(self) -> ParallelRule:
@@ -123,10 +127,10 @@ class DenoisingPlan:
 
         Returns:
             `tuple(torch.LongTensor, torch.FloatTensor)`, each of shape `(num_places,)`: The token and the confidence
-            of each place.
+            of each place; NaN where it has NaN, an infinite score or no possible token.
 
         Raises:
-            ValueError: If a place has NaN, an infinite score or no possible token.
+            ValueError: If tokens are drawn and there is such a place.
         """
         filtered = logits
         if self.do_sample or self.filtered_confidence:
@@ -136,10 +140,8 @@ class DenoisingPlan:
             _check_finite(probabilities)
             tokens = probabilities.multinomial(1).squeeze(-1)
         else:
-            tokens = logits.argmax(dim=-1)  # what filters keep always holds it
-        confidence = CONFIDENCE_MEASURES[self.unmasking](filtered if self.filtered_confidence else logits, tokens)
-        _check_finite(confidence)
-        return tokens, confidence
+            tokens = most_probable(logits)  # what filters keep always holds it
+        return tokens, CONFIDENCE_MEASURES[self.unmasking](filtered if self.filtered_confidence else logits, tokens)
 
     def choose_places(
         self, step: int, open_places: torch.BoolTensor, maskable: torch.BoolTensor, scores: PassScores
@@ -201,7 +203,12 @@ class DenoisingPlan:
 
 
 def _check_finite(values: torch.Tensor) -> None:
-    if not bool(values.isfinite().all()):
+    _check_sound(bool(values.isfinite().all()))
+
+
+def _check_sound(is_sound: bool) -> None:
+    """Refuses scores that are no numbers. An argmax over NaN is a token like any other."""
+    if not is_sound:
         raise ValueError(
             "the logits must never be NaN or +inf, and finite for at least one token of each place; "
             "check the weights, the dtype and custom logits processors"
@@ -286,14 +293,21 @@ def _reveal(
     rows: torch.LongTensor,
     memory: PassMemory,
     constraint: AnswerConstraint | None,
-) -> torch.LongTensor:
-    """Returns the answer behind steps 3 and 4 of [`denoising_states`]; the arguments are its variables."""
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    Returns the answer behind steps 3 and 4 of [`denoising_states`], whose variables the arguments are; and whether all
+    scores were numbers, of shape `(1,)`, which is not asked here, because that would wait for the device.
+    """
+    is_sound = torch.ones(1, dtype=torch.bool, device=answer.device)
     while True:
         # 3.
         masked = answer == plan.mask_token_id
         if constraint is not None:
             logits = _restricted(constraint, rows, answer, masked, places, logits)
         tokens, confidence = plan.choose_tokens(logits)
+        is_sound &= confidence.isfinite().all()
+        if constraint is not None:  # it waits for the device anyway, and needs possible tokens
+            _check_sound(bool(is_sound))
 
         # 4.
         if plan.rule.compares_passes:
@@ -314,22 +328,25 @@ def _reveal(
             proposed, chosen = proposed.masked_fill(suspicious, plan.mask_token_id), chosen | suspicious
         answer = torch.where(chosen, proposed, answer)
         if constraint is None or not plan.is_last(step):
-            return answer
+            return answer, is_sound
         # The last step decides everything, so what had to wait chooses again among what is still possible.
         undecided = (answer == plan.mask_token_id)[places]
         if not bool(undecided.any()):
-            return answer
-        logits, places = logits[undecided], answer == plan.mask_token_id
+            return answer, is_sound
+        logits, places = logits[undecided], places & (answer == plan.mask_token_id)
 
 
 def _processed(
+    plan: DenoisingPlan,
     processors: LogitsProcessorList,
     runner: CanvasRunner,
     answer: torch.LongTensor,
     places: torch.BoolTensor,
     logits: torch.FloatTensor,
 ) -> torch.FloatTensor:
-    """Returns the `logits` of `places` as the processors leave them."""
+    """Returns the `logits` of `places` without the mask token, as the processors leave them."""
+    if not plan.generates_mask_token:
+        logits[:, plan.mask_token_id] = -torch.inf  # in place: a copy of a whole vocabulary costs more than its sum
     if not len(processors):
         return logits
     sequences = torch.cat([runner.input_ids, answer], dim=1)
@@ -366,7 +383,7 @@ def _look_for_end(
     places = torch.zeros_like(answer, dtype=torch.bool)
     places[looking] = last_places(lengths, answer.shape[1])[looking]
     logits = runner.whole_logits(answer, places, looking, [0] * len(answer))
-    logits = _processed(processors, runner, answer, places, logits)
+    logits = _processed(plan, processors, runner, answer, places, logits)
     num_passes[looking] += 1
     grows = places.any(dim=1) & ~end_in_sight(logits, places, plan.end_token_ids)
     lengths = torch.where(grows, longer(lengths, answer.shape[1]), lengths)
@@ -439,7 +456,8 @@ def denoising_states(
 
     Each step:
 
-    1. Canvases are fitted to what is decided; rows that are finished leave the batch.
+    1. Canvases are fitted to what is decided; rows that are finished leave the batch or, where shapes are static, stay
+       without places to score.
     2. One pass of the model: scores of the masked places of each row's present block, the leftmost unfinished one.
     3. A token and a confidence for each of them.
     4. Reveal the places that the rule chooses, or the schedule; what is revealed never changes, unless the rule takes
@@ -457,7 +475,7 @@ def denoising_states(
         processors (`LogitsProcessorList`):
             Called with `(num_places, length)` sequences and `(num_places, vocab_size)` scores of the masked places.
         criteria (`StoppingCriteriaList`):
-            Called with the sequences of the unfinished rows after each step; `True` ends a row.
+            Called with the sequences of the rows in the batch after each step; `True` ends a row.
         hooks (`DenoisingHooks`, *optional*):
             The original's hooks; with them rows stay in the batch until all are finished.
         constraint (`AnswerConstraint`, *optional*):
@@ -470,6 +488,7 @@ def denoising_states(
     num_passes = torch.zeros(len(answer), dtype=torch.long, device=answer.device)
     rows = torch.arange(len(answer), device=answer.device)  # those of `decoded` that `answer` holds
     stopped = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
+    is_sound = torch.ones(1, dtype=torch.bool, device=answer.device)  # whether the last pass's scores were numbers
     # Of all rows, as `decoded`.
     all_settled, all_finished = torch.zeros_like(answer, dtype=torch.bool), torch.zeros_like(stopped)
 
@@ -505,38 +524,47 @@ def denoising_states(
             ended &= ~filled_to_end[rows] | ~open_places.any(dim=1)
         finished = stopped | ended
         all_finished[rows], all_settled[rows] = finished, ~(open_places | places | unused) | finished[:, None]
+        # The one question of a step that waits for the device: which rows go on, with how many places.
+        num_places = places.sum(dim=1).masked_fill(finished, -1)
+        *row_places, was_sound = torch.cat([num_places, is_sound]).tolist()
+        _check_sound(was_sound)
         yield DenoisingState(step, decoded, all_settled, all_finished, num_passes)
-        unfinished = (~finished).nonzero().squeeze(1)
-        if len(unfinished) == 0 and not plan.run_all_steps:
+        unfinished = [row for row, number in enumerate(row_places) if number >= 0]
+        if not unfinished and not plan.run_all_steps:
             return
-        if len(unfinished) == 0 and hooks is None:  # a hook may still mask something again
+        if not unfinished and hooks is None:  # a hook may still mask something again
             continue
+        if runner.is_static:
+            places = places & ~finished[:, None]
         # A hook of the user's indexes rows, so they stay where they are for it.
-        if len(unfinished) < len(rows) and hooks is None:
-            runner.select_rows(unfinished)
-            memory.select_rows(unfinished)
-            answer, rows = answer[unfinished], rows[unfinished]
-            open_places, places, unused = open_places[unfinished], places[unfinished], unused[unfinished]
-            unfinished = torch.arange(len(rows), device=rows.device)
-        num_passes[rows[unfinished]] += 1
+        elif len(unfinished) < len(rows) and hooks is None:
+            kept = torch.tensor(unfinished, device=rows.device)
+            runner.select_rows(kept)
+            memory.select_rows(kept)
+            answer, rows, finished = answer[kept], rows[kept], finished[kept]
+            open_places, places, unused = open_places[kept], places[kept], unused[kept]
+        num_passes[rows] += ~finished
 
         # 2.
         if hooks is None:
-            logits = runner.logits(answer, places)
+            logits = runner.logits(answer, places, num_places=sum(row_places[row] for row in unfinished))
         else:
             sequences, all_logits = runner.all_logits(answer)
             all_logits = hooks.logits(step, sequences, all_logits)
             logits = all_logits[:, -answer.shape[1] :][places]
-        logits = _processed(processors, runner, answer, places, logits)
+        logits = _processed(plan, processors, runner, answer, places, logits)
 
         # 3. and 4.
-        answer = _reveal(plan, step, answer, places, open_places, logits, rows, memory, constraint)
+        answer, is_sound = _reveal(plan, step, answer, places, open_places, logits, rows, memory, constraint)
         if hooks is not None:
             answer = hooks.rewrite(step, runner.input_ids, answer, all_logits)
 
         # 5.
         decoded[rows] = answer
         stopped = criteria(torch.cat([runner.input_ids, answer], dim=1), None)
+        if runner.is_static:  # rows that are finished are still there, and stay finished
+            stopped = stopped | finished
+    _check_sound(bool(is_sound))
     all_finished[:], all_settled[:] = True, True
     yield DenoisingState(plan.num_steps, decoded, all_settled, all_finished, num_passes)
 

@@ -67,6 +67,9 @@ SHARED_OPTIONS = (
     "top_k",
     "num_return_sequences",
     "use_cache",
+    "cache_implementation",
+    "compile_config",
+    "disable_compile",
     "return_dict_in_generate",
     "pad_token_id",
     "bos_token_id",
@@ -151,6 +154,10 @@ class DimpleGenerationConfig(GenerationConfig):
         crop_after_end (`bool`, defaults to `False`):
             End a canvas with its first decided end token, so that nothing behind it is run or decided any more. An
             approximation: the places before it lose what they saw there.
+        cache_implementation (`str`, *optional*):
+            `"static"`: all steps but the first have the same shapes, for which finished rows stay in the batch, and
+            the text layers are compiled for them, as transformers does it: on a GPU, unless `disable_compile`, and
+            with `compile_config` (`CompileConfig`). With `cache_policy="prompt"` and canvases of a fixed length only.
         mask_token_id (`int`, *optional*):
             The mask token; the model's when missing.
         output_history (`bool`, defaults to `False`):
@@ -254,6 +261,38 @@ class DimpleGenerationConfig(GenerationConfig):
             for name, default in PARALLEL_RULES[self.parallel_rule].options.items()
             if name != "confidence_threshold"
         }
+
+    @property
+    def cache_policy_name(self) -> str:
+        """The cache policy, also where nothing or only `use_cache` is set."""
+        return self.cache_policy or ("none" if self.use_cache is False else "prompt")
+
+    def check_static_shapes(self) -> None:
+        """
+        Checks `cache_implementation` and its companions for diffusion decoding. Not a part of `validate`, because in
+        causal mode they are transformers' own.
+
+        Raises:
+            ValueError: If they contradict another option.
+        """
+        name = self.cache_implementation
+        if name is None:
+            if self.compile_config is not None:
+                raise ValueError('`compile_config` must be used with `cache_implementation`="static" (got None)')
+            return
+        if name != "static":
+            raise ValueError(f'`cache_implementation` must be "static" for diffusion decoding (got {name!r})')
+        if self.cache_policy_name != "prompt":
+            raise ValueError(
+                '`cache_implementation`="static" needs `cache_policy`="prompt": under other policies steps '
+                f"differ in shape (got {self.cache_policy_name!r})"
+            )
+        for option in ("initial_answer_length", "crop_after_end"):
+            if getattr(self, option):
+                raise ValueError(
+                    f'`{option}` must not be used with `cache_implementation`="static", for which canvases keep their '
+                    f"length (got {getattr(self, option)!r})"
+                )
 
     def _check_cache_options(self) -> None:
         name, interval = self.cache_policy, self.cache_refresh_interval

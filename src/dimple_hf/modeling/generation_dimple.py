@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
-from transformers.generation import GenerationMixin, SuppressTokensLogitsProcessor
+from transformers.generation import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
@@ -153,8 +153,8 @@ class DimpleGenerationMixin(GenerationMixin):
                 Called before confidences are taken, with the sequences and scores of all masked places, one a row:
                 `(num_places, length)` and `(num_places, vocab_size)`.
             stopping_criteria (`StoppingCriteriaList`, *optional*):
-                Called after each step with the sequences of the unfinished rows; a row that is stopped keeps what is
-                revealed, and padding elsewhere.
+                Called after each step with the sequences of the unfinished rows (with static shapes, of all rows); a
+                row that is stopped keeps what is revealed, and padding elsewhere.
             streamer (`BaseStreamer`, *optional*):
                 Gets the prompt, then the answer as it is decided (see [`DraftStreamer`]).
             attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
@@ -416,9 +416,7 @@ class DimpleGenerationMixin(GenerationMixin):
             lengths=self._length_plan(config, answer, has_canvas, pad_token_id),
         )
         self._check_plan(plan, answer, constraint)
-        processors = LogitsProcessorList(
-            [SuppressTokensLogitsProcessor([mask_token_id], device=inputs.device), *(logits_processor or [])]
-        )
+        processors = LogitsProcessorList(logits_processor or [])
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(max_time=config.max_time))
@@ -427,9 +425,19 @@ class DimpleGenerationMixin(GenerationMixin):
         self._check_windows(cache_policy, plan, model_inputs.get("answer_attention_mask"))
 
         # A row for each returned sequence
+        is_static = config.cache_implementation == "static"
         runner = self._prepare_canvas(
-            inputs, attention_mask, answer, mask_token_id, num_return_sequences, cache_policy, **model_inputs
+            inputs,
+            attention_mask,
+            answer,
+            mask_token_id,
+            num_return_sequences,
+            cache_policy,
+            is_static,
+            **model_inputs,
         )
+        if is_static and self._valid_auto_compile_criteria({"past_key_values": runner.cache}, config):
+            runner.compile(config.compile_config)
         answer = answer.repeat_interleave(num_return_sequences, dim=0)
         return _PreparedCall(config, runner, answer, plan, processors, criteria, constraint, pad_token_id)
 
@@ -441,6 +449,7 @@ class DimpleGenerationMixin(GenerationMixin):
         mask_token_id: int,
         num_return_sequences: int,
         cache_policy: CachePolicy,
+        is_static: bool = False,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
         answer_attention_mask: torch.LongTensor | None = None,
@@ -464,7 +473,7 @@ class DimpleGenerationMixin(GenerationMixin):
         canvas = torch.cat([inputs, torch.full_like(answer, self.config.mask_token_id)], dim=1)
         position_ids = self.get_rope_index(canvas, image_grid_thw, full_mask)
         image_features = self._encode_images(pixel_values, image_grid_thw)
-        runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, cache_policy)
+        runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, cache_policy, is_static)
         if num_return_sequences > 1:
             rows = torch.arange(len(inputs), device=inputs.device)
             runner.select_rows(rows.repeat_interleave(num_return_sequences))
@@ -592,6 +601,7 @@ class DimpleGenerationMixin(GenerationMixin):
             if name in known or name.startswith("_") or is_off:
                 continue
             raise ValueError(f"`{name}` must not be set: diffusion decoding has no such option (got {value!r})")
+        config.check_static_shapes()
 
     def _check_plan(self, plan: DenoisingPlan, answer: torch.LongTensor, constraint: AnswerConstraint | None) -> None:
         """Refuses what does not go together with this answer."""
@@ -656,6 +666,11 @@ class DimpleGenerationMixin(GenerationMixin):
         constraint = model_inputs.pop("answer_constraint", None)
         if constraint is None:
             return None
+        if isinstance(constraint, (list, tuple)):  # what `pipeline` makes of several rows
+            raise ValueError(
+                "`answer_constraint` must be one object for all rows, as the processor makes it for a batch (got "
+                f"{len(constraint)} of them; a pipeline cannot join them: leave its `batch_size` at 1)"
+            )
         if len(constraint.constrained_rows) != len(inputs):
             raise ValueError(
                 f"`answer_constraint` must be for {len(inputs)} rows (got one for {len(constraint.constrained_rows)})"
@@ -722,8 +737,7 @@ class DimpleGenerationMixin(GenerationMixin):
         return LengthPlan(pad_token_id, initial_length, config.crop_after_end)
 
     def _cache_policy(self, config: DimpleGenerationConfig) -> CachePolicy:
-        name = config.cache_policy or ("none" if config.use_cache is False else "prompt")
-        return CACHE_POLICIES[name](config.cache_refresh_interval, config.block_length)
+        return CACHE_POLICIES[config.cache_policy_name](config.cache_refresh_interval, config.block_length)
 
     def _end_token_ids(self, config: DimpleGenerationConfig, device: torch.device) -> torch.LongTensor:
         """The end tokens and the padding token, with which the released model ends its answers."""

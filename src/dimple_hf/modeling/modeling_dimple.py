@@ -191,6 +191,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
 
     config: DimpleConfig
     _supports_flex_attn = True
+    generation_config = None  # `get_compiled_call` asks for it, also here
 
     @capture_outputs
     def forward(
@@ -414,7 +415,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         masked_positions: torch.BoolTensor | None = None,
         is_causal: bool | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DimpleOutput:
@@ -457,10 +458,10 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
                 and the loss is the masked-diffusion loss.
             use_cache (`bool`, *optional*, defaults to `False`):
                 Whether to return keys and values in a new `DynamicCache` when no `past_key_values` are given.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*):
-                Which places to compute logits at: the last n (0: all), those of a 1-D index tensor, or those where a
-                bool mask of shape `(batch_size, sequence_length)` is `True`, packed row by row. All when missing, none
-                when `labels` are given.
+            logits_to_keep (`int`, `torch.Tensor` or `tuple(torch.Tensor)`, *optional*):
+                Which places to compute logits at: the last n (0: all), those of a 1-D index tensor, those where a bool
+                mask of shape `(batch_size, sequence_length)` is `True`, packed row by row, or those of a pair of 1-D
+                index tensors, rows and places. All when missing, none when `labels` are given.
             num_items_in_batch (`int` or `torch.LongTensor`, *optional*):
                 Supervised tokens of the whole optimizer step; `Trainer` passes it. See [`diffusion_loss`].
 
@@ -720,19 +721,23 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
             )
 
 
-def select_places(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor | None) -> torch.Tensor:
+def select_places(
+    hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
+) -> torch.Tensor:
     """
     Picks the places at which logits are wanted.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
             Outputs of the language model.
-        logits_to_keep (`int` or `torch.Tensor`, *optional*):
-            The last n places (0 or `None`: all), a 1-D index tensor of places, or a bool mask of shape
-            `(batch_size, sequence_length)`.
+        logits_to_keep (`int`, `torch.Tensor` or `tuple(torch.Tensor)`, *optional*):
+            The last n places (0 or `None`: all), a 1-D index tensor of places, a bool mask of shape
+            `(batch_size, sequence_length)`, or its `True` places as a pair of 1-D index tensors, rows and places, for
+            which a device need not be waited for.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_kept, hidden_size)`, or `(num_places, hidden_size)` for a mask.
+        `torch.FloatTensor` of shape `(batch_size, num_kept, hidden_size)`, or `(num_places, hidden_size)` for a mask
+        or a pair.
 
     Raises:
         ValueError: If `logits_to_keep` is negative or of another shape.
@@ -743,6 +748,9 @@ def select_places(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tenso
         if logits_to_keep < 0:
             raise ValueError(f"`logits_to_keep` must be >= 0 (got {logits_to_keep})")
         return hidden_states[:, -logits_to_keep:]
+    if isinstance(logits_to_keep, tuple):
+        rows, places = (index.to(hidden_states.device) for index in logits_to_keep)
+        return hidden_states[rows, places]
     if logits_to_keep.dtype == torch.bool and logits_to_keep.shape == hidden_states.shape[:2]:
         return hidden_states[logits_to_keep.to(hidden_states.device)]
     if logits_to_keep.dtype != torch.bool and logits_to_keep.ndim == 1:

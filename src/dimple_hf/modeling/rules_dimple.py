@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from .unmasking_dimple import entropy, top_probability
+from .unmasking_dimple import entropy, place_indices, top_probability
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,3 @@ class PassMemory:
             self._log_probabilities = self._log_probabilities[is_kept[self._places]]
         self.maskable, self.drafted = self.maskable[rows], self.drafted[rows]
         self.stable_passes, self._places = self.stable_passes[rows], self._places[rows]
-
-
-def place_indices(places: torch.Tensor, num_places: int) -> torch.Tensor:
-    """Where the `True` of `places` lie when it is flattened, `torch.LongTensor` of shape `(num_places,)`. Their number
-    is given, so that the device need not be waited for."""
-    return places.flatten().int().sort(descending=True, stable=True).indices[:num_places]

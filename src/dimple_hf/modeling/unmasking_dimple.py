@@ -15,11 +15,39 @@
 
 Pure functions of tensors; every budget, ranking and fallback is per row. Source: Dimple, sections 4.1 and 4.2 (arXiv
 2505.16990); MaskGIT (arXiv 2202.04200) for ranking by confidence, Dream (arXiv 2508.15487) for margin and entropy. The
-schedules are the released code's. Imported by `denoising_dimple`, and for
-its names by `generation_config_dimple`.
+schedules are the released code's. Imported by `denoising_dimple`, `rules_dimple`, `canvas_dimple` and, for its names,
+by `generation_config_dimple`.
 """
 
 import torch
+
+#: Tokens that `most_probable` looks at together.
+TOKENS_PER_GROUP = 512
+
+
+def most_probable(logits: torch.Tensor) -> torch.Tensor:
+    """
+    What `argmax` returns, found in two steps: the group of tokens that holds the largest score, then its place there.
+    On a CPU `argmax` reads one score at a time and takes longer than the softmax, the largest of a group is found by
+    vector instructions.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+            Scores of all tokens.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_places,)`: The token of the largest score; of equal ones, the first.
+    """
+    vocab_size = logits.shape[-1]
+    num_groups = vocab_size // TOKENS_PER_GROUP
+    in_groups, rest = logits.tensor_split([num_groups * TOKENS_PER_GROUP], dim=-1)
+    largest = in_groups.unflatten(-1, (num_groups, TOKENS_PER_GROUP)).amax(dim=-1)
+    if rest.shape[-1]:
+        largest = torch.cat([largest, rest.amax(dim=-1, keepdim=True)], dim=-1)
+    start = largest.argmax(dim=-1, keepdim=True) * TOKENS_PER_GROUP
+    # In the last group the last token comes several times, behind itself.
+    tokens = (start + torch.arange(TOKENS_PER_GROUP, device=logits.device)).clamp(max=vocab_size - 1)
+    return (start + logits.gather(-1, tokens).argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -314,3 +342,9 @@ def pad_after_end(answer: torch.Tensor, end_token_ids: torch.Tensor, pad_token_i
     ends = torch.isin(answer, end_token_ids).long()
     after_end = ends.cumsum(dim=1) - ends > 0
     return answer.masked_fill(after_end, pad_token_id)
+
+
+def place_indices(places: torch.Tensor, num_places: int) -> torch.Tensor:
+    """Where the `True` of `places` lie when it is flattened, `torch.LongTensor` of shape `(num_places,)`. Their number
+    is given, so that the device need not be waited for."""
+    return places.flatten().int().sort(descending=True, stable=True).indices[:num_places]

@@ -193,4 +193,5 @@ class UpstreamOptions:
             independent_places=self.alg == "origin-ratio" or (self.alg == "origin" and not is_dim),
             one_by_one=self.alg == "autoregressive",
             run_all_steps=not is_dim,
+            generates_mask_token=True,
         )
