@@ -22,9 +22,11 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -34,19 +36,28 @@ from transformers.dynamic_module_utils import get_imports
 
 import dimple_hf
 
-# Nobody needs these to load a model and generate. (rich is not named: some versions of the Hub client load it.)
+# Nobody needs these to load a model and generate. (Not named: rich, which some versions of the Hub client load, and
+# torchao, which transformers does where it is installed.)
 NOT_AT_IMPORT = (
-    "datasets", "fastapi", "gradio", "lmms_eval", "matplotlib", "pandas", "peft", "pyarrow", "sklearn", "torchvision",
-    "uvicorn",
+    "bitsandbytes", "datasets", "deepspeed", "fastapi", "gradio", "lmms_eval", "matplotlib", "pandas", "peft",
+    "pyarrow", "pydantic", "sklearn", "torchvision", "uvicorn",
 )  # fmt: skip
+
+#: What every program that loads a model imports of torch and transformers.
+TORCH_AND_TRANSFORMERS = """
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoTokenizer, GenerationMixin, PreTrainedModel
+"""
 # torch's wheel names the GPU libraries it was built with; which ones is the user's choice of torch wheel.
 GPU_LIBRARIES = ("cuda-", "nvidia-", "triton")
 
-LOADED = "import json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 IMPORT_EVERY_MODULE = """
 import importlib, json, pkgutil
 import dimple_hf
 names = [module.name for module in pkgutil.walk_packages(dimple_hf.__path__, "dimple_hf.")]
+names = [name for name in names if not name.startswith("dimple_hf.integrations.")]  # each needs an extra
 files = [importlib.import_module(name).__file__ for name in ["dimple_hf", *names]]
 print(json.dumps(files))
 """
@@ -152,12 +163,21 @@ def test_dependencies_name_every_library_that_is_imported(repo_root: Path) -> No
     """A library that only happens to come with another one is missing on the day that the other drops it."""
     requirements = [Requirement(line) for line in importlib.metadata.requires("dimple_hf") or []]
     declared = {canonicalize_name(requirement.name) for requirement in requirements if requirement.marker is None}
-    imported = {name for path in (repo_root / "src").rglob("*.py") for name in get_imports(path)}
-    third_party = imported - set(sys.stdlib_module_names) - {"dimple_hf"}
+    in_extras = {canonicalize_name(requirement.name) for requirement in requirements} - declared
     distributions = importlib.metadata.packages_distributions()
-    needed = {canonicalize_name(distributions.get(name, [name])[0]) for name in third_party}
-    assert {"torch", "pillow"} <= needed  # control: imports are found, and PIL by the name it is installed under
-    assert needed - declared == set()
+
+    def needed(paths: Iterable[Path]) -> set[str]:
+        imported = {name for path in paths for name in get_imports(path)} - set(sys.stdlib_module_names)
+        return {canonicalize_name(distributions.get(name, [name])[0]) for name in imported - {"dimple_hf"}}
+
+    package = repo_root / "src" / "dimple_hf"
+    optional = {*package.glob("integrations/**/*.py"), package / "cli" / "serve.py"}  # the command asks for its extra
+    core = needed(set(package.rglob("*.py")) - optional)
+    assert {"torch", "pillow"} <= core  # control: imports are found, and PIL by the name it is installed under
+    assert core - declared == set()
+    other_halves = {"anyio", "pydantic-core"}  # of starlette and of pydantic, which name them in their documentation
+    assert needed(optional) - declared - in_extras - other_halves == set()
+    assert {"lmms-eval", "uvicorn"} <= needed(optional)  # control
 
 
 def test_constraints_pin_what_the_tests_run_with(repo_root: Path) -> None:
@@ -173,16 +193,45 @@ def test_constraints_pin_what_the_tests_run_with(repo_root: Path) -> None:
     assert installed == {name: pins.get(name) for name in installed}
 
 
+def libraries(modules: list[str]) -> set[str]:
+    """The first part of each module's name."""
+    return {name.partition(".")[0] for name in modules}
+
+
 def test_import_loads_no_optional_library_and_warns_of_nothing(tmp_path: Path) -> None:
     """Importing the package must be quick and quiet, and must not need what only training or plotting needs."""
     plain = run_python(sys.executable, f"import dimple_hf; {LOADED}", tmp_path)
-    assert set(json.loads(plain.stdout)) & set(NOT_AT_IMPORT) == set()
+    modules = json.loads(plain.stdout)
+    assert libraries(modules) & set(NOT_AT_IMPORT) == set()
     assert plain.stderr == ""
+
+    # And hardly more than loading any model takes: Qwen2.5-VL's files, which Dimple's model is made of, and its own.
+    base = set(json.loads(run_python(sys.executable, TORCH_AND_TRANSFORMERS + LOADED, tmp_path).stdout))
+    added = [name for name in modules if name not in base and not name.startswith("dimple_hf")]
+    assert len(added) < len(base) / 20, added
 
     # control: the probe sees a library that is loaded, and what is said on stderr
     loud = run_python(sys.executable, f"import pyarrow; {LOADED}; sys.stderr.write('old')", tmp_path)
-    assert "pyarrow" in json.loads(loud.stdout)
+    assert "pyarrow" in libraries(json.loads(loud.stdout))
     assert loud.stderr == "old"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's own processor time is asked for by wait4")
+def test_import_takes_at_most_a_fifth_more_than_torch_and_transformers(tmp_path: Path) -> None:
+    """In processor time, which other programs disturb little; both in turns, so that they do so alike."""
+
+    def seconds(code: str) -> float:
+        process = subprocess.Popen([sys.executable, "-I", "-c", code], cwd=tmp_path)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return usage.ru_utime + usage.ru_stime
+
+    pairs = [(seconds(TORCH_AND_TRANSFORMERS), seconds("import dimple_hf")) for _ in range(5)]
+    ratio = statistics.median(ours / base for base, ours in pairs)
+    print(f"processor seconds, torch and transformers against dimple_hf: {pairs}; median ratio {ratio:.2f}")
+    assert ratio <= 1.2
 
 
 @pytest.mark.packaging
@@ -198,6 +247,8 @@ def test_wheel_in_an_empty_environment_imports_every_module(wheel: Path, repo_ro
     imported = json.loads(run_python(python, IMPORT_EVERY_MODULE, tmp_path / "elsewhere").stdout)
     (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     expected = {str(site_packages / name) for name in package_files(repo_root) if name.endswith(".py")}
+    integrations = site_packages / "dimple_hf" / "integrations"
+    expected -= {name for name in expected if integrations in Path(name).parents} - {str(integrations / "__init__.py")}
     assert set(imported) == expected
 
     # control: this environment lacks what only the tests have

@@ -51,7 +51,7 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
 
     Args:
         kind (`str`): Kind of question: `"text"`, `"json"`, `"field"`, `"fields"`, `"schema"`, `"rows"` or `"sum"`.
-        answer (`str`): What the model said, without special tokens.
+        answer (`str`): What the model said, without special tokens. White space around it does not count.
         expected (`str`): The row's `answer`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
 
@@ -62,8 +62,9 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
     Raises:
         ValueError: If `kind` is unknown.
     """
+    answer = answer.strip()
     if kind in ("field", "fields", "rows"):
-        return {"exact": (int(answer.strip() == expected), 1)}
+        return {"exact": (int(answer == expected), 1)}
     if kind == "sum":
         return {"exact": (int(parse_sum(answer) == parse_sum(expected)), 1)}
     if kind not in ("text", "json", "schema"):
