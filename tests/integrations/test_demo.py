@@ -34,6 +34,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.cli.demo import refuse_taken_address
 from dimple_hf.cli.main import build_parser, main
 from dimple_hf.integrations.demo import answer_markdown, build_page, status_text
 from dimple_hf.integrations.demo_answers import AnswerState
@@ -91,16 +92,20 @@ def test_demo_serves_the_page_to_this_machine_alone_and_stops_on_interrupt() -> 
     assert "Traceback" not in errors
 
 
-def test_demo_refuses_a_port_that_is_none_or_taken(capsys: pytest.CaptureFixture) -> None:
-    """One line, and no trace; the first before anything is loaded."""
-    assert main(["demo", "--port", "70000"]) == 1
+def test_demo_refuses_an_address_that_is_none_or_taken(capsys: pytest.CaptureFixture) -> None:
+    """One line, and no trace, before anything is loaded."""
+    assert main(["demo", "--port", "70000", "--model", "nowhere"]) == 1
     assert "`--port` must lie between 1 and 65535 (got 70000)" in capsys.readouterr().err
+    assert main(["demo", "--host", "203.0.113.9", "--model", "nowhere"]) == 1  # reserved: never this machine's
+    assert "demo: nothing can listen at 203.0.113.9: Cannot assign" in capsys.readouterr().err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(["demo", "--port", str(port)]) == 1
-    assert str(port) in capsys.readouterr().err
+        assert main(["demo", "--port", str(port), "--model", "nowhere"]) == 1
+    assert f"nothing can listen at 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+    refuse_taken_address("127.0.0.1", port)  # control: it is free again
+    refuse_taken_address("localhost", None)
 
 
 def test_demo_without_gradio_says_how_to_install_it(

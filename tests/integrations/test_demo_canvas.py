@@ -92,6 +92,7 @@ def test_html_of_any_text_is_text() -> None:
     drawn = canvas_html([Run("<script>alert('1')</script>\n&", 1, "text", 1)], 1)
     assert "<script>" not in drawn
     assert "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;↵\n&amp;" in drawn
+    assert "x↵<sub>1</sub></span>\n" in canvas_html([Run("x\n", 1, "text", 1)], 1)
 
 
 def test_hues_of_ten_steps_differ_and_the_eleventh_begins_again() -> None:

@@ -15,6 +15,7 @@
 `pip install 'dimple_hf[demo]'`."""
 
 import argparse
+import socket
 from importlib.util import find_spec
 
 import torch
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "`dimple-hf demo` must have gradio: run `pip install 'dimple_hf[demo]'` (got no such library)"
         )
+    refuse_taken_address(args.host, args.port)
     from ..integrations.demo import build_page, launch_page
 
     processor = AutoProcessor.from_pretrained(args.model)
@@ -58,3 +60,23 @@ def run(args: argparse.Namespace) -> int:
     )
     launch_page(page, args.host, args.port)
     return 0
+
+
+def refuse_taken_address(host: str, port: int | None) -> None:
+    """
+    Args:
+        host (`str`):
+            Address to listen at.
+        port (`int`, *optional*):
+            Port; any when missing.
+
+    Raises:
+        OSError: If nothing can listen there, which gradio would find out after the model is loaded.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            pass
+    except OSError as error:
+        place = host if port is None else f"{host}, port {port}"
+        raise OSError(f"nothing can listen at {place}: {error.strerror}") from error

@@ -156,10 +156,12 @@ def _run_html(run: Run) -> str:
     if run.kind == "mask":
         return '<i class="mask"></i>' * run.num_places
     text = html.escape(run.text).replace("\n", "↵\n")
+    line_end = "\n" if text.endswith("\n") else ""  # behind the number, not before it
+    text = text.removesuffix("\n")
     shape = "filler" if run.kind == "filler" else "run"
     if not run.revealed_in:
-        return f'<span class="{shape} fixed" title="given">{text}</span>'
+        return f'<span class="{shape} fixed" title="given">{text}</span>{line_end}'
     hue = (HUE_OF_FIRST_STEP + HUE_STEP * (run.revealed_in - 1)) % 360
     number = "" if run.kind == "filler" else f"<sub>{run.revealed_in}</sub>"
     title = f"revealed in step {run.revealed_in}"
-    return f'<span class="{shape} revealed" style="--hue:{hue}" title="{title}">{text}{number}</span>'
+    return f'<span class="{shape} revealed" style="--hue:{hue}" title="{title}">{text}{number}</span>{line_end}'
