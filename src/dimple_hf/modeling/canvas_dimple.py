@@ -90,11 +90,35 @@ class CanvasRunner:
         self._ages = [0] * len(input_ids)
         self._masks: dict[tuple[int, int], dict[str, torch.Tensor | None]] = {}
         self._last_window: tuple[list[int], list[int], torch.Tensor] | None = None
+        self._seen: dict[int, torch.Tensor] = {}  # row -> scores of its whole canvas, until the first call of `logits`
 
     def compile(self, compile_config: CompileConfig | None) -> None:
         """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled.
         The whole pass comes once in an answer; the head runs at another number of places in each pass."""
         self._compiled_text_model = self.model.model.get_compiled_call(compile_config)
+
+    def look(self, answer: torch.LongTensor, rows: list[int]) -> tuple[torch.BoolTensor, torch.FloatTensor]:
+        """
+        Scores of the whole canvases of some rows, in which nothing is decided yet. The first call of
+        [`CanvasRunner.logits`] does not run a row again whose canvas has stayed as it was.
+
+        Args:
+            answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
+                Answer tokens, all masked.
+            rows (`list[int]`):
+                The rows to run, in ascending order.
+
+        Returns:
+            `tuple(torch.BoolTensor, torch.FloatTensor)` of shapes `(batch_size, answer_length)` and
+            `(num_places, vocab_size)`: The places of these canvases, and their logits in float32, row by row.
+        """
+        lengths = [length if row in rows else 0 for row, length in enumerate(self.canvas_lengths)]
+        places = (
+            torch.arange(answer.shape[1], device=answer.device) < torch.tensor(lengths, device=answer.device)[:, None]
+        )
+        logits = self.whole_logits(answer, places, rows, [0] * len(answer), sum(lengths))
+        self._seen.update(zip(rows, logits.split([lengths[row] for row in rows]), strict=True))
+        return places, logits
 
     def logits(
         self, answer: torch.LongTensor, places: torch.BoolTensor, num_places: int | None = None
@@ -114,6 +138,8 @@ class CanvasRunner:
             `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
         """
         blocks, last_blocks = self._blocks(places)
+        if self._seen:
+            return self._logits_behind_looks(answer, places, blocks)
         due = [row for row, block in enumerate(blocks) if self._is_due(row, block)]
         if self.policy.keeps_suffix:  # the window ends with the block
             due = [row for row, block in enumerate(blocks) if row in due or last_blocks[row] > block]
@@ -137,6 +163,19 @@ class CanvasRunner:
         logits = window_logits.new_empty(len(is_window), window_logits.shape[1])
         logits[is_window], logits[~is_window] = window_logits, whole_logits
         return logits
+
+    def _logits_behind_looks(
+        self, answer: torch.LongTensor, places: torch.BoolTensor, blocks: list[int]
+    ) -> torch.FloatTensor:
+        """As `logits`, for rows that were looked at and for others, whose canvases have grown since."""
+        of_row = {row: logits[places[row, : len(logits)]] for row, logits in self._seen.items()}
+        due = [row for row in range(len(answer)) if row not in of_row]
+        if due:
+            whole_logits = self.whole_logits(answer, places, due, blocks)
+            of_row.update(zip(due, whole_logits.split(places[due].sum(dim=1).tolist()), strict=True))
+        self._seen.clear()
+        self._ages = [age + 1 for age in self._ages]
+        return torch.cat([of_row[row] for row in range(len(answer))])
 
     def whole_logits(
         self,
@@ -204,12 +243,15 @@ class CanvasRunner:
         self.canvas_lengths = [self.canvas_lengths[row] for row in kept]
         self._renewed_for = [self._renewed_for[row] for row in kept]
         self._ages = [self._ages[row] for row in kept]
+        self._seen.clear()
         self._masks.clear()
 
     def resize_canvases(self, lengths: list[int]) -> None:
         """Gives each row a canvas of its length in `lengths`, in places. One that has grown is renewed in its next
         pass; the keys and values of one that has shrunk stay, though they have seen what is now gone."""
         for row, (before, after) in enumerate(zip(self.canvas_lengths, lengths, strict=True)):
+            if after != before:
+                self._seen.pop(row, None)
             renewed_for = self._renewed_for[row]
             if renewed_for is not None and after < before:
                 self._renewed_for[row] = (renewed_for[0], after)

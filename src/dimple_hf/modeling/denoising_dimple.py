@@ -377,15 +377,15 @@ def _look_for_end(
 ) -> tuple[torch.LongTensor, list[int]]:
     """
     One pass over the all-masked canvases of the rows `looking`. Returns the answer, with longer canvases where the end
-    is not in sight, and the rows that have to look again: not those whose canvas cannot grow any more.
+    is not in sight, and the rows that have to look again: not those whose canvas cannot grow any more. Where the end
+    is in sight, the pass is that of the first step, and counted there.
     """
     lengths = torch.tensor(runner.canvas_lengths, device=answer.device)
-    places = torch.zeros_like(answer, dtype=torch.bool)
-    places[looking] = last_places(lengths, answer.shape[1])[looking]
-    logits = runner.whole_logits(answer, places, looking, [0] * len(answer))
+    places, logits = runner.look(answer, looking)
     logits = _processed(plan, processors, runner, answer, places, logits)
-    num_passes[looking] += 1
-    grows = places.any(dim=1) & ~end_in_sight(logits, places, plan.end_token_ids)
+    last = places & last_places(lengths, answer.shape[1])
+    grows = places.any(dim=1) & ~end_in_sight(logits[last[places]], last, plan.end_token_ids)
+    num_passes += grows
     lengths = torch.where(grows, longer(lengths, answer.shape[1]), lengths)
     looks_again = (grows & (lengths < answer.shape[1])).nonzero().squeeze(1).tolist()
     return _resize(plan, length_plan, runner, answer, lengths), looks_again
@@ -452,7 +452,7 @@ def denoising_states(
     The reverse process, as far as the caller takes it: nothing runs before the next state is asked for.
 
     0. With an initial length, rows look for their end: a pass over a canvas of masks, which is made longer for as long
-       as the end is not in sight.
+       as the end is not in sight. When it is, that pass is the first step's.
 
     Each step:
 
