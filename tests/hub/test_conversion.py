@@ -15,6 +15,8 @@
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from transformers import AutoModel, AutoProcessor
 from traps import set_traps
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.hub import check_checkpoint, conversion, convert_checkpoint
 from dimple_hf.hub.conversion import QUANTIZATIONS, SourceTensor, copy_tensor
 
@@ -251,9 +254,10 @@ def test_quantization_without_its_library_is_refused_kindly(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the libraries themselves
 @pytest.mark.parametrize(("quantization", "error"), [("torchao-int8", 0.1), ("int8", 0.1), ("nf4", 1.0)])
-def test_quantized_model_loads_and_answers(checkpoint: Path, tmp_path: Path, quantization: str, error: float) -> None:
-    """Through transformers; the layers are packed, the tower and the head are not, and the logits are near."""
-    pytest.importorskip(QUANTIZATIONS[quantization][0])
+def test_quantized_model_loads_and_its_logits_are_near(
+    checkpoint: Path, tmp_path: Path, quantization: str, error: float
+) -> None:
+    """Through transformers; the layers are packed, the tower and the head are not."""
     out = convert_checkpoint(str(checkpoint), tmp_path / "out", quantization=quantization, max_shard_bytes=300_000)
     assert len(list(out.glob("*.safetensors"))) > 1
     assert is_healthy(out)
@@ -266,6 +270,70 @@ def test_quantized_model_loads_and_answers(checkpoint: Path, tmp_path: Path, qua
     assert 0 < (found - expected).norm() / expected.norm() < error
     with pytest.raises(ValueError, match="must hold weights that are not quantized"):
         convert_checkpoint(str(out), tmp_path / "again")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("quantization", "least_equal"), [("torchao-int8", 0.9), ("int8", 0.9), ("nf4", 0.5)])
+def test_quantized_small_model_generates_nearly_what_it_did(
+    tmp_path: Path, repo_root: Path, quantization: str, least_equal: float
+) -> None:
+    """A trained model reads a picture: most of its tokens stay, and with another head (control) hardly any would."""
+    out = convert_checkpoint(str(FORMS_CHECKPOINT), tmp_path / "out", quantization=quantization)
+    assert (out / "model.safetensors").stat().st_size < 0.8 * (FORMS_CHECKPOINT / "model.safetensors").stat().st_size
+    processor = AutoProcessor.from_pretrained(out)
+    picture = {"type": "image", "path": str(repo_root / "examples" / "forms" / "sample.png")}
+    content = [picture, {"type": "text", "text": "Read the form."}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+    def tokens(model: torch.nn.Module) -> torch.Tensor:
+        return model.generate(**inputs, confidence_threshold=None)[0, inputs["input_ids"].shape[1] :]
+
+    whole, packed = (AutoModel.from_pretrained(path, dtype="auto") for path in (FORMS_CHECKPOINT, out))
+    expected = tokens(whole)
+    length = int((expected != whole.config.pad_token_id).sum())
+    assert length > 4
+    assert (tokens(packed) == expected)[:length].float().mean() >= least_equal
+    with torch.no_grad():
+        whole.lm_head.weight[:] = whole.lm_head.weight.flip(0)
+    assert (tokens(whole) == expected)[:length].float().mean() < 0.5
+
+
+#: A run that is killed after its 50th weight, with no time to clear up.
+KILLED = """
+import os, signal, sys
+from dimple_hf.hub import conversion
+copied, copy_tensor = [], conversion.copy_tensor
+def killed(source, *arguments):
+    copy_tensor(source, *arguments)
+    copied.append(source.name)
+    if len(copied) == 50:
+        arguments[0].flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+conversion.copy_tensor = killed
+conversion.convert_checkpoint(sys.argv[1], sys.argv[2], max_shard_bytes=200_000)
+"""
+
+
+def test_killed_convert_leaves_nothing_that_looks_finished(checkpoint: Path, tmp_path: Path) -> None:
+    """`kill -9`, in a process of its own. What is left is no model to anyone, and the next run clears it away."""
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    process = subprocess.run([sys.executable, "-c", KILLED, checkpoint, out], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert not out.exists()
+    assert list(partial.glob("*.safetensors"))  # control: it was in the middle of its work
+    assert not (partial / "config.json").exists()
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        AutoModel.from_pretrained(partial)
+    assert any(finding.status == "problem" for finding in check_checkpoint(str(partial)))
+    convert_checkpoint(str(checkpoint), out)
+    assert is_healthy(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is reset through /proc")
