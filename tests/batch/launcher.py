@@ -54,3 +54,4 @@ if __name__ == "__main__":
             print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
         else:
             print(start(**order), flush=True)
+    os._exit(0)  # taking down all that is imported would take seconds

@@ -23,7 +23,7 @@ answers.jsonl                            all lines in row order, once every row 
 
 Every start appends to a file of its own and no file is ever opened again for writing, so processes need no locks, a
 line that was cut off stays the last of its file, and what is written is never touched. Imported by `run` and the
-command `extract`.
+commands `batch` and `extract`.
 """
 
 import json
