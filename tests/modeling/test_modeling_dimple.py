@@ -30,7 +30,7 @@ from transformers.modeling_utils import load_state_dict
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.modeling import DimpleOutput
-from dimple_hf.modeling.modeling_dimple import multimodal_position_ids, select_places
+from dimple_hf.modeling.modeling_dimple import DimplePatchProjection, multimodal_position_ids, select_places
 from dimple_hf.modeling.weight_files_dimple import is_whole_safetensors_file
 
 ONE_IMAGE = MIXED_PROMPTS[1]
@@ -73,6 +73,18 @@ def test_model_saved_and_loaded_gives_equal_logits(auto_class: type, tmp_path: P
         )  # fmt: skip
     # control: the rotary base matters
     assert not torch.equal(logits_of(tiny_model(), inputs), logits_of(model, inputs))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_patch_projection_is_the_convolution_that_it_stands_for(bias: bool) -> None:
+    """The same parameters under the same names, and features that differ by rounding alone."""
+    conv = torch.nn.Conv3d(3, 16, kernel_size=(2, 14, 14), stride=(2, 14, 14), bias=bias)
+    projection = DimplePatchProjection(3, 16, kernel_size=(2, 14, 14), stride=(2, 14, 14), bias=bias)
+    projection.load_state_dict(conv.state_dict())
+    patches = torch.randn(5, 3, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    assert projection(patches).shape == conv(patches).shape == (5, 16, 1, 1, 1)
+    torch.testing.assert_close(projection(patches), conv(patches))
+    assert isinstance(tiny_model().visual.patch_embed.proj, DimplePatchProjection)
 
 
 def test_model_saved_writes_the_originals_parameter_names(tmp_path: Path) -> None:
