@@ -63,7 +63,7 @@ def refusal(call: Callable[[], Any]) -> str:
 
 report = {
     "paper": evaluate("preset=paper-8", batch_size=5),
-    "cut": evaluate("preset=confident-16", gen_kwargs='until=["e"],image_aspect_ratio=pad'),
+    "cut": evaluate("preset=confident-16", gen_kwargs="until=e,image_aspect_ratio=pad"),
     "refusals": {
         "unknown": refusal(lambda: evaluate("confidence_treshold=0.9")),
         "argument": refusal(lambda: Dimple(pretraned=checkpoint)),
