@@ -18,10 +18,12 @@ import re
 import shlex
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import tiny_parts
+import uvicorn
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
 sys.path.insert(0, str(TRAINING))
@@ -42,6 +44,7 @@ LINES = [
 #: What each command leaves.
 RESULTS = {
     "extract": "receipts.jsonl",
+    "batch": "answers.jsonl",
     "init": "untrained/config.json",
     "card": "my-model/README.md",
     "convert": "my-dimple/config.json",
@@ -59,6 +62,14 @@ def here(tmp_path: Path, parity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copy(parity_dir / "tiny" / "images" / "0.png", tmp_path / name)
     Path("receipt.json").write_text(json.dumps({"type": "integer", "minimum": 0, "maximum": 9}))
     Path("scores.json").write_text(json.dumps({"text/fields": 0.97, "passes_per_token": 0.3}))
+    Path("questions.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Which?"}]}))
+    # The page is served, and the command returns instead of waiting for Ctrl-C; so does the server of chat
+    # completions, which runs in the main thread, where gradio's never does.
+    monkeypatch.setattr("gradio.Blocks.block_thread", lambda page: page.close())
+    serve, main_thread = uvicorn.Server.run, threading.main_thread()
+    monkeypatch.setattr(
+        "uvicorn.Server.run", lambda server: None if threading.current_thread() is main_thread else serve(server)
+    )
     for owner in ("Qwen", "Dream-org"):
         Path(owner).mkdir()
     tiny_parts.write_qwen(tmp_path / "Qwen" / "Qwen2.5-VL-7B-Instruct")
