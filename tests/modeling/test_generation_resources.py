@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dimple_hf import DimpleForConditionalGeneration
 
-#: Calls of every kind: each cache, growing and cropped canvases, several sequences, a loop that is left early.
+#: Calls of every kind: each cache, growing and cropped canvases, static shapes, several sequences, a loop that is left
+#: early.
 KINDS: tuple[dict[str, Any], ...] = (
     {},
     {"cache_policy": "none"},
@@ -36,6 +37,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"cache_policy": "block", "block_length": 3},
     {"cache_policy": "dual", "block_length": 3, "parallel_rule": "klass"},
     {"initial_answer_length": 2, "crop_after_end": True},
+    {"cache_implementation": "static"},
     {"do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True, "output_history": True},
 )
 
@@ -66,7 +68,7 @@ def generate_once(model: DimpleForConditionalGeneration, call: int, kept: list[A
 
 def test_memory_after_fifty_calls_is_what_it_was(model: DimpleForConditionalGeneration) -> None:
     """No tensor survives a call, nor a loop over steps that is left in the middle."""
-    for call in range(7):
+    for call in range(len(KINDS)):
         generate_once(model, call)
     before = num_tensors()
     for call in range(50):
