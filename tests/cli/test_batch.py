@@ -248,6 +248,19 @@ def test_batch_refuses_missing_data_and_other_settings(
     assert "was begun with max_new_tokens=8 (got None)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("rank", "world_size"), [("2", "2"), ("1", None), ("-1", "2"), ("a", "2")])
+def test_batch_refuses_a_process_that_is_none(
+    command: list[str], rank: str, world_size: str | None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """Left over from something else, it would leave rows that nobody answers."""
+    monkeypatch.setenv("RANK", rank)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert main(command) == 1
+    assert f"(got {rank} of {world_size or 1})" in capsys.readouterr().err
+
+
 def test_batch_takes_the_device_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher says which GPU is whose."""
     monkeypatch.setattr(batch.torch.cuda, "is_available", lambda: True)

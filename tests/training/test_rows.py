@@ -13,6 +13,7 @@
 # limitations under the License.
 """Rows of both forms become one form, and each thing that can be wrong with one is said."""
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from dimple_hf.training.rows import BadRowError, read_row, row_name
+from dimple_hf.training.rows import BadRowError, read_prompt, read_row, row_name
 
 ANSWER = {"role": "assistant", "content": "yes"}
 PICTURE = PIL.Image.new("RGB", (28, 28))
@@ -86,6 +87,8 @@ def test_read_row_image_of_each_kind_is_taken(tmp_path: Path) -> None:
     assert only_image({"bytes": None, "path": "a.png"}) == "a.png"
     assert only_image(data).size == (5, 4)
     assert only_image({"bytes": data, "path": "a.png"}).size == (5, 4)
+    assert only_image({"bytes": base64.b64encode(data).decode()}).size == (5, 4)
+    assert only_image("data:image/png;base64,iVBO", image_folder=tmp_path) == "data:image/png;base64,iVBO"
 
 
 BAD_ROWS = {
@@ -94,6 +97,10 @@ BAD_ROWS = {
     "roles must be one of system, user, assistant (got 'bot')": {"messages": [{"role": "bot", "content": "hi"}]},
     "roles must be one of system, human, gpt (got 'user')": {"conversations": [{"from": "user", "value": "hi"}]},
     "`value` must be a string (got None)": {"conversations": [{"from": "human", "value": None}]},
+    "`messages` must be a list of mappings (got 'hi')": {"messages": "hi"},
+    "`messages` must be a list of mappings (got [1])": {"messages": [1]},
+    "`conversations` must be a list of mappings (got {})": {"conversations": {}},
+    "or {'type': 'image'} (got 'What?')": {"messages": [ask("What?"), ANSWER]},
     "`content` must be a string or a list of parts (got NoneType)": {"messages": [{"role": "user", "content": None}]},
     "or {'type': 'image'} (got {'type': 'video'})": {"messages": [ask({"type": "video"}), ANSWER]},
     "(got {'type': 'text', 'text': None})": {"messages": [ask({"type": "text", "text": None}), ANSWER]},
@@ -107,6 +114,11 @@ BAD_ROWS = {
     "(got 0 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER]},
     "(got 2 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER], "images": [PICTURE, PICTURE]},
     "image 0 must be a Pillow image, a path or bytes (got int)": {"messages": [ask(IMAGE), ANSWER], "images": [3]},
+    "image 0 must be a Pillow image, a path or bytes (got list)": {
+        "messages": [ask(IMAGE), ANSWER],
+        "images": [{"bytes": [1, 2]}],
+    },
+    "image 0 must be readable (got text as `bytes`:": {"messages": [ask(IMAGE), ANSWER], "images": [{"bytes": "?"}]},
     "image 0 must be readable (got 4 bytes:": {"messages": [ask(IMAGE), ANSWER], "images": [b"junk"]},
 }
 
@@ -116,6 +128,49 @@ def test_read_row_bad_row_is_refused_with_its_reason(message: str) -> None:
     """Every branch that refuses a row."""
     with pytest.raises(BadRowError) as error:
         read_row(BAD_ROWS[message])
+    assert message in str(error.value)
+
+
+def test_read_row_bytes_are_turned_upright() -> None:
+    """As a camera held sideways stores them, and as any other picture opened by path is."""
+    data, exif = io.BytesIO(), PIL.Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned by a quarter
+    PIL.Image.new("RGB", (5, 4)).save(data, "JPEG", exif=exif)
+    image = read_row({"messages": [ask(IMAGE), ANSWER], "images": [data.getvalue()]}).images[0]
+    assert image.size == (4, 5)
+    assert PIL.Image.open(io.BytesIO(data.getvalue())).size == (5, 4)  # control
+
+
+@pytest.mark.parametrize(
+    ("messages", "num_asked"),
+    [
+        ([ask(text("hi"))], 1),
+        ([ask(text("hi")), ANSWER], 1),
+        ([{"role": "system", "content": "Be short."}, ask(text("hi")), ANSWER, ask(text("and?"))], 4),
+        ([ask(text("hi")), ANSWER, ask(text("and?")), ANSWER], 3),
+    ],
+)
+def test_read_prompt_leaves_out_the_answer_at_the_end(messages: list[dict[str, Any]], num_asked: int) -> None:
+    """And that one alone."""
+    found = read_prompt({"messages": messages}).messages
+    assert [message["role"] for message in found] == [message["role"] for message in messages[:num_asked]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": []}, "it must end with a user turn, or with one and its answer"),
+        ({"messages": [ANSWER]}, "it must end with a user turn, or with one and its answer"),
+        ({"messages": [ask(text("hi")), ANSWER, ANSWER]}, "it must end with a user turn"),
+        ({"messages": [{"role": "system", "content": "hi"}]}, "it must end with a user turn"),
+        ({"messages": [ask(IMAGE)]}, "(got 0 images and 1 placeholders)"),
+        ({"messages": [ask(text("hi"))], "image": PICTURE}, "(got 1 images and 0 placeholders)"),
+    ],
+)
+def test_read_prompt_bad_row_is_refused_with_its_reason(row: dict[str, Any], message: str) -> None:
+    """What cannot be asked; what is wrong with messages and images alike is tested above."""
+    with pytest.raises(BadRowError) as error:
+        read_prompt(row)
     assert message in str(error.value)
 
 

@@ -66,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; prints the counts."""
     start = time.perf_counter()
-    # Set by `accelerate launch` and its kin. The processes share nothing but the folder of the output.
-    rank, num_processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, num_processes = this_process()
     check_arguments(args)
     source = Source(args.dataset, args.split)
     source.check(Path.cwd())
@@ -96,6 +95,25 @@ def run(args: argparse.Namespace) -> int:
         if counts["left"]:
             print(f"{args.output} is written when the other processes are done", file=sys.stderr)
     return 0
+
+
+def this_process() -> tuple[int, int]:
+    """
+    Which process this is of how many: `RANK` and `WORLD_SIZE`, set by `accelerate launch` and its kin. No process
+    group is made of them, as the processes share nothing but the folder of the output.
+
+    Returns:
+        `tuple[int, int]`: Its number from 0, and how many there are.
+
+    Raises:
+        ValueError: If the two do not go together.
+    """
+    values = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(value.isdecimal() for value in values) or int(values[0]) >= int(values[1]):
+        raise ValueError(
+            f"`RANK` must be a number below `WORLD_SIZE`, as launchers set them (got {' of '.join(values)})"
+        )
+    return int(values[0]), int(values[1])
 
 
 def check_arguments(args: argparse.Namespace) -> None:
