@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"`serve` needs {', '.join(missing)}: run `pip install 'dimple_hf[serve]'`")
+    if not 0 <= args.port < 1 << 16:
+        raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
     import uvicorn
 
     from ..integrations.serving import build_app

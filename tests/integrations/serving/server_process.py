@@ -17,13 +17,9 @@ Imported by the tests of the server.
 """
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-
-from serve_load import QUESTIONS, ServerProcess, data_url, picture  # noqa: E402
+from serve_load import QUESTIONS, ServerProcess, data_url, picture
 
 __all__ = ["QUESTIONS", "ServerProcess", "body", "chat", "data_url", "messages", "own_answer", "picture"]
 

@@ -16,6 +16,8 @@
 import asyncio
 import json
 import re
+import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ from pydantic import BaseModel, Field
 from server_process import ServerProcess, body, chat, messages, own_answer
 
 from dimple_hf import StructurePrior
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.cli.main import main
 
 JSON = {"content-type": "application/json"}
@@ -116,8 +119,9 @@ def test_stream_comes_in_pieces_that_make_the_whole_answer(client: openai.OpenAI
     assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + [whole.choices[0].finish_reason]
     assert events[-1].choices == []
     assert events[-1].usage == whole.usage
-    plain = list(client.chat.completions.create(model="forms", messages=messages(0), stream=True))
-    assert len(plain) == len(events) - 1
+    for options in ({}, {"stream_options": {"include_usage": False}}):
+        plain = list(client.chat.completions.create(model="forms", messages=messages(0), stream=True, **options))
+        assert len(plain) == len(events) - 1
 
 
 def test_drawn_answers_are_repeated_by_their_seed(client: openai.OpenAI) -> None:
@@ -250,46 +254,61 @@ def send_raw(url: str, sent: bytes) -> socket.socket:
     return connection
 
 
-def test_busy_server_says_so_and_ends_when_it_has_answered() -> None:
-    """One request at a time here: a second gets 429, one that is left makes room, and SIGTERM waits for the last."""
-    server = ServerProcess("--dtype", "float32", "--max-requests", "1", "--max-batch-size", "1")
-    try:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-            remote = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
-            with pytest.raises(openai.BadRequestError, match="this server fetches none"):
-                client.chat.completions.create(model="forms", messages=[{"role": "user", "content": [remote]}])
+@pytest.fixture
+def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """It answers one request at a time and decides one place a pass, whatever the model is sure of."""
+    checkpoint = tmp_path / "slow"
+    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
+    options = json.loads((checkpoint / "generation_config.json").read_text()) | {"confidence_threshold": None}
+    (checkpoint / "generation_config.json").write_text(json.dumps(options))
+    server = ServerProcess(str(checkpoint), "--max-requests", "1", "--max-batch-size", "1")
+    yield server
+    server.process.kill()
 
-            long = {"temperature": 2, "max_tokens": 900}  # drawn at random: hundreds of passes
-            left = send_raw(server.url, body(stream=True, **long))
-            assert left.recv(1)
-            with pytest.raises(openai.RateLimitError, match="1 requests to answer"):
-                client.chat.completions.create(model="forms", messages=messages(0))
-            left.close()
-            deadline = time.monotonic() + 60
-            while True:  # a step later there is room again
-                try:
-                    client.chat.completions.create(model="forms", messages=messages(0))
-                    break
-                except openai.RateLimitError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
 
-            stream = client.chat.completions.create(
-                model="forms",
-                messages=[{"role": "user", "content": "Hello."}],
-                stream=True,
-                max_tokens=60,
-                temperature=2,
-            )
-            next(stream)
-            server.process.terminate()
-            pieces = list(stream)
-            assert pieces[-1].choices[0].finish_reason in ("stop", "length")
-            with pytest.raises(openai.APIConnectionError):  # nothing new is begun
-                client.chat.completions.create(model="forms", messages=messages(1))
-    finally:
-        status = server.stop()
-    assert status in (0, -15)
+#: 400 places, each of which has to be decided.
+LETTERS = {"type": "string", "pattern": "^[a-z]{400}$", "x-max-tokens": 400}
+
+
+def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerProcess) -> None:
+    """A second request gets 429, one that is left makes room, and SIGTERM waits for the one that runs."""
+    server = slow_server
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        quick = {"model": "slow", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+        remote = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
+        with pytest.raises(openai.BadRequestError, match="this server fetches none"):
+            client.chat.completions.create(**quick | {"messages": [{"role": "user", "content": [remote]}]})
+
+        response_format = {"type": "json_schema", "json_schema": {"name": "letters", "schema": LETTERS}}
+        left = send_raw(server.url, body(model="slow", stream=True, response_format=response_format))
+        assert left.recv(1)
+        with pytest.raises(openai.RateLimitError, match="at most 1 requests at a time"):
+            client.chat.completions.create(**quick)
+        left.close()
+        deadline = time.monotonic() + 60
+        while True:  # as soon as the server notices, there is room again
+            try:
+                client.chat.completions.create(**quick)
+                break
+            except openai.RateLimitError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+        stream = client.chat.completions.create(
+            **quick | {"max_tokens": None, "stream": True, "response_format": response_format}
+        )
+        next(stream)
+        server.process.terminate()
+        deadline = time.monotonic() + 60
+        while not any("Shutting down" in line for line in server.lines):
+            assert time.monotonic() < deadline, "".join(server.lines)
+            time.sleep(0.02)
+        with pytest.raises(openai.APIConnectionError):  # nothing new is begun
+            client.chat.completions.create(**quick)
+        pieces = [piece.choices[0] for piece in stream]
+        assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 400
+        assert pieces[-1].finish_reason == "stop"
+    assert server.stop() in (0, -signal.SIGTERM)  # uvicorn ends as if the signal had ended it, when all is done
     assert any("Finished server process" in line for line in server.lines)
 
 
@@ -310,6 +329,7 @@ def test_snippets_of_the_page_run(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--port", "70000"], "`--port` must lie between 0 and 65535 (got 70000)"),
         (["--max-requests", "0"], "`max_requests` must be at least 1 (got 0)"),
         (["no/such/model"], "no/such/model"),
     ],

@@ -15,10 +15,8 @@
 
 import base64
 import io
-import struct
 import threading
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,27 +25,13 @@ import anyio
 import numpy as np
 import PIL.Image
 import pytest
+from serve_load import png_bomb
 from server_process import data_url, picture
 
 from dimple_hf.integrations.serving import fetching
 from dimple_hf.integrations.serving.fetching import fetch, is_public, public_address
 from dimple_hf.integrations.serving.limits import Limits, RefusedRequest
 from dimple_hf.integrations.serving.pictures import data_url_bytes, open_picture, read_pictures
-
-
-def png_bomb(side: int) -> bytes:
-    """A PNG file of a few kilobytes that asks for `side` x `side` pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(bytes(1 << 20)))
-        + chunk(b"IEND", b"")
-    )
 
 
 def test_pictures_of_every_format_are_read_as_they_are() -> None:

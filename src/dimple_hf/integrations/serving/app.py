@@ -89,8 +89,10 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or says why not. One too many is not even read."""
         if self.num_requests >= self.limits.max_requests:
-            refusal = RefusedRequest(f"the server has {self.limits.max_requests} requests to answer", status=429)
-            await _refused(refusal)(scope, receive, send)
+            message = (
+                f"the server answers at most {self.limits.max_requests} requests at a time; try again in a moment"
+            )
+            await _refused(RefusedRequest(message, status=429))(scope, receive, send)
             return
         self.num_requests += 1
         try:
@@ -98,7 +100,7 @@ class ChatCompletions:
         except RefusedRequest as refusal:
             await _refused(refusal)(scope, receive, send)
         except ClientDisconnect:
-            pass  # before the request was whole
+            pass  # before there was a job for it
         finally:
             self.num_requests -= 1
 
@@ -115,13 +117,16 @@ class ChatCompletions:
             )
         fetched = await self._fetch_pictures(asked)
         async with self.prepared:
+            if await request.is_disconnected():
+                return
             job = await anyio.to_thread.run_sync(self.preparation.job, asked, fetched, limiter=self.preparing)
             del fetched
             updates = self._submit(job)
             try:
                 reply = Reply(self.name, job.inputs["input_ids"].shape[1])
                 if asked.stream:
-                    pieces = self._pieces(updates, reply, asked.stream_options is not None)
+                    with_usage = asked.stream_options is not None and asked.stream_options.include_usage is True
+                    pieces = self._pieces(updates, reply, with_usage)
                     response: Response = StreamingResponse(pieces, media_type="text/event-stream")
                 else:
                     response = await self._whole(updates, reply, receive)
