@@ -198,22 +198,32 @@ def libraries(modules: list[str]) -> set[str]:
     return {name.partition(".")[0] for name in modules}
 
 
+def messages(stderr: str) -> set[str]:
+    """Lines of stderr without the time and the process that torch's logger puts in front."""
+    return {re.sub(r"^W\d+ \S+ \d+ ", "", line) for line in stderr.splitlines()}
+
+
 def test_import_loads_no_optional_library_and_warns_of_nothing(tmp_path: Path) -> None:
     """Importing the package must be quick and quiet, and must not need what only training or plotting needs."""
-    plain = run_python(sys.executable, f"import dimple_hf; {LOADED}", tmp_path)
-    modules = json.loads(plain.stdout)
+    plain, base, loud = (
+        run_python(sys.executable, code, tmp_path)
+        for code in (
+            f"import dimple_hf; {LOADED}",
+            TORCH_AND_TRANSFORMERS + LOADED,
+            f"import pyarrow; {LOADED}; sys.stderr.write('old')",
+        )
+    )
+    modules, base_modules = json.loads(plain.stdout), set(json.loads(base.stdout))
     assert libraries(modules) & set(NOT_AT_IMPORT) == set()
-    assert plain.stderr == ""
-
-    # And hardly more than loading any model takes: Qwen2.5-VL's files, which Dimple's model is made of, and its own.
-    base = set(json.loads(run_python(sys.executable, TORCH_AND_TRANSFORMERS + LOADED, tmp_path).stdout))
-    added = [name for name in modules if name not in base and not name.startswith("dimple_hf")]
-    assert len(added) < len(base) / 20, added
+    # transformers loads torchao where it is installed, which complains of missing GPU libraries.
+    assert messages(plain.stderr) - messages(base.stderr) == set()
+    # Hardly more than what loading any model takes: Qwen2.5-VL's files, which Dimple's model is made of.
+    added = [name for name in modules if name not in base_modules and not name.startswith("dimple_hf")]
+    assert len(added) < len(base_modules) / 20, added
 
     # control: the probe sees a library that is loaded, and what is said on stderr
-    loud = run_python(sys.executable, f"import pyarrow; {LOADED}; sys.stderr.write('old')", tmp_path)
     assert "pyarrow" in libraries(json.loads(loud.stdout))
-    assert loud.stderr == "old"
+    assert messages(loud.stderr) - messages(base.stderr) == {"old"}
 
 
 @pytest.mark.slow
@@ -228,7 +238,7 @@ def test_import_takes_at_most_a_fifth_more_than_torch_and_transformers(tmp_path:
         assert process.returncode == 0
         return usage.ru_utime + usage.ru_stime
 
-    pairs = [(seconds(TORCH_AND_TRANSFORMERS), seconds("import dimple_hf")) for _ in range(5)]
+    pairs = [(seconds(TORCH_AND_TRANSFORMERS), seconds("import dimple_hf")) for _ in range(3)]
     ratio = statistics.median(ours / base for base, ours in pairs)
     print(f"processor seconds, torch and transformers against dimple_hf: {pairs}; median ratio {ratio:.2f}")
     assert ratio <= 1.2
