@@ -90,8 +90,13 @@ def choose(page: Page, setting: str, value: float) -> None:
     box = page.get_by_label(f"number input for {setting}")
     if not box.is_visible():
         page.get_by_role("button", name="Settings").click()
-    box.fill(str(value))
-    box.press("Tab")
+    slider = page.get_by_label(f"range slider for {setting}")
+    for _ in range(20):  # what is typed in the moment that the settings open is lost
+        box.fill(str(value))
+        box.press("Tab")
+        if slider.input_value() == str(value):
+            return
+    expect(slider).to_have_value(str(value))
 
 
 def ask(page: Page, question: str | None = None) -> None:

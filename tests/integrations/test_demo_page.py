@@ -145,7 +145,7 @@ def test_stop_ends_the_work_within_a_step(page: Page, num_passes: Callable[[], i
     show_example(page, "A form, freely", "Read the form.")
     choose(page, "Confidence threshold", 1)
     ask(page)
-    expect(status(page)).to_have_text(re.compile(r"^\d+ passes, "))
+    expect(status(page)).to_have_text(re.compile(r"^([2-9]|\d\d) passes, "))
     before = num_passes()
     page.get_by_role("button", name="Stop").click()
     expect(status(page)).to_have_text(re.compile(r"^Stopped: "))
