@@ -147,6 +147,7 @@ def test_answers_under_schemas_are_valid(client: openai.OpenAI, forms_model: Any
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_answers_under_two_hundred_schemas_are_valid(client: openai.OpenAI) -> None:
     judge_schemas(client, range(200))
 
@@ -238,11 +239,15 @@ def test_many_clients_at_once_get_their_own_answers(server: ServerProcess) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_sixty_four_clients_for_a_minute(server: ServerProcess) -> None:
-    result = asyncio.run(serve_load.load(server, num_clients=64, seconds=60))
-    assert result["faults"] == []
-    first, _, last = result["resident_mib"]["peak_of_each_third"]
-    assert last < 1.1 * first
+    """What they need of memory the first time, they need the second time, and no more."""
+    peaks = []
+    for seconds in (20, 60):
+        result = asyncio.run(serve_load.load(server, num_clients=64, seconds=seconds))
+        assert result["faults"] == []
+        peaks.append(max(result["resident_mib"]["peak_of_each_third"]))
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def send_raw(url: str, sent: bytes) -> socket.socket:
@@ -261,13 +266,14 @@ def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
     shutil.copytree(FORMS_CHECKPOINT, checkpoint)
     options = json.loads((checkpoint / "generation_config.json").read_text()) | {"confidence_threshold": None}
     (checkpoint / "generation_config.json").write_text(json.dumps(options))
-    server = ServerProcess(str(checkpoint), "--max-requests", "1", "--max-batch-size", "1")
+    # A loaded machine may need more than the usual half minute for what runs when it is told to end.
+    server = ServerProcess(str(checkpoint), "--max-requests", "1", "--max-batch-size", "1", "--grace-seconds", "250")
     yield server
     server.process.kill()
 
 
-#: 400 places, each of which has to be decided.
-LETTERS = {"type": "string", "pattern": "^[a-z]{400}$", "x-max-tokens": 400}
+#: 200 places, each of which has to be decided.
+LETTERS = {"type": "string", "pattern": "^[a-z]{200}$", "x-max-tokens": 200}
 
 
 def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerProcess) -> None:
@@ -306,7 +312,7 @@ def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerPr
         with pytest.raises(openai.APIConnectionError):  # nothing new is begun
             client.chat.completions.create(**quick)
         pieces = [piece.choices[0] for piece in stream]
-        assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 400
+        assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 200
         assert pieces[-1].finish_reason == "stop"
     assert server.stop() in (0, -signal.SIGTERM)  # uvicorn ends as if the signal had ended it, when all is done
     assert any("Finished server process" in line for line in server.lines)
