@@ -93,7 +93,7 @@ def draw_figure(report: Mapping[str, Any], path: Path) -> None:
             axes.grid(alpha=0.3)
     rows[0][0].set_ylabel("ms per step")
     rows[1][0].set_ylabel("step over its floor")
-    rows[0][0].legend()
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
