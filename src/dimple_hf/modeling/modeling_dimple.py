@@ -153,8 +153,8 @@ class DimplePatchProjection(nn.Conv3d):
     """
     A convolution whose kernel is as large as its input, which is one product of matrices.
 
-    CHANGED: torch's general kernels for three dimensions take much longer for it, on a CPU 7 times in float32 and 36 to
-    60 times in bfloat16.
+    CHANGED: torch's general kernels for three dimensions take much longer for it, on a CPU 7 times in float32 and 36
+    to 60 times in bfloat16.
     """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
