@@ -193,6 +193,7 @@ class Canvas:
             fixed = self.text(self.ids[place:end])
             if text.startswith(fixed, offset):
                 offset_behind = offset + len(fixed)
+                rest: list[int] | None
                 if node == self.last_node:
                     rest = [] if offset_behind == len(text) else None
                 else:

@@ -32,6 +32,7 @@ from torch.utils.data import get_worker_info
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..processing import StructurePrior
 from .rows import BadRowError, Conversation, naming, read_row
 
 logger = logging.getLogger(__name__)
@@ -267,7 +268,8 @@ class DimpleDataCollator:
         if conversation.structure_prior is None:
             prompt, answer = self._fit(prompt, self._pad_answer(prompt, answer))
         else:
-            answer, is_learned = self._fill_canvas(conversation, answer_index, len(prompt))
+            text = conversation.answer(answer_index)
+            answer, is_learned = self._fill_canvas(conversation.structure_prior, text, len(prompt))
         pixel_values = grid = None
         if features is not None and num_images:
             grid = features["image_grid_thw"][:num_images]
@@ -294,14 +296,10 @@ class DimpleDataCollator:
         length = int(np.random.default_rng((self.seed, checksum)).integers(shortest, longest + 1))
         return answer + [self.processor.tokenizer.pad_token_id] * (length - len(answer))
 
-    def _fill_canvas(
-        self, conversation: Conversation, answer_index: int, num_prompt_tokens: int
-    ) -> tuple[list[int], list[bool]]:
+    def _fill_canvas(self, prior: StructurePrior, text: str, num_prompt_tokens: int) -> tuple[list[int], list[bool]]:
         """An answer on the canvas of its row's prior, and which of its tokens are learned."""
         try:
-            answer, is_learned = conversation.structure_prior.write(
-                self.processor.tokenizer, conversation.answer(answer_index)
-            )
+            answer, is_learned = prior.write(self.processor.tokenizer, text)
         except ValueError as error:
             raise BadRowError(f"its answers must be ones of its `structure_prior`: {error}") from error
         if self.max_length is not None and num_prompt_tokens + len(answer) > self.max_length:
