@@ -80,7 +80,7 @@ def test_demo_serves_the_page_to_this_machine_alone_and_stops_on_interrupt() -> 
         config = json.loads(urllib.request.urlopen(f"{url}/config", timeout=30).read())
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130  # as of every interrupted command
+    assert process.returncode == 0
     assert "gradio" in html
     assert config["title"] == "Dimple"
     assert config["analytics_enabled"] is False

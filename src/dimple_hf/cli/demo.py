@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     page = build_page(
         model, processor, name="the small forms model" if is_small else args.model, remembers=not is_small
     )
-    launch_page(page, args.host, args.port)
+    try:
+        launch_page(page, args.host, args.port)
+    except KeyboardInterrupt:  # it came before gradio waits for it
+        page.close(verbose=False)
     return 0
 
 
