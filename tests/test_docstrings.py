@@ -41,9 +41,11 @@ def exported() -> dict[str, Any]:
 
 
 def members(owner: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that a class defines itself and has not taken over from a parent."""
+    """Public methods and properties that a class defines itself; neither its parents' nor a dataclass's fields."""
+    fields = getattr(owner, "__annotations__", {})
     for name, value in vars(owner).items():
         is_member = isinstance(value, (property, classmethod, staticmethod)) or callable(value)
+        is_member = is_member and name not in fields
         if is_member and not name.startswith("_") and not any(hasattr(parent, name) for parent in owner.__mro__[1:]):
             yield name, getattr(owner, name)
 
