@@ -31,7 +31,16 @@ from forms_data import MAX_DIGITS, SPLITS, Form, draw_form, form_rng, render_for
 
 from dimple_hf import StructurePrior
 
-KIND_SHARES = {"text": 0.15, "json": 0.2, "field": 0.1, "fields": 0.15, "schema": 0.15, "rows": 0.05, "sum": 0.2}
+KIND_SHARES = {
+    "text": 0.2,
+    "json": 0.25,
+    "schema": 0.13,
+    "shuffled": 0.12,
+    "field": 0.05,
+    "fields": 0.1,
+    "rows": 0.05,
+    "sum": 0.1,
+}
 """Kinds of question and how often each is asked. Reading from top to bottom is learned first; finding a row by its
 label is what the named fields teach, most of all when all rows are asked for in another order."""
 QUESTIONS = {
@@ -39,13 +48,17 @@ QUESTIONS = {
     "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "field": ("What is the {0}?", "Read the {0}.", "What does the form say for {0}?"),
     "fields": ("Read the {0}.", "What are the {0}?", "Give the {0}."),
-    # The same questions as for JSON, but the answer is laid out under the schema of some labels, in any order.
+    # The same questions as for JSON, but the answer is laid out under the form's schema, or one with its labels in
+    # another order.
     "schema": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
+    "shuffled": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
 }
 NUM_ASKED = {"field": 1, "sum": 2}
-"""How many labels a question names; `"fields"` names all, in any order, and a `"schema"` from one to all."""
+"""How many labels a question names; `"fields"` and `"shuffled"` name all of them, in any order."""
+UNDER_SCHEMA = ("schema", "shuffled")
+"""Kinds whose answers are laid out by a structure prior."""
 
 SAMPLE_INDEX = 1012
 """The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
@@ -58,7 +71,7 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         kind (`str`): Kind of question, a key of `QUESTIONS`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
         asked (`tuple[str, ...]`, defaults to `()`): The labels named in the question: one for `"field"`, two for
-            `"sum"`, any number for `"fields"` and `"schema"`, else none.
+            `"sum"`, any number for `"fields"` and `"shuffled"`, else none.
 
     Returns:
         `str`: For example `"qty 12\\nage 345"`, `'{"qty":12,"age":345}'`, `"age 345"`, `"2"`,
@@ -66,9 +79,9 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
     """
     if kind == "text":
         return "\n".join(f"{label} {number}" for label, number in fields.items())
-    if kind == "json":
+    if kind in ("json", "schema"):
         return json.dumps(fields, separators=(",", ":"))
-    if kind == "schema":
+    if kind == "shuffled":
         return json.dumps({label: fields[label] for label in asked}, separators=(",", ":"))
     if kind in ("field", "fields"):
         return "\n".join(f"{label} {fields[label]}" for label in asked)
@@ -106,9 +119,8 @@ def draw_question(
     drawn = str(rng.choice(list(shares), p=list(shares.values())))
     labels = [str(label) for label in rng.permutation(list(form.fields))]
     wording = int(rng.integers(3))
-    num_in_schema = int(rng.integers(1, len(labels) + 1))
     kind = drawn if kind is None else kind
-    asked = tuple(labels[: num_in_schema if kind == "schema" else NUM_ASKED.get(kind, len(labels))])
+    asked = tuple(labels[: NUM_ASKED.get(kind, len(labels))])
     named = (", ".join(asked[:-1]) + f" and {asked[-1]}",) if kind == "fields" else asked
     question = QUESTIONS[kind][wording].format(*named)
     return kind, question, write_answer(kind, form.fields, asked), asked
@@ -121,21 +133,21 @@ def forms_row(
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the picture and the question, an assistant turn with the
-        answer), `images` (one `PIL.Image.Image`), `structure_prior` ([`StructurePrior`] of a `"schema"` row, else
-        `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to number, in the order of the
-        answer).
+        answer), `images` (one `PIL.Image.Image`), `structure_prior` (a [`StructurePrior`] for the kinds of
+        `UNDER_SCHEMA`, else `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to number, in
+        the order of the answer).
     """
     rng = form_rng(split, index, seed)
     form = draw_form(split, rng)
     picture = render_form(form, split, rng)
     kind, question, answer, asked = draw_question(form, rng, kind, shares)
-    fields = {label: form.fields[label] for label in asked} if kind == "schema" else form.fields
+    fields = {label: form.fields[label] for label in asked} if kind == "shuffled" else form.fields
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
         "messages": [user, assistant],
         "images": [picture],
-        "structure_prior": form_prior(asked) if kind == "schema" else None,
+        "structure_prior": form_prior(fields) if kind in UNDER_SCHEMA else None,
         "kind": kind,
         "question": question,
         "answer": answer,

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forms_dataset import QUESTIONS, forms_row
+from forms_dataset import QUESTIONS, UNDER_SCHEMA, forms_row
 from forms_scores import summarize
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -145,7 +145,7 @@ def evaluate(
     for kind in QUESTIONS:
         rows = [forms_row("test", index, kind=kind) for index in range(num_rows)]
         form = options
-        if kind == "schema":  # the priors say how long answers are
+        if kind in UNDER_SCHEMA:  # the priors say how long answers are
             form = {name: value for name, value in options.items() if name != "max_new_tokens"}
             form["priors"] = [row["structure_prior"] for row in rows]
         name = f"{description}, {kind}" if description else None
