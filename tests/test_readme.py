@@ -70,7 +70,7 @@ def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir
     from transformers import AutoModel, AutoProcessor
 
     snippets = python_snippets((repo_root / "docs" / "structured_extraction.md").read_text())
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     namespace: dict[str, object] = {
         "processor": AutoProcessor.from_pretrained(parity_dir / "checkpoint"),
         "model": AutoModel.from_pretrained(parity_dir / "checkpoint"),
@@ -79,6 +79,7 @@ def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir
     for snippet in snippets:
         exec(compile(snippet, "structured_extraction.md", "exec"), namespace)
     assert type(namespace["receipt"]) is namespace["Receipt"]
+    assert int((namespace["batch"]["labels"] != -100).sum()) == 4  # a number of up to four digits
 
 
 def test_structured_extraction_commands_run(

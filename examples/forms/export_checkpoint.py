@@ -17,7 +17,7 @@ The card's scores are those of the weights that are written, on held-out forms. 
 one is whole.
 
 Command:
-    python examples/forms/export_checkpoint.py runs/forms/trained/anneal [--rows 500]
+    python examples/forms/export_checkpoint.py runs/forms/trained/finish [--rows 500]
 
 Hardware: one CPU core, some minutes.
 """
@@ -40,18 +40,21 @@ ANSWER_LENGTH = 48
 
 DESCRIPTION = """\
 A small model that reads pictures of forms: two to five rows, each with a printed label and a handwritten number of one
-to four digits. It reads whole forms well; finding single rows by their label, and so the last three kinds of question
-below, it has not learned yet (see the scores). It answers in one form for each kind of question, and nothing else can
-be expected of it:
+to four digits. It reads whole forms well, from top to bottom; finding single rows by their label, and so the last three
+kinds of question below, it has not learned yet (see the scores). It answers in one form for each kind of question, and
+nothing else can be expected of it:
 
 | question | answer |
 |---|---|
 | Read the form. | `qty 12`, a line for each row |
-| Read the form as JSON. | `{"qty":12,"age":345}` |
+| Read the form as JSON. | `{"qty":12,"age":345}`; also under the schema of the form, in either layout |
 | How many rows are there? | `2` |
 | What is the age? | `age 345` |
 | Read the age and qty. | `age 345`, `qty 12`, a line for each |
 | What is the sum of qty and age? | `qty 0012+age 0345=00357` |
+
+In the scores, `schema` is JSON under the form's schema (layout `"aligned"`) and `shuffled` the same with the labels in
+another order, for which each must be found.
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in
 scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the pictures of the scores
