@@ -180,6 +180,7 @@ def draw_figure(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # one for each family
     for family, lines in DECODINGS.items():
         points = [results[name] for name in lines if name in results]
         axes.plot(
