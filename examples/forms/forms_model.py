@@ -95,8 +95,8 @@ def write_untrained(directory: Path, visual: Path | None = None, seed: int = 0) 
     """
     write_tokenizer(directory)
     tokenizer = DimpleTokenizer.from_pretrained(directory)
-    # One number of pixels for all pictures: a form photographed larger or smaller arrives at the size of training.
-    image_processor = DimpleImageProcessor(min_pixels=NUM_PIXELS, max_pixels=NUM_PIXELS)
+    # A form photographed larger or smaller arrives at the size of training, also where its sides are cut a little.
+    image_processor = DimpleImageProcessor(min_pixels=9 * NUM_PIXELS // 10, max_pixels=11 * NUM_PIXELS // 10)
     DimpleProcessor(image_processor, tokenizer).save_pretrained(directory)
     torch.manual_seed(seed)
     model = DimpleForConditionalGeneration(model_config(tokenizer))

@@ -75,6 +75,12 @@ def test_processor_leaves_a_form_as_it_is_and_brings_others_to_its_size(untraine
     torch.testing.assert_close(inputs.pixel_values, train_vision.patchify(np.array(picture)[None]), rtol=0, atol=0)
     large = processor.image_processor([picture.resize((336, 280))], return_tensors="pt")
     assert inputs.image_grid_thw.tolist() == large.image_grid_thw.tolist() == [[1, 10, 12]]
+    # As people cut them out: any size, and sides that are a tenth off.
+    for size in ((400, 333), (250, 208), (100, 84), (1000, 790), (900, 800)):
+        cut = processor.image_processor([picture.resize(size)], return_tensors="pt")
+        assert cut.image_grid_thw.tolist() == [[1, 10, 12]], size
+    tall = processor.image_processor([picture.resize((300, 400))], return_tensors="pt")
+    assert tall.image_grid_thw.tolist() != [[1, 10, 12]]  # control
 
 
 def test_model_answers_a_forms_row_with_a_finite_loss(untrained):
