@@ -42,11 +42,13 @@ from dimple_hf.integrations.demo_canvas import Run
 
 #: Runs the command and says on stderr with whom it talks: every look-up of a name and every connection.
 COMMAND = """
+import signal
 import sys
 def watch(event, args):
     if event in ("socket.getaddrinfo", "socket.connect"):
         print(event, args, file=sys.stderr)
 sys.addaudithook(watch)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from dimple_hf.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
