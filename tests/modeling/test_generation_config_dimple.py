@@ -102,6 +102,20 @@ def test_generation_config_from_the_originals_file_drops_its_decoding_options(pa
     assert not hasattr(config, "alg")
 
 
+def test_generation_config_of_the_originals_training_code_loads(tmp_path: Path) -> None:
+    """Its copy of the class writes one option more than the released one, `block_attention`."""
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    written = {"block_attention": False, "alg": "origin", "steps": 512, "mask_token_id": 3}
+    file.write_text(json.dumps(written))
+    config = AutoModel.from_pretrained(tmp_path).generation_config
+    assert config.mask_token_id == 3
+    assert not hasattr(config, "block_attention")
+    file.write_text(json.dumps(written | {"block_atention": False}))  # control: nobody's option
+    with pytest.raises(ValueError, match="`block_atention` must be a generation option"):
+        AutoModel.from_pretrained(tmp_path)
+
+
 def test_generation_config_passed_to_from_pretrained_wins_over_the_file(tmp_path: Path) -> None:
     """As for every transformers model; a plain one takes the defaults for what it does not know."""
     tiny_model().save_pretrained(tmp_path)

@@ -101,6 +101,8 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         complementary_masks (`bool`, defaults to `False`):
             Whether the masked-diffusion loss trains each row on a mask and on its complement, so that every answer
             token is learned in every pass (the released code's "dual" strategy). Images are encoded once.
+        use_cache (`bool`, defaults to `False`):
+            For the original's code, where `True` changes how it decodes. Here the generation options say it.
         rope_theta (`float`, *optional*):
             Base of the rotary frequencies; accepted as a keyword and kept in `rope_parameters`. 10000 when missing, as
             the original's.
@@ -135,6 +137,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     full_attn_mask: bool = True
     loss_weighting: str = "uniform"
     complementary_masks: bool = False
+    use_cache: bool = False
     mrope_section: list[int] | tuple[int, ...] = (16, 24, 24)
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

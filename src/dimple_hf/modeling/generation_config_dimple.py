@@ -79,7 +79,8 @@ SHARED_OPTIONS = (
 
 #: Decoding options in the original's `generation_config.json`, which its own code never reads.
 UPSTREAM_FILE_OPTIONS = (
-    "alg", "alg_temp", "alg_p_threshold", "decoding_pipeline", "eps", "steps", "use_original_confidence",
+    "alg", "alg_temp", "alg_p_threshold", "block_attention", "decoding_pipeline", "eps", "steps",
+    "use_original_confidence",
 )  # fmt: skip
 
 
