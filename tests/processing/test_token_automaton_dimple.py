@@ -14,6 +14,7 @@
 """Token automata: they read tokens as byte automata read bytes, however few classes they keep."""
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -134,8 +135,17 @@ def test_automaton_of_sequences_accepts_exactly_them(vocabulary: Vocabulary) -> 
     assert accepts(TokenAutomaton.from_sequences([[]], vocabulary), [vocabulary.filler_id])
 
 
+def ask_everything(automaton: TokenAutomaton, num_entries: int) -> None:
+    """Fills the memories with so many entries of either kind; no two sets of states are the same."""
+    for number in range(num_entries):
+        states = int.from_bytes(random.Random(number).randbytes(automaton.num_states // 8), "little") + (number << 1)
+        automaton.after(states, None)
+        automaton.allowed(states, automaton.accepting)
+
+
 def test_memory_of_steps_is_bounded(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server runs for weeks."""
+    assert MAX_REMEMBERED > 1000  # control: the bound of the test is not the real one
     monkeypatch.setattr("dimple_hf.processing.token_automaton_dimple.MAX_REMEMBERED", 5)
     automaton = TokenAutomaton.from_bytes(byte_automaton(r"[a-z]{1,9}"), vocabulary)
     states = automaton.start
@@ -143,13 +153,49 @@ def test_memory_of_steps_is_bounded(vocabulary: Vocabulary, monkeypatch: pytest.
         states = automaton.after(states, vocabulary.encode("q")[0])
         automaton.before(states, None)
         automaton.allowed(states, automaton.accepting)
-    monkeypatch.setattr("dimple_hf.processing.token_automaton_dimple.MAX_AUTOMATA", 2)
-    for number in range(5):
-        assert vocabulary.automaton(number, lambda: automaton) is automaton
-    assert len(vocabulary._automata) <= 2
     assert len(automaton._steps) <= 5
     assert len(automaton._allowed) <= 5
-    assert MAX_REMEMBERED > 1000  # control: the bound of the test is not the real one
+
+
+@pytest.mark.parametrize("pattern", ["[a-z]{40}", "[a-z]{200}", "([a-z]{1,9}-){60}"])
+def test_size_of_an_automaton_holds_whatever_it_is_asked(pattern: str, vocabulary: Vocabulary) -> None:
+    """The bound of all automata together is made of it."""
+    tracemalloc.start()
+    try:
+        automaton = TokenAutomaton.from_bytes(byte_automaton(pattern), vocabulary)
+        own = tracemalloc.get_traced_memory()[0]
+        ask_everything(automaton, MAX_REMEMBERED)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert own < used  # control: the memories count
+    assert automaton.num_bytes / 3 < used <= automaton.num_bytes
+
+
+def test_vocabulary_forgets_the_automata_that_were_not_used_for_the_longest(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each client of a server may bring a schema of its own."""
+
+    def ask(key: str) -> bool:
+        """Whether the automaton had to be made anew."""
+        made = []
+        vocabulary.automaton(key, lambda: made.append(key) or TokenAutomaton.from_sequences([[5, 6]], vocabulary))
+        return bool(made)
+
+    vocabulary._automata.clear()
+    keys = ["a", "b", "c", "d", "e"]
+    assert [ask(key) for key in keys * 2] == [True] * 5 + [False] * 5  # control: the real bound has room for them
+    size = vocabulary.automaton("a", lambda: None).num_bytes
+    monkeypatch.setattr("dimple_hf.processing.token_automaton_dimple.MAX_AUTOMATA_BYTES", int(2.5 * size))
+    vocabulary._automata.clear()
+    assert [ask(key) for key in ("a", "b", "a", "c")] == [True, True, False, True]
+    assert list(vocabulary._automata) == ["a", "c"]
+    assert [ask(key) for key in ("a", "b", "c")] == [False, True, True]
+    # One that is larger than the bound is kept alone: whoever laid it out is about to use it.
+    monkeypatch.setattr("dimple_hf.processing.token_automaton_dimple.MAX_AUTOMATA_BYTES", size - 1)
+    assert [ask(key) for key in ("d", "d")] == [True, False]
+    assert list(vocabulary._automata) == ["d"]
 
 
 def test_automaton_too_large_for_the_vocabulary_is_refused(

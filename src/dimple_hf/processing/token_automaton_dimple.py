@@ -18,6 +18,7 @@ tell apart form a class, so that its table stays small for any vocabulary. Sets 
 a state, and every step over them is remembered. Imported by `answer_canvas_dimple` and `structure_prior_dimple`.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,11 +31,14 @@ from .automaton_dimple import ByteAutomaton
 #: Most pairs of a state and a kind of token that are tried for one automaton (two bytes each).
 MAX_WALKS = 1 << 27
 
-#: Most remembered automata of one vocabulary.
-MAX_AUTOMATA = 1 << 9
+#: Most bytes of the remembered automata of one vocabulary, with all that they may come to remember themselves.
+MAX_AUTOMATA_BYTES = 1 << 27
 
-#: Most remembered steps of one automaton; more are forgotten at once.
-MAX_REMEMBERED = 1 << 14
+#: Most remembered steps of one automaton, and as many token sets; more are forgotten at once.
+MAX_REMEMBERED = 1 << 12
+
+#: Bytes of an entry of a memory, and of a class's list of tokens, beside what they hold.
+ENTRY_BYTES, LIST_BYTES = 256, 112
 
 
 def remember(memory: dict[Any, Any], key: Any, value: Any, limit: int) -> None:
@@ -104,11 +108,23 @@ class Vocabulary:
         return b"".join(self.token_bytes[i] or b"" for i in ids if i < self.size)
 
     def automaton(self, key: Any, build: Callable[[], "TokenAutomaton"]) -> "TokenAutomaton":
-        """The automaton that `build` makes, or made before for the same `key`."""
+        """
+        The automaton that `build` makes, or made before for the same `key`. Those that were not asked for the longest
+        are forgotten first: their sizes differ by five orders of magnitude, so what is bounded is their bytes.
+        """
         automaton = self._automata.get(key)
+        is_new = automaton is None
         if automaton is None:
             automaton = build()
-            remember(self._automata, key, automaton, MAX_AUTOMATA)
+        # A dict keeps the order in which keys come. Other threads may be here too, so no key is counted on.
+        self._automata.pop(key, None)
+        self._automata[key] = automaton
+        if is_new:
+            num_bytes = 0
+            for other_key, other in reversed(self._automata.copy().items()):
+                num_bytes += other.num_bytes
+                if num_bytes > MAX_AUTOMATA_BYTES and other is not automaton:
+                    self._automata.pop(other_key, None)
         return automaton
 
 
@@ -138,6 +154,7 @@ class TokenAutomaton:
         self._class: np.ndarray = token_class.astype(class_type)
         self._class[filler_id] = num_classes
         self.vocabulary_size = len(token_class)
+        self.num_states = num_states + 1
         self.start = 1
         self.accepting = self._to_set(np.append(accepting, True))
         used = np.flatnonzero(self._class >= 0)
@@ -151,6 +168,16 @@ class TokenAutomaton:
         self._before = np.packbits(neighbours[:, :-1].T, axis=1, bitorder="little")
         self._steps: dict[tuple[str, int, int], int] = {}
         self._allowed: dict[tuple[int, int], bytes] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes when its own memories are full, which it fills as it is used."""
+        num_classes = self._table.shape[1]
+        arrays = (self._table, self._class, self._sizes, self._after, self._before)
+        own = sum(array.nbytes for array in (*arrays, *self._members)) + num_classes * LIST_BYTES
+        # A step is a set of states and the one behind it; a token set stands behind two sets of states.
+        entry = 2 * sys.getsizeof(1 << self.num_states) + ENTRY_BYTES
+        return own + MAX_REMEMBERED * (2 * entry + num_classes // 8)
 
     @classmethod
     def from_bytes(cls, automaton: ByteAutomaton, vocabulary: Vocabulary) -> "TokenAutomaton":

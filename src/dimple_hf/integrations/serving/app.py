@@ -98,6 +98,9 @@ class ChatCompletions:
         try:
             await self._answer(Request(scope, receive), scope, receive, send)
         except RefusedRequest as refusal:
+            # Its traceback holds the frames that it came through, with the body and half an automaton, and some of
+            # them hold it: megabytes of every refused request would wait for the next full garbage collection.
+            refusal.__traceback__ = None
             await _refused(refusal)(scope, receive, send)
         except ClientDisconnect:
             pass  # before there was a job for it

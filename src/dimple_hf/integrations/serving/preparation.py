@@ -30,8 +30,9 @@ from .pictures import read_pictures
 from .requests import ChatRequest, TextPart
 from .worker import Job
 
-#: Priors that are kept: laying one out takes up to a second or two.
-NUM_KEPT_PRIORS = 64
+#: Priors that are kept, each with what it remembers of its answers, some MiB. A few are enough: laying one out takes
+#: up to a second or two for the first time, but hardly any while its automata are remembered.
+NUM_KEPT_PRIORS = 16
 
 #: Most characters of a schema. What a small one may cost is bounded where it is laid out.
 MAX_SCHEMA_CHARACTERS = 1 << 16
