@@ -13,8 +13,8 @@
 # limitations under the License.
 """Batches of prompts in, a line for each out: `generate` behind a thread that reads ahead.
 
-Decoding is greedy, and each row of a batch is decoded as if it were alone, so that answers do not depend on which rows
-share a batch. Imported by `run`, the command `extract` and the benchmark.
+Decoding is greedy, and each row of a batch is decoded as if it were alone, so that answers do not depend, but for
+rounding, on which rows share a batch. Imported by `run`, the command `extract` and the benchmark.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
