@@ -1,5 +1,5 @@
 # One command for each job. Every target makes what it needs: on a fresh machine `make demo` or `make test` is all.
-#   make demo     read a handwritten form with the model of the package (ARGS='--question "Count the rows."' asks more)
+#   make demo     read a handwritten form with the model of the package (ARGS='--question "What is the floor?"' asks more)
 #   make test     run the tests (ARGS="-k cache" is passed on to pytest)
 #   make style    put the code in form
 #   make quality  check form, lint and types

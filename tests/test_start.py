@@ -53,6 +53,8 @@ def test_first_ten_minutes_run_as_they_stand(
     assert decided[0] == 0
     assert decided == sorted(decided)
     assert answer in batch
+    floor = next(line for line in answer.splitlines() if line.startswith("floor "))
+    assert f"What is the floor?\n{floor}\n" in batch
     assert int(json_answer) > 0
     assert piped.startswith(answer)
     assert piped.strip().endswith(answer)

@@ -41,8 +41,8 @@ KIND_SHARES = {
     "rows": 0.05,
     "sum": 0.1,
 }
-"""Kinds of question and how often each is asked. Reading from top to bottom is learned first; finding a row by its
-label is what the named fields teach, most of all when all rows are asked for in another order."""
+"""Kinds of question and how often each is asked. Only an untrained model learns to find a row by its label, and only
+where little can be read by counting rows; `docs/results.md` tells how the recipe teaches both."""
 QUESTIONS = {
     "text": ("Read the form.", "What does the form say?", "Read this form as text."),
     "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
@@ -87,8 +87,8 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         return "\n".join(f"{label} {fields[label]}" for label in asked)
     if kind == "rows":
         return str(len(fields))
-    # Of one width, so that digits of one place always stand at the same distance: a small model learns to add numbers
-    # written so within some hundred steps, and numbers of any width hardly at all.
+    # Of one width, so that digits of one place always stand at the same distance: numbers of any width are much harder
+    # to add for a small model.
     terms = "+".join(f"{label} {fields[label]:04d}" for label in asked)
     return f"{terms}={sum(fields[label] for label in asked):05d}"
 

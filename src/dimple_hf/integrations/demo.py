@@ -82,6 +82,7 @@ FORM_SCHEMA = json.dumps(
 EXAMPLES = [
     ["A form, freely", str(FORMS_SAMPLE), "Read the form.", FREE, ""],
     ["A form, as JSON of a schema", str(FORMS_SAMPLE), "Read the form as JSON.", SCHEMA, FORM_SCHEMA],
+    ["One of its numbers", str(FORMS_SAMPLE), "What is the floor?", FREE, ""],
     ["Its number of rows", str(FORMS_SAMPLE), "How many rows are there?", FREE, ""],
 ]
 
