@@ -14,8 +14,8 @@
 """What we save loads in the original's code (transformers 4.46.2), with the same meaning.
 
 That code is not part of this repository, so three things stand for it: the fields that it reads (pinned below), the
-files that it wrote itself (`fixtures/parity`), and our own reading of such files, which `test_parity` compares with the
-original's figures. `docs/hub.md` has the figures of one run of the original's classes over what is saved here.
+files that it wrote itself (`fixtures/parity`), and our own reading of such files, which `test_parity` compares with
+the original's figures. `docs/hub.md` has the figures of one run of the original's classes over what is saved here.
 """
 
 import json
