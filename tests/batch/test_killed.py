@@ -102,7 +102,8 @@ def test_run_killed_again_and_again_equals_the_uninterrupted_one(
     for _ in range(num_kills):
         started = processes.start([*command, "--output", str(output)], 2)
         kill_at_random(started, output, rng.randint(0, num_rows // (num_kills + 2)), rng)
-        assert [processes.wait(process) for process in started] == [-signal.SIGKILL] * 2
+        ends = {processes.wait(process) for process in started}
+        assert -signal.SIGKILL in ends <= {-signal.SIGKILL, 0}  # a small part may be done before the kill comes
         rows = rows_done(output)
         assert len(rows) == len(set(rows))
         assert num_done <= len(rows) < num_rows
