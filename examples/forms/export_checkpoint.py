@@ -17,7 +17,7 @@ The card's scores are those of the weights that are written, on held-out forms. 
 one is whole.
 
 Command:
-    python examples/forms/export_checkpoint.py runs/forms/trained/finish [--rows 500]
+    python examples/forms/export_checkpoint.py runs/forms/trained/settle [--rows 500]
 
 Hardware: one CPU core, some minutes.
 """
