@@ -41,8 +41,8 @@ KIND_SHARES = {
     "rows": 0.05,
     "sum": 0.1,
 }
-"""Kinds of question and how often each is asked. Finding a row by its label has only been learned where nothing could be
-read by counting rows first; `docs/results.md` tells how the recipe teaches both."""
+"""Kinds of question and how often each is asked. Finding a row by its label has only been learned where nothing could
+be read by counting rows first; `docs/results.md` tells how the recipe teaches both."""
 QUESTIONS = {
     "text": ("Read the form.", "What does the form say?", "Read this form as text."),
     "json": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
