@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from dimple_hf.modeling.unmasking_dimple import (
     CONFIDENCE_MEASURES,
+    SCORES_PER_PART,
     TOKENS_PER_GROUP,
     active_places,
     adaptive_fraction,
@@ -31,6 +32,7 @@ from dimple_hf.modeling.unmasking_dimple import (
     filter_logits,
     finished_rows,
     fixed_fraction,
+    in_parts,
     most_probable,
     pad_after_end,
     place_indices,
@@ -108,6 +110,29 @@ def test_entropy_of_known_distributions_is_in_nats() -> None:
     """Of one possible token, of two equal ones, of four; -inf does no harm."""
     logits = logits_of([1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25] * 4)
     torch.testing.assert_close(entropy(logits), torch.tensor([0.0, math.log(2), math.log(4)]))
+
+
+@pytest.mark.parametrize("unmasking", ["confidence", "margin", "entropy"])
+@pytest.mark.parametrize(("num_places", "sizes"), [(0, [0]), (1, [1]), (3, [3]), (7, [3, 3, 1])])
+def test_confidence_in_parts_is_that_of_all_at_once(unmasking: str, num_places: int, sizes: list[int]) -> None:
+    """To the bit, because histories must not depend on where a part ends."""
+    logits = torch.randn(num_places, SCORES_PER_PART // 3, generator=torch.Generator().manual_seed(0))
+    tokens = logits.argmax(dim=-1)
+    seen = []
+
+    def measure(part: torch.Tensor, part_tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return CONFIDENCE_MEASURES[unmasking](part, part_tokens)
+
+    assert torch.equal(in_parts(measure, logits, tokens), CONFIDENCE_MEASURES[unmasking](logits, tokens))
+    assert seen == sizes
+    # A vocabulary that no part holds goes place by place; what is not on a CPU in one call.
+    seen.clear()
+    in_parts(measure, torch.zeros(2, SCORES_PER_PART + 1), torch.zeros(2, dtype=torch.long))
+    assert seen == [1, 1]
+    seen.clear()
+    in_parts(measure, torch.zeros(7, SCORES_PER_PART, device="meta"), torch.zeros(7, dtype=torch.long, device="meta"))
+    assert seen == [7]
 
 
 # Filters

@@ -38,6 +38,7 @@ from .unmasking_dimple import (
     denoising_times,
     filter_logits,
     finished_rows,
+    in_parts,
     most_probable,
     present_block,
     rank_places,
@@ -141,7 +142,8 @@ class DenoisingPlan:
             tokens = probabilities.multinomial(1).squeeze(-1)
         else:
             tokens = most_probable(logits)  # what filters keep always holds it
-        return tokens, CONFIDENCE_MEASURES[self.unmasking](filtered if self.filtered_confidence else logits, tokens)
+        scored = filtered if self.filtered_confidence else logits
+        return tokens, in_parts(CONFIDENCE_MEASURES[self.unmasking], scored, tokens)
 
     def choose_places(
         self, step: int, open_places: torch.BoolTensor, maskable: torch.BoolTensor, scores: PassScores

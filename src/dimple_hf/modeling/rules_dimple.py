@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from .unmasking_dimple import entropy, place_indices, top_probability
+from .unmasking_dimple import entropy, in_parts, place_indices, top_probability
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def entropy_bounded_places(scores: PassScores, entropy_bound: float) -> torch.Te
     the largest k for which the sum of their entropies less the largest of them is at most `entropy_bound`, in nats.
     That difference bounds what the places can tell about each other. One place always fits.
     """
-    entropies = spread(scores.places, entropy(scores.logits)).masked_fill(~scores.masked, torch.inf)
+    entropies = spread(scores.places, in_parts(entropy, scores.logits)).masked_fill(~scores.masked, torch.inf)
     entropies, order = entropies.sort(dim=1, stable=True)
     # The entropies rise, so the k-th is the largest of the first k, and the sum before it is the difference.
     before = torch.nn.functional.pad(entropies.cumsum(dim=1), (1, -1))
@@ -274,7 +274,7 @@ class PassMemory:
                 In (0, 1].
         """
         tokens = answer.flatten()[place_indices(scores.places, len(scores.logits))]
-        probability = spread(scores.places, top_probability(scores.logits, tokens))
+        probability = spread(scores.places, in_parts(top_probability, scores.logits, tokens))
         num_drafted = self.drafted.sum(dim=1)
         return suspicious_places(scores.places & ~scores.masked, probability, num_drafted, verify_threshold)
 

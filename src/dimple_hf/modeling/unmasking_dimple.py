@@ -19,10 +19,15 @@ schedules are the released code's. Imported by `denoising_dimple`, `rules_dimple
 by `generation_config_dimple`.
 """
 
+from collections.abc import Callable
+
 import torch
 
 #: Tokens that `most_probable` looks at together.
 TOKENS_PER_GROUP = 512
+
+#: Scores that `in_parts` hands on together: 4 MiB, which a CPU's memory allocator keeps for the next part.
+SCORES_PER_PART = 2**20
 
 
 def most_probable(logits: torch.Tensor) -> torch.Tensor:
@@ -48,6 +53,29 @@ def most_probable(logits: torch.Tensor) -> torch.Tensor:
     # In the last group the last token comes several times, behind itself.
     tokens = (start + torch.arange(TOKENS_PER_GROUP, device=logits.device)).clamp(max=vocab_size - 1)
     return (start + logits.gather(-1, tokens).argmax(dim=-1, keepdim=True)).squeeze(-1)
+
+
+def in_parts(function: Callable[..., torch.Tensor], logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """
+    What `function` says about each place, called with a few places at a time where `logits` are on a CPU. Fresh memory
+    for a whole vocabulary at every place costs more there than the arithmetic; elsewhere many calls do.
+
+    Args:
+        function (`Callable`):
+            `(logits, *others)` of any number of places -> `torch.Tensor` of shape `(num_places,)`.
+        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+            Scores of all tokens.
+        others (`torch.Tensor` of shape `(num_places, ...)`):
+            What else it takes.
+
+    Returns:
+        `torch.Tensor` of shape `(num_places,)`.
+    """
+    if logits.device.type != "cpu":
+        return function(logits, *others)
+    places_per_part = max(1, SCORES_PER_PART // logits.shape[-1])
+    parts = zip(*(tensor.split(places_per_part) for tensor in (logits, *others)), strict=True)
+    return torch.cat([function(*part) for part in parts])
 
 
 def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
