@@ -33,13 +33,14 @@ from dimple_hf import StructurePrior
 
 KIND_SHARES = {
     "text": 0.2,
-    "json": 0.25,
-    "schema": 0.13,
-    "shuffled": 0.12,
+    "json": 0.22,
+    "schema": 0.1,
+    "shuffled": 0.1,
     "field": 0.05,
-    "fields": 0.1,
-    "rows": 0.05,
-    "sum": 0.1,
+    "fields": 0.13,
+    "rows": 0.04,
+    "sum": 0.12,
+    "add": 0.04,
 }
 """Kinds of question and how often each is asked. Finding a row by its label has only been learned where nothing could
 be read by counting rows first; `docs/results.md` tells how the recipe teaches both."""
@@ -54,11 +55,15 @@ QUESTIONS = {
     "shuffled": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
+    # The same questions without a picture: the numbers stand in the answer already.
+    "add": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
 }
-NUM_ASKED = {"field": 1, "sum": 2}
-"""How many labels a question names; `"fields"` and `"shuffled"` name all of them, in any order."""
-UNDER_SCHEMA = ("schema", "shuffled")
+NUM_ASKED = {"field": 1, "sum": 2, "add": 2}
+"""How many labels a question names; `"fields"` names two or more and `"shuffled"` all of them, in any order."""
+UNDER_PRIOR = ("schema", "shuffled", "add")
 """Kinds whose answers are laid out by a structure prior."""
+SUM_DIGITS = MAX_DIGITS + 1
+"""Digits of a sum, leading zeros included."""
 
 SAMPLE_INDEX = 1012
 """The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
@@ -71,7 +76,7 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         kind (`str`): Kind of question, a key of `QUESTIONS`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
         asked (`tuple[str, ...]`, defaults to `()`): The labels named in the question: one for `"field"`, two for
-            `"sum"`, any number for `"fields"` and `"shuffled"`, else none.
+            `"sum"` and `"add"`, any number for `"fields"` and `"shuffled"`, else none.
 
     Returns:
         `str`: For example `"qty 12\\nage 345"`, `'{"qty":12,"age":345}'`, `"age 345"`, `"2"`,
@@ -87,10 +92,16 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         return "\n".join(f"{label} {fields[label]}" for label in asked)
     if kind == "rows":
         return str(len(fields))
-    # Of one width, so that digits of one place always stand at the same distance: numbers of any width are much harder
-    # to add for a small model.
-    terms = "+".join(f"{label} {fields[label]:04d}" for label in asked)
-    return f"{terms}={sum(fields[label] for label in asked):05d}"
+    return f"{write_terms(fields, asked)}{sum(fields[label] for label in asked):0{SUM_DIGITS}d}"
+
+
+def write_terms(fields: Mapping[str, int], asked: tuple[str, ...]) -> str:
+    """The working before a sum, for example `"qty 0012+age 0345="`.
+
+    Of one width, so that digits of one place always stand at the same distance: numbers of any width are much harder
+    to add for a small model.
+    """
+    return "+".join(f"{label} {fields[label]:0{MAX_DIGITS}d}" for label in asked) + "="
 
 
 def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior:
@@ -99,6 +110,15 @@ def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior
     properties = dict.fromkeys(labels, number)
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     return StructurePrior.from_json_schema(schema, layout=layout)
+
+
+def answer_prior(kind: str, fields: Mapping[str, int], asked: tuple[str, ...]) -> StructurePrior | None:
+    """The prior that an answer is given under, for the kinds of `UNDER_PRIOR`: see [`write_answer`]."""
+    if kind == "add":
+        return StructurePrior.from_template(write_terms(fields, asked) + "{sum:" + str(SUM_DIGITS) + "}")
+    if kind in UNDER_PRIOR:
+        return form_prior(asked if kind == "shuffled" else fields)
+    return None
 
 
 def draw_question(
@@ -119,8 +139,9 @@ def draw_question(
     drawn = str(rng.choice(list(shares), p=list(shares.values())))
     labels = [str(label) for label in rng.permutation(list(form.fields))]
     wording = int(rng.integers(3))
+    num_fields = int(rng.integers(2, len(labels) + 1))
     kind = drawn if kind is None else kind
-    asked = tuple(labels[: NUM_ASKED.get(kind, len(labels))])
+    asked = tuple(labels[: num_fields if kind == "fields" else NUM_ASKED.get(kind, len(labels))])
     named = (", ".join(asked[:-1]) + f" and {asked[-1]}",) if kind == "fields" else asked
     question = QUESTIONS[kind][wording].format(*named)
     return kind, question, write_answer(kind, form.fields, asked), asked
@@ -133,21 +154,22 @@ def forms_row(
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the picture and the question, an assistant turn with the
-        answer), `images` (one `PIL.Image.Image`), `structure_prior` (a [`StructurePrior`] for the kinds of
-        `UNDER_SCHEMA`, else `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to number, in
-        the order of the answer).
+        answer), `images` (one `PIL.Image.Image`, none for `"add"`), `structure_prior` (a [`StructurePrior`] for the
+        kinds of `UNDER_PRIOR`, else `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to
+        number, in the order of the answer).
     """
     rng = form_rng(split, index, seed)
+    (question_rng,) = rng.spawn(1)  # its own, so that a question needs no picture to be drawn
     form = draw_form(split, rng)
-    picture = render_form(form, split, rng)
-    kind, question, answer, asked = draw_question(form, rng, kind, shares)
+    kind, question, answer, asked = draw_question(form, question_rng, kind, shares)
+    pictures = [] if kind == "add" else [render_form(form, split, rng)]
     fields = {label: form.fields[label] for label in asked} if kind == "shuffled" else form.fields
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    user = {"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
         "messages": [user, assistant],
-        "images": [picture],
-        "structure_prior": form_prior(fields) if kind in UNDER_SCHEMA else None,
+        "images": pictures,
+        "structure_prior": answer_prior(kind, form.fields, asked),
         "kind": kind,
         "question": question,
         "answer": answer,
@@ -188,8 +210,8 @@ def forms_dataset(
 
 
 def write_sample(directory: Path) -> None:
-    """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question of each kind."""
-    rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in QUESTIONS]
+    """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question of each kind about it."""
+    rows = [row for kind in QUESTIONS if (row := forms_row("test", SAMPLE_INDEX, kind=kind))["images"]]
     rows[0]["images"][0].save(directory / "sample.png")
     asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]
     truth = {"fields": json.loads(rows[0]["fields"]), "questions": asked}

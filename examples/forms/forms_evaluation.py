@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forms_dataset import QUESTIONS, UNDER_SCHEMA, forms_row
+from forms_dataset import QUESTIONS, UNDER_PRIOR, forms_row
 from forms_scores import summarize
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -105,9 +105,9 @@ def ask(
 
 
 def chat_turn(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's turn of a row, with the picture in it."""
-    content = [{"type": "image", "image": row["images"][0]}, {"type": "text", "text": row["question"]}]
-    return {"role": "user", "content": content}
+    """The user's turn of a row, with its picture, if it has one, in it."""
+    pictures = [{"type": "image", "image": picture} for picture in row["images"]]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": row["question"]}]}
 
 
 def score(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> dict[str, float]:
@@ -145,7 +145,7 @@ def evaluate(
     for kind in QUESTIONS:
         rows = [forms_row("test", index, kind=kind) for index in range(num_rows)]
         form = options
-        if kind in UNDER_SCHEMA:  # the priors say how long answers are
+        if kind in UNDER_PRIOR:  # the priors say how long answers are
             form = {name: value for name, value in options.items() if name != "max_new_tokens"}
             form["priors"] = [row["structure_prior"] for row in rows]
         name = f"{description}, {kind}" if description else None

@@ -44,7 +44,8 @@ def test_write_answer_of_every_kind_is_exact():
     assert write_answer("fields", FIELDS, ("age", "qty")) == "age 5\nqty 482"
     assert write_answer("schema", FIELDS) == '{"qty":482,"age":5}'
     assert write_answer("shuffled", FIELDS, ("age", "qty")) == '{"age":5,"qty":482}'
-    assert write_answer("sum", FIELDS, ("age", "qty")) == "age 0005+qty 0482=00487"
+    for kind in ("sum", "add"):
+        assert write_answer(kind, FIELDS, ("age", "qty")) == "age 0005+qty 0482=00487"
 
 
 def test_forms_row_is_a_chat_about_its_own_picture():
@@ -59,9 +60,10 @@ def test_forms_row_is_a_chat_about_its_own_picture():
 def test_forms_row_of_another_kind_shows_the_same_picture():
     """Evaluations of all kinds must look at the same forms, so that their scores can be compared."""
     rows = [forms_row("test", 5, kind=kind) for kind in QUESTIONS]
-    assert len({row["images"][0].tobytes() for row in rows}) == 1
+    assert len({row["images"][0].tobytes() for row in rows if row["kind"] != "add"}) == 1
     assert len({row["fields"] for row in rows if row["kind"] != "shuffled"}) == 1
-    assert len({row["question"] for row in rows}) == 6  # under a schema, JSON is asked for in the same words
+    # Under a schema, JSON is asked for in the same words; so is a sum without a picture.
+    assert len({row["question"] for row in rows}) == 6
     assert forms_row("test", 6)["images"][0].tobytes() != rows[0]["images"][0].tobytes()
 
 
@@ -73,6 +75,32 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
         asked = [label for label in fields if label in row["question"].rstrip("?.").split()]
         assert len(asked) == 2
         assert parse_sum(row["answer"]) == sum(fields[label] for label in asked)
+
+
+def test_forms_row_to_add_gives_the_terms_in_place_of_a_picture():
+    """What is learned is nothing but the digits of the sum."""
+    tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
+    row = forms_row("train", 1, kind="add")
+    assert row["images"] == []
+    assert row["messages"][0]["content"] == [{"type": "text", "text": row["question"]}]
+    assert row["answer"] == forms_row("train", 1, kind="sum")["answer"]
+    tokens, is_learned = row["structure_prior"].write(tokenizer, row["answer"])
+    learned = [token for token, flag in zip(tokens, is_learned, strict=True) if flag]
+    assert tokenizer.decode(learned) == row["answer"].rpartition("=")[2]
+    assert len(learned) == 5
+
+
+def test_forms_row_asks_for_two_or_more_fields_in_any_order():
+    """Asked for all of them only, a model need not look at which are asked for."""
+    counts = Counter()
+    for index in range(200):
+        row = forms_row("train", index, kind="fields")
+        fields = json.loads(row["fields"])
+        named = [word.rstrip("?.,") for word in row["question"].split()]
+        asked = [word for word in named if word in fields]
+        assert row["answer"] == "\n".join(f"{label} {fields[label]}" for label in asked)
+        counts[len(fields), len(asked)] += 1
+    assert set(counts) == {(2, 2), (3, 2), (3, 3), (4, 2), (4, 3), (4, 4), (5, 2), (5, 3), (5, 4), (5, 5)}
 
 
 def test_forms_row_under_a_schema_lays_all_fields_out_in_the_forms_order_or_another():
@@ -121,7 +149,7 @@ def test_forms_dataset_of_one_kind_asks_only_that():
         ({"split": "train", "shares": {"txt": 1.0}}, r"`kind` must be one of text, .* \(got 'txt'\)"),
         (
             {"split": "train", "kind": "xml"},
-            r"`kind` must be one of text, json, field, fields, schema, shuffled, rows, sum \(got 'xml'\)",
+            r"`kind` must be one of text, json, field, fields, schema, shuffled, rows, sum, add \(got 'xml'\)",
         ),
     ],
 )
@@ -171,7 +199,7 @@ def test_score_answer_of_short_answers_is_exact():
 
 def test_score_answer_of_an_unknown_kind_is_refused():
     with pytest.raises(
-        ValueError, match=r"`kind` must be text, json, schema, shuffled, field, fields, rows or sum \(got 'xml'\)"
+        ValueError, match=r"`kind` must be text, json, schema, shuffled, field, fields, rows, sum or add \(got 'xml'\)"
     ):
         score_answer("xml", "", "", FIELDS)
 
@@ -194,6 +222,5 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
         # One grey level of room: resampling may round differently in another version of Pillow.
         assert np.abs(np.asarray(written, dtype=int) - np.asarray(kept, dtype=int)).max() <= 1
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
-    assert [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]] == list(
-        QUESTIONS
-    )
+    kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
+    assert kinds == [kind for kind in QUESTIONS if kind != "add"]  # it is not about a picture
