@@ -32,14 +32,14 @@ from forms_data import MAX_DIGITS, SPLITS, Form, draw_form, form_rng, render_for
 from dimple_hf import StructurePrior
 
 KIND_SHARES = {
-    "text": 0.2,
-    "json": 0.22,
+    "text": 0.18,
+    "json": 0.2,
     "schema": 0.1,
     "shuffled": 0.1,
     "field": 0.05,
     "fields": 0.13,
     "rows": 0.04,
-    "sum": 0.12,
+    "sum": 0.16,
     "add": 0.04,
 }
 """Kinds of question and how often each is asked. Finding a row by its label has only been learned where nothing could

@@ -172,6 +172,7 @@ def test_batch_with_a_model_that_is_not_there_leaves_no_file(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """So that the command with the right name is not taken for another run."""
+    (tmp_path / "modle").mkdir()
     assert main([*command, "--model", str(tmp_path / "modle")]) == 1
     assert "modle" in capsys.readouterr().err
     assert [path for path in tmp_path.iterdir() if path.name.startswith("answers")] == []

@@ -32,10 +32,10 @@ from ..batch.answers import Answerer
 from ..batch.prompts import PromptReader, open_rows
 from ..batch.results import Place, ResultFiles
 from ..batch.run import answer_rows, rows_of_process
-from ..checkpoints import FORMS_CHECKPOINT
 from ..modeling.generation_config_dimple import DimpleGenerationConfig
 from ..processing import StructurePrior
 from ..training.sources import Source
+from .arguments import add_model_argument
 from .extract import read_schema
 
 HELP = "ask a model every row of a data set"
@@ -50,11 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="file for the answers, one line for each row")
     parser.add_argument("--split", help="split of a data set (default: train)")
-    parser.add_argument(
-        "--model",
-        default=str(FORMS_CHECKPOINT),
-        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
-    )
+    add_model_argument(parser)
     parser.add_argument("--schema", type=Path, help="file with a JSON schema that all answers are to be valid for")
     parser.add_argument("--batch-size", type=int, default=8, help="rows at a time (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, help="places of an answer (default: the model's)")

@@ -22,17 +22,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..checkpoints import FORMS_CHECKPOINT
+from .arguments import add_model_argument
 
 HELP = "serve a page to play with a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
-    parser.add_argument(
-        "--model",
-        default=str(FORMS_CHECKPOINT),
-        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)"
     )

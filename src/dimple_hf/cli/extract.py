@@ -30,8 +30,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from ..batch.answers import Answerer, answer_batches
 from ..batch.prompts import make_prompt
 from ..batch.results import encode_line, whole_lines
-from ..checkpoints import FORMS_CHECKPOINT
 from ..processing import StructurePrior
+from .arguments import add_model_argument
 
 HELP = "read pictures into JSON that is valid for a schema"
 
@@ -41,11 +41,7 @@ IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
-    parser.add_argument(
-        "--model",
-        default=str(FORMS_CHECKPOINT),
-        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
-    )
+    add_model_argument(parser)
     parser.add_argument("--schema", type=Path, required=True, help="file with a JSON schema")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, nargs="+", help="pictures, or folders of pictures")

@@ -27,8 +27,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from ..checkpoints import FORMS_CHECKPOINT
 from ..training.adapters import load_adapter
+from .arguments import add_model_argument
 
 HELP = "ask a model about pictures"
 
@@ -98,11 +98,7 @@ class LiveAnswer(BaseStreamer):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
     parser.add_argument("question", help="what to ask")
-    parser.add_argument(
-        "--model",
-        default=str(FORMS_CHECKPOINT),
-        help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
-    )
+    add_model_argument(parser)
     parser.add_argument("--adapter", help="directory or Hub id of a PEFT adapter for the model")
     parser.add_argument("--image", type=Path, action="append", default=[], help="picture; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, help="places of the answer")

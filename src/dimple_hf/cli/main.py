@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from . import batch, card, convert, demo, doctor, extract, generate, init, serve, train
+from .arguments import CommandParser
 
 #: Sub-command -> module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
 COMMANDS = {
@@ -36,9 +37,7 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="dimple-hf", description="Dimple, a discrete-diffusion vision-language model."
-    )
+    parser = CommandParser(prog="dimple-hf", description="Dimple, a discrete-diffusion vision-language model.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)

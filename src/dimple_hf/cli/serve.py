@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import FORMS_CHECKPOINT
+from .arguments import checkpoint_name
 
 HELP = "serve a model to OpenAI's clients"
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
+        type=checkpoint_name,
         default=str(FORMS_CHECKPOINT),
         help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
     )
