@@ -55,12 +55,13 @@ QUESTIONS = {
     "shuffled": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
-    # The same questions without a picture: the numbers stand in the answer already.
+    # The same questions when the numbers stand in the answer already, beside a picture and without one.
+    "worked": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
     "add": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
 }
-NUM_ASKED = {"field": 1, "sum": 2, "add": 2}
+NUM_ASKED = {"field": 1, "sum": 2, "worked": 2, "add": 2}
 """How many labels a question names; `"fields"` names two or more and `"shuffled"` all of them, in any order."""
-UNDER_PRIOR = ("schema", "shuffled", "add")
+UNDER_PRIOR = ("schema", "shuffled", "worked", "add")
 """Kinds whose answers are laid out by a structure prior."""
 SUM_DIGITS = MAX_DIGITS + 1
 """Digits of a sum, leading zeros included."""
@@ -76,7 +77,7 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
         kind (`str`): Kind of question, a key of `QUESTIONS`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
         asked (`tuple[str, ...]`, defaults to `()`): The labels named in the question: one for `"field"`, two for
-            `"sum"` and `"add"`, any number for `"fields"` and `"shuffled"`, else none.
+            `"sum"`, `"worked"` and `"add"`, any number for `"fields"` and `"shuffled"`, else none.
 
     Returns:
         `str`: For example `"qty 12\\nage 345"`, `'{"qty":12,"age":345}'`, `"age 345"`, `"2"`,
@@ -114,7 +115,7 @@ def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior
 
 def answer_prior(kind: str, fields: Mapping[str, int], asked: tuple[str, ...]) -> StructurePrior | None:
     """The prior that an answer is given under, for the kinds of `UNDER_PRIOR`: see [`write_answer`]."""
-    if kind == "add":
+    if kind in ("worked", "add"):
         return StructurePrior.from_template(write_terms(fields, asked) + "{sum:" + str(SUM_DIGITS) + "}")
     if kind in UNDER_PRIOR:
         return form_prior(asked if kind == "shuffled" else fields)

@@ -51,7 +51,7 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
 
     Args:
         kind (`str`): Kind of question: `"text"`, `"json"`, `"schema"`, `"shuffled"`, `"field"`, `"fields"`, `"rows"`,
-            `"sum"` or `"add"`.
+            `"sum"`, `"worked"` or `"add"`.
         answer (`str`): What the model said, without special tokens. White space around it does not count.
         expected (`str`): The row's `answer`.
         fields (`Mapping[str, int]`): Label to number, from top to bottom.
@@ -66,11 +66,11 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
     answer = answer.strip()
     if kind in ("field", "fields", "rows"):
         return {"exact": (int(answer == expected), 1)}
-    if kind in ("sum", "add"):
+    if kind in ("sum", "worked", "add"):
         return {"exact": (int(parse_sum(answer) == parse_sum(expected)), 1)}
     if kind not in ("text", "json", "schema", "shuffled"):
         raise ValueError(
-            f"`kind` must be text, json, schema, shuffled, field, fields, rows, sum or add (got {kind!r})"
+            f"`kind` must be text, json, schema, shuffled, field, fields, rows, sum, worked or add (got {kind!r})"
         )
     parsed = parse_text(answer) if kind == "text" else parse_json(answer)
     found = parsed or {}

@@ -44,7 +44,7 @@ def test_write_answer_of_every_kind_is_exact():
     assert write_answer("fields", FIELDS, ("age", "qty")) == "age 5\nqty 482"
     assert write_answer("schema", FIELDS) == '{"qty":482,"age":5}'
     assert write_answer("shuffled", FIELDS, ("age", "qty")) == '{"age":5,"qty":482}'
-    for kind in ("sum", "add"):
+    for kind in ("sum", "worked", "add"):
         assert write_answer(kind, FIELDS, ("age", "qty")) == "age 0005+qty 0482=00487"
 
 
@@ -62,7 +62,7 @@ def test_forms_row_of_another_kind_shows_the_same_picture():
     rows = [forms_row("test", 5, kind=kind) for kind in QUESTIONS]
     assert len({row["images"][0].tobytes() for row in rows if row["kind"] != "add"}) == 1
     assert len({row["fields"] for row in rows if row["kind"] != "shuffled"}) == 1
-    # Under a schema, JSON is asked for in the same words; so is a sum without a picture.
+    # Under a schema, JSON is asked for in the same words; so is a sum under its working.
     assert len({row["question"] for row in rows}) == 6
     assert forms_row("test", 6)["images"][0].tobytes() != rows[0]["images"][0].tobytes()
 
@@ -77,12 +77,14 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
         assert parse_sum(row["answer"]) == sum(fields[label] for label in asked)
 
 
-def test_forms_row_to_add_gives_the_terms_in_place_of_a_picture():
-    """What is learned is nothing but the digits of the sum."""
+@pytest.mark.parametrize(("kind", "num_pictures"), [("worked", 1), ("add", 0)])
+def test_forms_row_to_add_gives_the_terms(kind, num_pictures):
+    """What is learned is nothing but the digits of the sum, beside a picture or without one."""
     tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
-    row = forms_row("train", 1, kind="add")
-    assert row["images"] == []
-    assert row["messages"][0]["content"] == [{"type": "text", "text": row["question"]}]
+    row = forms_row("train", 1, kind=kind)
+    assert len(row["images"]) == num_pictures
+    question = {"type": "text", "text": row["question"]}
+    assert row["messages"][0]["content"] == [{"type": "image"}] * num_pictures + [question]
     assert row["answer"] == forms_row("train", 1, kind="sum")["answer"]
     tokens, is_learned = row["structure_prior"].write(tokenizer, row["answer"])
     learned = [token for token, flag in zip(tokens, is_learned, strict=True) if flag]
@@ -149,7 +151,7 @@ def test_forms_dataset_of_one_kind_asks_only_that():
         ({"split": "train", "shares": {"txt": 1.0}}, r"`kind` must be one of text, .* \(got 'txt'\)"),
         (
             {"split": "train", "kind": "xml"},
-            r"`kind` must be one of text, json, field, fields, schema, shuffled, rows, sum, add \(got 'xml'\)",
+            r"`kind` must be one of text, json, field, fields, schema, shuffled, rows, sum, worked, add \(got 'xml'\)",
         ),
     ],
 )
@@ -199,7 +201,8 @@ def test_score_answer_of_short_answers_is_exact():
 
 def test_score_answer_of_an_unknown_kind_is_refused():
     with pytest.raises(
-        ValueError, match=r"`kind` must be text, json, schema, shuffled, field, fields, rows, sum or add \(got 'xml'\)"
+        ValueError,
+        match=r"`kind` must be text, json, schema, shuffled, field, fields, rows, sum, worked or add \(got 'xml'\)",
     ):
         score_answer("xml", "", "", FIELDS)
 
