@@ -32,15 +32,16 @@ from forms_data import MAX_DIGITS, SPLITS, Form, draw_form, form_rng, render_for
 from dimple_hf import StructurePrior
 
 KIND_SHARES = {
-    "text": 0.18,
-    "json": 0.2,
-    "schema": 0.1,
-    "shuffled": 0.1,
-    "field": 0.05,
-    "fields": 0.13,
-    "rows": 0.04,
-    "sum": 0.16,
-    "add": 0.04,
+    "text": 0.17,
+    "json": 0.19,
+    "schema": 0.07,
+    "shuffled": 0.08,
+    "field": 0.04,
+    "fields": 0.11,
+    "rows": 0.06,
+    "sum": 0.1,
+    "worked": 0.12,
+    "add": 0.06,
 }
 """Kinds of question and how often each is asked. Finding a row by its label has only been learned where nothing could
 be read by counting rows first; `docs/results.md` tells how the recipe teaches both."""
@@ -65,6 +66,8 @@ UNDER_PRIOR = ("schema", "shuffled", "worked", "add")
 """Kinds whose answers are laid out by a structure prior."""
 SUM_DIGITS = MAX_DIGITS + 1
 """Digits of a sum, leading zeros included."""
+MAX_SUM_FILLERS = 32
+"""Most fillers behind the sum of a `"worked"` row, whose canvas is of any length as that of a free answer is."""
 
 SAMPLE_INDEX = 1012
 """The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
@@ -113,10 +116,18 @@ def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior
     return StructurePrior.from_json_schema(schema, layout=layout)
 
 
-def answer_prior(kind: str, fields: Mapping[str, int], asked: tuple[str, ...]) -> StructurePrior | None:
-    """The prior that an answer is given under, for the kinds of `UNDER_PRIOR`: see [`write_answer`]."""
+def answer_prior(
+    kind: str, fields: Mapping[str, int], asked: tuple[str, ...], num_fillers: int = 0
+) -> StructurePrior | None:
+    """The prior that an answer is given under, for the kinds of `UNDER_PRIOR`.
+
+    Args:
+        kind, fields, asked: See [`write_answer`].
+        num_fillers (`int`, defaults to 0): Places behind the digits of a `"worked"` sum.
+    """
     if kind in ("worked", "add"):
-        return StructurePrior.from_template(write_terms(fields, asked) + "{sum:" + str(SUM_DIGITS) + "}")
+        width = SUM_DIGITS + (num_fillers if kind == "worked" else 0)
+        return StructurePrior.from_template(f"{write_terms(fields, asked)}{{sum:{width}}}")
     if kind in UNDER_PRIOR:
         return form_prior(asked if kind == "shuffled" else fields)
     return None
@@ -163,6 +174,7 @@ def forms_row(
     (question_rng,) = rng.spawn(1)  # its own, so that a question needs no picture to be drawn
     form = draw_form(split, rng)
     kind, question, answer, asked = draw_question(form, question_rng, kind, shares)
+    num_fillers = int(question_rng.integers(MAX_SUM_FILLERS + 1))
     pictures = [] if kind == "add" else [render_form(form, split, rng)]
     fields = {label: form.fields[label] for label in asked} if kind == "shuffled" else form.fields
     user = {"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]}
@@ -170,7 +182,7 @@ def forms_row(
     return {
         "messages": [user, assistant],
         "images": pictures,
-        "structure_prior": answer_prior(kind, form.fields, asked),
+        "structure_prior": answer_prior(kind, form.fields, asked, num_fillers),
         "kind": kind,
         "question": question,
         "answer": answer,
