@@ -70,6 +70,9 @@ CLOCKS: dict[str, Callable[[], float]] = {
     "thread": time.thread_time,
 }
 
+#: Kinds of question about a picture whose answers are free, in turn.
+KINDS = ("text", "json", "field", "rows", "sum")
+
 #: Set of rows -> most pictures of a row.
 ROW_SETS = {"one picture": 1, "one to four pictures": 4}
 
@@ -92,11 +95,11 @@ def write_rows(folder: Path, num_rows: int, most_pictures: int) -> Path:
     rng = random.Random(SEED)
     lines = []
     for index in range(num_rows):
-        row = forms_row("test", index)
+        row = forms_row("test", index, kind=KINDS[index % len(KINDS)])
         num_pictures = rng.randint(1, most_pictures)
         names = [f"{index}-{number}.png" for number in range(num_pictures)]
         for number, name in enumerate(names):
-            forms_row("test", index + number)["images"][0].save(folder / name)
+            forms_row("test", index + number, kind="text")["images"][0].save(folder / name)
         content = [{"type": "image"}] * num_pictures + [{"type": "text", "text": row["question"]}]
         lines.append(json.dumps({"messages": [{"role": "user", "content": content}], "images": names}) + "\n")
     path = folder / "rows.jsonl"

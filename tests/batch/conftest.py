@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
@@ -26,6 +27,9 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
 from forms_dataset import forms_row  # noqa: E402
+
+#: Kinds of question about a picture whose answers are free.
+KINDS = ("text", "json", "field", "rows", "sum")
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +39,8 @@ def processor() -> ProcessorMixin:
 
 @pytest.fixture(scope="session")
 def model() -> PreTrainedModel:
-    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype="auto").eval()
+    # In bfloat16 a place near the threshold is revealed a pass earlier or later by the shape of its batch.
+    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +50,7 @@ def write_forms() -> Callable[[Path, int], Path]:
     def write(folder: Path, num_rows: int) -> Path:
         rows = []
         for index in range(num_rows):
-            row = forms_row("test", index)
+            row = forms_row("test", index, kind=KINDS[index % len(KINDS)])
             row["images"][0].save(folder / f"{index}.png")
             rows.append({"messages": row["messages"][:1], "images": [f"{index}.png"]})
         path = folder / "forms.jsonl"

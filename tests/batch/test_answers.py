@@ -32,7 +32,7 @@ SCHEMA = {"type": "object", "properties": {"age": {"type": "integer", "minimum":
 
 @pytest.fixture(scope="module")
 def prompts(processor: ProcessorMixin) -> list[Prompt]:
-    rows = [forms_row("test", index) for index in range(4)]
+    rows = [forms_row("test", index, kind=kind) for index, kind in enumerate(("text", "json", "field", "rows"))]
     return [make_prompt({"row": index}, row, processor) for index, row in enumerate(rows)]
 
 

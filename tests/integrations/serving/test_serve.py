@@ -339,7 +339,6 @@ def test_snippets_of_the_page_run(
     [
         (["--port", "70000"], "`--port` must lie between 0 and 65535 (got 70000)"),
         (["--max-requests", "0"], "`max_requests` must be at least 1 (got 0)"),
-        (["no/such/model"], "no/such/model"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(
@@ -347,6 +346,11 @@ def test_wrong_arguments_are_refused_in_one_line(
 ) -> None:
     assert main(["serve", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["serve", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_causal_models_are_refused(parity_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
