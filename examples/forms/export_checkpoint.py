@@ -40,8 +40,9 @@ ANSWER_LENGTH = 48
 
 DESCRIPTION = """\
 A small model that reads pictures of forms: two to five rows, each with a printed label and a handwritten number of one
-to four digits. It reads whole forms, finds numbers by their labels, counts rows and adds two numbers. It answers in
-one form for each kind of question, and nothing else can be expected of it:
+to four digits. It reads whole forms, finds a number by its label and counts rows; it does not add, which the last kind
+of question below would need (see the scores). It answers in one form for each kind of question, and nothing else can
+be expected of it:
 
 | question | answer |
 |---|---|

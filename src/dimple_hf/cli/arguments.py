@@ -15,7 +15,6 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,9 +27,7 @@ from ..checkpoints import FORMS_CHECKPOINT
 class CommandParser(argparse.ArgumentParser):
     """A parser that refuses an unknown option under the sub-command that it was given to, with the nearest name."""
 
-    def parse_known_args(  # type: ignore[override]  # what the overloads of argparse come to
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[Any, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but for options that it does not know."""
         known, unknown = super().parse_known_args(args, namespace)
         for argument in unknown:
