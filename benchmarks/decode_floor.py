@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Bytes that the bandwidth is measured with, more than caches hold.
-NUM_READ_BYTES = 2**29
+#: Bytes that the bandwidth is measured with: more than caches hold, and on a GPU so many that reading them takes much
+#: longer than telling it to.
+NUM_READ_BYTES = {"cpu": 2**29, "cuda": 2**32}
 
 #: Side of the square matrices that the matrix rate is measured with.
 MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}
@@ -50,16 +51,16 @@ class Rates:
     @torch.no_grad()
     def measure(self, device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> None:
         """Measures both rates once; `clock` returns the time in seconds, after all work given to `device` is done."""
-        numbers = torch.ones(NUM_READ_BYTES // 4, device=device)
-        side = MATRIX_SIDES[device.type]
-        matrix = torch.ones(side, side, device=device, dtype=dtype)
+        num_bytes, side = NUM_READ_BYTES[device.type], MATRIX_SIDES[device.type]
+        numbers = torch.ones(num_bytes // 4, device=device)
+        matrix = torch.randn(side, side, device=device, dtype=dtype)  # a GPU is faster with equal numbers
         for _ in range(3):
             started = clock()
             numbers.sum()
             read = clock()
             matrix @ matrix
             multiplied = clock()
-            self.bytes_per_second = max(self.bytes_per_second, NUM_READ_BYTES / (read - started))
+            self.bytes_per_second = max(self.bytes_per_second, num_bytes / (read - started))
             self.operations_per_second = max(self.operations_per_second, 2 * side**3 / (multiplied - read))
 
 

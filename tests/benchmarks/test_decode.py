@@ -46,7 +46,7 @@ ONE_CASE = ["--batch-size", "1", "--answer-length", "8", "--arms", "prompt", "--
 def small_rates() -> Iterator[None]:
     """The rates of the machine, from a thousandth of the work."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_floor, "NUM_READ_BYTES", 2**19)
+        patch.setattr(decode_floor, "NUM_READ_BYTES", {"cpu": 2**19})
         patch.setattr(decode_floor, "MATRIX_SIDES", {"cpu": 64})
         yield
 

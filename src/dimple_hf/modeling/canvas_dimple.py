@@ -20,12 +20,14 @@ much of the canvas each row uses; knows nothing of how tokens are chosen. Import
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import CompileConfig, PreTrainedModel
 
 from .cache_dimple import CachePolicy, CanvasCache
+from .recorded_pass_dimple import RecordedPass, without_graphs
 from .unmasking_dimple import place_indices
 
 
@@ -73,6 +75,7 @@ class CanvasRunner:
         self.model = model
         self.is_static = is_static
         self._compiled_text_model: Callable[..., Any] | None = None
+        self._recorded: RecordedPass | None = None
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
@@ -93,9 +96,13 @@ class CanvasRunner:
         self._seen: dict[int, torch.Tensor] = {}  # row -> scores of its whole canvas, until the first call of `logits`
 
     def compile(self, compile_config: CompileConfig | None) -> None:
-        """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled.
-        The whole pass comes once in an answer; the head runs at another number of places in each pass."""
-        self._compiled_text_model = self.model.model.get_compiled_call(compile_config)
+        """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
+        records the pass over a window, where CUDA graphs are wanted. The whole pass comes once in an answer; the head
+        runs at another number of places in each pass."""
+        text_model = self.model.model
+        unrecorded = without_graphs(compile_config, text_model)
+        self._recorded = None if unrecorded is None else RecordedPass()
+        self._compiled_text_model = text_model.get_compiled_call(unrecorded or compile_config)
 
     def look(self, answer: torch.LongTensor, rows: list[int]) -> tuple[torch.BoolTensor, torch.FloatTensor]:
         """
@@ -150,15 +157,12 @@ class CanvasRunner:
         self._ages = [age + 1 for age in self._ages]
         if are_all_due:
             return whole_logits
+        if whole_logits is None:
+            return self._run_window(answer, places, blocks, num_places)
         # The rows that are due run once more with the others, for nothing: else the others' cache had to be copied.
         of_others = places.clone()
         of_others[due] = False
-        width = self._width()
-        window_logits = self._run_window(
-            answer, width, self._window(blocks, width), self._predictors(of_others, width), None if due else num_places
-        )
-        if whole_logits is None:
-            return window_logits
+        window_logits = self._run_window(answer, of_others, blocks)
         is_window = of_others[places]
         logits = window_logits.new_empty(len(is_window), window_logits.shape[1])
         logits[is_window], logits[~is_window] = window_logits, whole_logits
@@ -228,8 +232,7 @@ class CanvasRunner:
             start, logits = 0, self._run_whole(answer, width, rows, None)
         else:
             self._ages = [age + 1 for age in self._ages]
-            start = self.prompt_length - 1
-            logits = self._run_window(answer, width, self._window([0 for _ in rows], width), None)
+            start, logits = self.prompt_length - 1, self._run_window(answer, None, [0 for _ in rows])
         logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         return torch.cat([self.input_ids[:, start:], answer], dim=1), logits
 
@@ -312,65 +315,70 @@ class CanvasRunner:
             index = torch.tensor(rows, device=answer.device)
         self._direct(index, torch.arange(width, device=answer.device).expand(len(rows), -1), None)
         answer_embeds = self.model.embed(answer[index, : width - self.prompt_length])
-        return self._run(
-            torch.cat([self.prompt_embeds[index], answer_embeds], dim=1),
-            self._mask(width, width) if is_whole_batch else self._make_mask(self.attention_mask[index, :width], width),
-            self.position_ids[:, index, :width],
-            None if predictors is None else predictors[index],
-            num_places,
-        )
+        mask = self._mask(width, width)
+        if not is_whole_batch:
+            mask = self._make_mask(self.attention_mask[index, :width], width)
+        inputs = {
+            "inputs_embeds": torch.cat([self.prompt_embeds[index], answer_embeds], dim=1),
+            "attention_mask": mask,
+            "position_ids": self.position_ids[:, index, :width],
+            "past_key_values": self.cache,
+            "is_causal": False,
+        }
+        return self._run(inputs, None if predictors is None else predictors[index], num_places)
 
     def _run_window(
         self,
         answer: torch.LongTensor,
-        width: int,
-        window: torch.LongTensor,
-        predictors: torch.BoolTensor | None,
+        places: torch.BoolTensor | None,
+        blocks: list[int],
         num_places: int | None = None,
     ) -> torch.FloatTensor:
-        """Runs the places `window` of all rows, which see `width`; scores as above, but for places of the sequence."""
+        """Runs a window of all rows; scores some places of the answer, or what predicts each place of the window."""
+        width = self._width()
+        window = self._window(blocks, width)
+        if places is None:
+            return self._run(self._window_inputs(answer, width, window), None, None)
+        if self._compiled_text_model is None:
+            keep = self._predictors(places, width).gather(1, window)
+            return self._run(self._window_inputs(answer, width, window), keep, num_places)
+        # The layers first, so that the device has something to do while it is told which places to score.
+        run = partial(self._static_states, self._compiled_text_model)
+        states = run(answer) if self._recorded is None else self._recorded(run, answer)
+        kept = _kept(self._predictors(places, width).gather(1, window), num_places)
+        return self._to_scores(self.model.lm_head(states[kept]))
+
+    def _static_states(self, text_model: Callable[..., Any], answer: torch.LongTensor) -> torch.FloatTensor:
+        """The last hidden states of the window that never changes, from its tokens alone."""
+        width = self._width()
+        window = self._window([0] * len(answer), width)
+        return text_model(**self._window_inputs(answer, width, window)).last_hidden_state
+
+    def _window_inputs(self, answer: torch.LongTensor, width: int, window: torch.LongTensor) -> dict[str, Any]:
+        """What the text model is called with for the places `window` of all rows, which see `width`."""
         index = torch.arange(len(answer), device=answer.device)
         self._direct(index, window, width)
         start = self.prompt_length - 1  # no window begins before
         answer_embeds = self.model.embed(answer[:, : width - self.prompt_length])
         embeds = torch.cat([self.prompt_embeds[:, start:], answer_embeds], dim=1)
-        return self._run(
-            embeds[index[:, None], window - start],
-            self._mask(window.shape[1], width),
-            self.position_ids[:, index[:, None], window],
-            None if predictors is None else predictors.gather(1, window),
-            num_places,
-            self._compiled_text_model,
-        )
+        return {
+            "inputs_embeds": embeds[index[:, None], window - start],
+            "attention_mask": self._mask(window.shape[1], width),
+            "position_ids": self.position_ids[:, index[:, None], window],
+            "past_key_values": self.cache,
+            "is_causal": False,
+        }
 
     def _direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
         if self.cache is not None:
             self.cache.direct(rows, places, width)
 
-    def _run(
-        self,
-        inputs_embeds: torch.FloatTensor,
-        mask: dict[str, torch.Tensor | None],
-        position_ids: torch.LongTensor,
-        keep: torch.BoolTensor | None,
-        num_kept: int | None,
-        compiled_text_model: Callable[..., Any] | None = None,
-    ) -> torch.FloatTensor:
-        places: torch.Tensor | tuple[torch.Tensor, ...] | None = keep
-        if keep is not None and num_kept is not None:
-            flat = place_indices(keep, num_kept)
-            places = (flat // keep.shape[1], flat % keep.shape[1])
-        arguments: dict[str, Any] = {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": mask,
-            "position_ids": position_ids,
-            "past_key_values": self.cache,
-            "is_causal": False,
-        }
-        if compiled_text_model is None:
-            logits = self.model(**arguments, logits_to_keep=places).logits
-        else:
-            logits = self.model.lm_head(compiled_text_model(**arguments).last_hidden_state[places])
+    def _run(self, inputs: dict[str, Any], keep: torch.BoolTensor | None, num_kept: int | None) -> torch.FloatTensor:
+        """Runs the model; scores what `keep`, which has the shape of its tokens, says, or everything."""
+        kept = None if keep is None else _kept(keep, num_kept)
+        return self._to_scores(self.model(**inputs, logits_to_keep=kept).logits)
+
+    def _to_scores(self, logits: torch.FloatTensor) -> torch.FloatTensor:
         return logits.to(self.input_ids.device, torch.float32)
 
     def _mask(self, num_queries: int, width: int) -> dict[str, torch.Tensor | None]:
@@ -392,3 +400,11 @@ def _canvas_lengths(answer_mask: torch.LongTensor) -> list[int]:
     """Places of each row up to the last that is no padding; `answer_mask` has shape `(batch_size, answer_length)`."""
     places = torch.arange(1, answer_mask.shape[1] + 1, device=answer_mask.device)
     return ((answer_mask != 0) * places).amax(dim=1).tolist()
+
+
+def _kept(keep: torch.BoolTensor, num_kept: int | None) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """An index of the places where `keep`, of two dimensions, is `True`."""
+    if num_kept is None:
+        return keep
+    flat = place_indices(keep, num_kept)
+    return flat // keep.shape[1], flat % keep.shape[1]

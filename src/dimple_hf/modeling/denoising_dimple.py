@@ -526,11 +526,12 @@ def denoising_states(
             ended &= ~filled_to_end[rows] | ~open_places.any(dim=1)
         finished = stopped | ended
         all_finished[rows], all_settled[rows] = finished, ~(open_places | places | unused) | finished[:, None]
-        # The one question of a step that waits for the device: which rows go on, with how many places.
         num_places = places.sum(dim=1).masked_fill(finished, -1)
+        # Before the device is waited for, so that it has what the caller does with a state in its queue.
+        yield DenoisingState(step, decoded, all_settled, all_finished, num_passes)
+        # The one question of a step that waits for the device: which rows go on, with how many places.
         *row_places, was_sound = torch.cat([num_places, is_sound]).tolist()
         _check_sound(was_sound)
-        yield DenoisingState(step, decoded, all_settled, all_finished, num_passes)
         unfinished = [row for row, number in enumerate(row_places) if number >= 0]
         if not unfinished and not plan.run_all_steps:
             return
