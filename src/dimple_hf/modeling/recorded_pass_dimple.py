@@ -20,7 +20,8 @@ are, so that nothing need be checked. Imported by `canvas_dimple`.
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -91,8 +92,20 @@ class RecordedPass:
             self._tokens, self._graph = tokens.clone(), torch.cuda.CUDAGraph()
             stream = torch.cuda.Stream(tokens.device)
             # Other threads, which may be generating as well, go on allocating memory meanwhile.
-            with _RECORDING, torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            record = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
+            with _RECORDING, _fresh_workspaces(), record:
                 self._output = function(self._tokens)
         self._tokens.copy_(tokens)
         self._graph.replay()
         return self._output
+
+
+@contextmanager
+def _fresh_workspaces() -> Iterator[None]:
+    """cuBLAS keeps a workspace for each stream that it has worked on. One that it gets while a graph is recorded is
+    part of the graph's memory and must go with it; torch clears them around the graphs of its own, too."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
