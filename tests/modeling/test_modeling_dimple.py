@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from helpers import IMAGE, MASK, MIXED_PROMPTS, VOCAB_SIZE, Prompt, make_prompt, model_inputs, tiny_config, tiny_model
 from transformers import AutoModel, AutoModelForImageTextToText, DynamicCache
-from transformers.modeling_utils import load_state_dict
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, eager_attention_forward
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.modeling import DimpleOutput
@@ -85,6 +86,30 @@ def test_patch_projection_is_the_convolution_that_it_stands_for(bias: bool) -> N
     assert projection(patches).shape == conv(patches).shape == (5, 16, 1, 1, 1)
     torch.testing.assert_close(projection(patches), conv(patches))
     assert isinstance(tiny_model().visual.patch_embed.proj, DimplePatchProjection)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_slices_of_one_length_are_attended_to_together(monkeypatch: pytest.MonkeyPatch, implementation: str) -> None:
+    """Exactly what transformers has from a call for each slice; images here have whole and cut windows."""
+    visual = tiny_model().visual
+    visual.set_attn_implementation(implementation)
+    inputs = model_inputs(make_prompt(2, [(8, 8), (8, 8), (12, 10)]))
+    lengths: list[int] = []
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+
+    def counting(module: torch.nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        lengths.append(query.shape[2])
+        return attend(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(ALL_ATTENTION_FUNCTIONS, "get_interface", lambda name, default: counting)
+    together = visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    num_calls = len(lengths)
+    assert num_calls == len(set(lengths[:-2])) + 2  # windowed layer, then whole images of two sizes
+    for block in visual.blocks:
+        block.attn.__class__ = Qwen2_5_VLVisionAttention
+    one_by_one = visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    assert len(lengths) - num_calls > 2 * num_calls  # control
+    torch.testing.assert_close(together, one_by_one)
 
 
 def test_model_saved_writes_the_originals_parameter_names(tmp_path: Path) -> None:

@@ -29,12 +29,17 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLTextModel,
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+    eager_attention_forward,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapter_dimple import take_mode_of_adapter
@@ -162,12 +167,80 @@ class DimplePatchProjection(nn.Conv3d):
         return features[:, :, None, None, None]
 
 
+def slices_by_length(cu_seqlens: torch.Tensor) -> list[torch.LongTensor]:
+    """
+    Groups the slices of a sequence.
+
+    Args:
+        cu_seqlens (`torch.IntTensor` of shape `(num_slices + 1,)`):
+            Where each slice begins, and the last one ends.
+
+    Returns:
+        `list[torch.LongTensor]`: For each length, in ascending order, `(num_slices, length)` places of its slices.
+    """
+    starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
+    places = torch.arange(int(lengths.max()), device=cu_seqlens.device)
+    return [starts[lengths == length, None] + places[:length] for length in lengths.unique().tolist()]
+
+
+class DimpleVisionAttention(Qwen2_5_VLVisionAttention):
+    """
+    Qwen2.5-VL's attention within slices: windows or whole images.
+
+    CHANGED: slices of one length are a batch. transformers calls the backend once for each slice of each image, which
+    on a GPU takes longer than all the rest of the vision tower.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(num_patches, hidden_size)`):
+                Patches of all images, slice by slice.
+            cu_seqlens (`torch.IntTensor` of shape `(num_slices + 1,)`):
+                Where the slices begin and end.
+            position_embeddings (`tuple(torch.FloatTensor, torch.FloatTensor)`):
+                Rotary cosines and sines of the patches.
+            max_seqlen (`int`, *optional*):
+                Length of the longest slice, for flash attention, which has a kernel for slices.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_patches, hidden_size)`
+        """
+        if is_flash_attention_requested(self.config):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        slices = slices_by_length(cu_seqlens)
+        outputs = [
+            attend(
+                self,
+                *(states[places].transpose(1, 2) for states in (query, key, value)),
+                attention_mask=None,
+                scaling=self.scaling,
+                dropout=self.attention_dropout if self.training else 0.0,
+                is_causal=False,
+                **kwargs,
+            )[0].flatten(0, 1)
+            for places in slices
+        ]
+        in_order = torch.cat([places.flatten() for places in slices]).argsort()
+        return self.proj(torch.cat(outputs)[in_order].flatten(1))
+
+
 class DimpleVisionModel(Qwen2_5_VisionTransformerPretrainedModel):
     """
     Qwen2.5-VL's vision tower.
 
-    CHANGED: runs under flex attention, too (it attends within slices, without a mask), and embeds patches by a matrix
-    product.
+    CHANGED: runs under flex attention, too (it attends within slices, without a mask); attends to slices of one length
+    together, and embeds patches by a matrix product.
     """
 
     config: DimpleVisionConfig
@@ -180,6 +253,11 @@ class DimpleVisionModel(Qwen2_5_VisionTransformerPretrainedModel):
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=False, device="meta"
         )
         self.patch_embed.proj.weight = conv.weight
+        for block in self.blocks:
+            with torch.device("meta"):
+                attention = DimpleVisionAttention(config)
+            attention.qkv, attention.proj = block.attn.qkv, block.attn.proj
+            block.attn = attention
 
 
 class DimpleTextModel(Qwen2_5_VLTextModel):
