@@ -25,9 +25,6 @@ from transformers import CompileConfig
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationOutput
 from dimple_hf.modeling.recorded_pass_dimple import RecordedPass, without_graphs
 
-# What torch 2.11 says when it imports its own compiler.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-
 LENGTH = 10
 
 WAYS: dict[str, dict[str, Any]] = {
