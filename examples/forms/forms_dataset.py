@@ -19,9 +19,11 @@ build, and row `index` is the same in every process. Used by the training recipe
 `python examples/forms/forms_dataset.py` writes the committed sample, a held-out picture and its truth.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,8 @@ QUESTIONS = {
     "shuffled": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
-    # The same questions when the numbers stand in the answer already, beside a picture and without one.
+    # The same questions when the numbers stand in the answer already: beside a picture, but for up to two digits, and
+    # all of them without one.
     "worked": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
     "add": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
 }
@@ -68,6 +71,11 @@ SUM_DIGITS = MAX_DIGITS + 1
 """Digits of a sum, leading zeros included."""
 MAX_SUM_FILLERS = 32
 """Most fillers behind the sum of a `"worked"` row, whose canvas is of any length as that of a free answer is."""
+MAX_OPEN_DIGITS = 2
+"""Most digits of the terms that a `"worked"` row leaves open. While one is, what depends on it in the sum must not be
+sure, or it is decided too early."""
+OPEN_DIGITS = [n for n in range(2 * MAX_DIGITS) if n % MAX_DIGITS]
+"""Which may be. Not the first of a term: a slot takes the space before it, too."""
 
 SAMPLE_INDEX = 1012
 """The first held-out row from 1000 on whose four numbers have one, two, three and four digits."""
@@ -117,17 +125,29 @@ def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior
 
 
 def answer_prior(
-    kind: str, fields: Mapping[str, int], asked: tuple[str, ...], num_fillers: int = 0
+    kind: str,
+    fields: Mapping[str, int],
+    asked: tuple[str, ...],
+    num_fillers: int = 0,
+    open_digits: Collection[int] = (),
 ) -> StructurePrior | None:
     """The prior that an answer is given under, for the kinds of `UNDER_PRIOR`.
 
     Args:
         kind, fields, asked: See [`write_answer`].
         num_fillers (`int`, defaults to 0): Places behind the digits of a `"worked"` sum.
+        open_digits (`Collection[int]`, defaults to `()`): Which digits of the terms of a `"worked"` sum are not given,
+            counted from 0 through both.
     """
-    if kind in ("worked", "add"):
-        width = SUM_DIGITS + (num_fillers if kind == "worked" else 0)
-        return StructurePrior.from_template(f"{write_terms(fields, asked)}{{sum:{width}}}")
+    if kind == "add":
+        return StructurePrior.from_template(f"{write_terms(fields, asked)}{{sum:{SUM_DIGITS}}}")
+    if kind == "worked":
+        count = itertools.count()
+        terms = re.sub(
+            r"\d", lambda digit: f"{{digit{n}:1}}" if (n := next(count)) in open_digits else digit[0],
+            write_terms(fields, asked),
+        )  # fmt: skip
+        return StructurePrior.from_template(f"{terms}{{sum:{SUM_DIGITS + num_fillers}}}")
     if kind in UNDER_PRIOR:
         return form_prior(asked if kind == "shuffled" else fields)
     return None
@@ -175,6 +195,8 @@ def forms_row(
     form = draw_form(split, rng)
     kind, question, answer, asked = draw_question(form, question_rng, kind, shares)
     num_fillers = int(question_rng.integers(MAX_SUM_FILLERS + 1))
+    num_open = question_rng.integers(MAX_OPEN_DIGITS + 1)
+    open_digits = question_rng.choice(OPEN_DIGITS, num_open, replace=False).tolist()
     pictures = [] if kind == "add" else [render_form(form, split, rng)]
     fields = {label: form.fields[label] for label in asked} if kind == "shuffled" else form.fields
     user = {"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]}
@@ -182,7 +204,7 @@ def forms_row(
     return {
         "messages": [user, assistant],
         "images": pictures,
-        "structure_prior": answer_prior(kind, form.fields, asked, num_fillers),
+        "structure_prior": answer_prior(kind, form.fields, asked, num_fillers, open_digits),
         "kind": kind,
         "question": question,
         "answer": answer,

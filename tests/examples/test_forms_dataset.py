@@ -77,27 +77,44 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
         assert parse_sum(row["answer"]) == sum(fields[label] for label in asked)
 
 
+def open_places(row):
+    """The texts of the answer's tokens without fillers, and which of all places of its canvas are open."""
+    tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
+    tokens, is_open = row["structure_prior"].write(tokenizer, row["answer"])
+    num_tokens = len(tokenizer(row["answer"])["input_ids"])
+    assert tokenizer.decode(tokens[:num_tokens]) == row["answer"]
+    assert set(tokens[num_tokens:]) <= {tokenizer.pad_token_id}
+    return [tokenizer.decode(token) for token in tokens[:num_tokens]], is_open
+
+
 @pytest.mark.parametrize(("kind", "num_pictures"), [("worked", 1), ("add", 0)])
 def test_forms_row_to_add_gives_the_terms(kind, num_pictures):
-    """What is learned is nothing but the digits of the sum, beside a picture or without one."""
-    tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
-    row = forms_row("train", 1, kind=kind)
-    assert len(row["images"]) == num_pictures
-    question = {"type": "text", "text": row["question"]}
-    assert row["messages"][0]["content"] == [{"type": "image"}] * num_pictures + [question]
-    assert row["answer"] == forms_row("train", 1, kind="sum")["answer"]
-    tokens, is_learned = row["structure_prior"].write(tokenizer, row["answer"])
-    learned = [token for token, flag in zip(tokens, is_learned, strict=True) if flag]
-    assert tokenizer.decode(learned[:5]) == row["answer"].rpartition("=")[2]
-    assert set(learned[5:]) <= {tokenizer.pad_token_id}
+    """But for up to two digits beside a picture, which says them; then open are the digits of the sum and fillers."""
+    nums_open = Counter()
+    for index in range(60):
+        row = forms_row("train", index, kind=kind)
+        assert len(row["images"]) == num_pictures
+        question = {"type": "text", "text": row["question"]}
+        assert row["messages"][0]["content"] == [{"type": "image"}] * num_pictures + [question]
+        assert row["answer"] == forms_row("train", index, kind="sum")["answer"]
+        words, is_open = open_places(row)
+        equals = words.index("=")
+        assert all(is_open[equals + 1 :])
+        assert not is_open[equals]
+        opened = [word for word, flag in zip(words[:equals], is_open, strict=False) if flag]
+        assert all(word.isdigit() for word in opened)
+        nums_open[len(opened)] += 1
+    assert set(nums_open) == ({0, 1, 2} if kind == "worked" else {0})
 
 
 def test_forms_row_with_given_terms_has_a_canvas_of_any_length_only_beside_a_picture():
     """As free answers have, which it is to teach; without a picture nothing follows the sum."""
-    tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
     for kind, lengths in (("worked", range(5, 38)), ("add", [5])):
-        rows = [forms_row("train", index, kind=kind) for index in range(300)]
-        assert {sum(row["structure_prior"].write(tokenizer, row["answer"])[1]) for row in rows} == set(lengths)
+        seen = set()
+        for index in range(300):
+            words, is_open = open_places(forms_row("train", index, kind=kind))
+            seen.add(len(is_open) - words.index("=") - 1)
+        assert seen == set(lengths)
 
 
 def test_forms_row_asks_for_two_or_more_fields_in_any_order():
