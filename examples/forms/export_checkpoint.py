@@ -40,9 +40,8 @@ ANSWER_LENGTH = 48
 
 DESCRIPTION = """\
 A small model that reads pictures of forms: two to five rows, each with a printed label and a handwritten number of one
-to four digits. It reads whole forms, finds a number by its label and counts rows; it does not add, which the last kind
-of question below would need (see the scores). It answers in one form for each kind of question, and nothing else can
-be expected of it:
+to four digits. It reads whole forms, finds a number by its label, counts rows and adds two numbers. It answers in one
+form for each kind of question, and nothing else can be expected of it:
 
 | question | answer |
 |---|---|
@@ -54,8 +53,8 @@ be expected of it:
 | What is the sum of qty and age? | `qty 0012+age 0345=00357` |
 
 In the scores, `schema` is JSON under the form's schema (layout `"aligned"`) and `shuffled` the same with the labels in
-another order, for which each must be found. `worked` and `add` are sums whose terms are given by a prior, beside the
-picture and without one.
+another order, for which each must be found. `worked` and `add` are sums whose terms are given by a prior: beside the
+picture but for up to two digits, and without one.
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in
 scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the pictures of the scores

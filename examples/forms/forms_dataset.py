@@ -34,16 +34,16 @@ from forms_data import MAX_DIGITS, SPLITS, Form, draw_form, form_rng, render_for
 from dimple_hf import StructurePrior
 
 KIND_SHARES = {
-    "text": 0.17,
-    "json": 0.19,
-    "schema": 0.07,
-    "shuffled": 0.08,
-    "field": 0.04,
-    "fields": 0.11,
-    "rows": 0.06,
-    "sum": 0.1,
+    "text": 0.16,
+    "json": 0.18,
+    "schema": 0.05,
+    "shuffled": 0.06,
+    "field": 0.03,
+    "fields": 0.08,
+    "rows": 0.16,
+    "sum": 0.12,
     "worked": 0.12,
-    "add": 0.06,
+    "add": 0.04,
 }
 """Kinds of question and how often each is asked. Finding a row by its label has only been learned where nothing could
 be read by counting rows first; `docs/results.md` tells how the recipe teaches both."""

@@ -31,7 +31,12 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionA
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.modeling import DimpleOutput
-from dimple_hf.modeling.modeling_dimple import DimplePatchProjection, multimodal_position_ids, select_places
+from dimple_hf.modeling.modeling_dimple import (
+    DimpleHead,
+    DimplePatchProjection,
+    multimodal_position_ids,
+    select_places,
+)
 from dimple_hf.modeling.weight_files_dimple import is_whole_safetensors_file
 
 ONE_IMAGE = MIXED_PROMPTS[1]
@@ -86,6 +91,33 @@ def test_patch_projection_is_the_convolution_that_it_stands_for(bias: bool) -> N
     assert projection(patches).shape == conv(patches).shape == (5, 16, 1, 1, 1)
     torch.testing.assert_close(projection(patches), conv(patches))
     assert isinstance(tiny_model().visual.patch_embed.proj, DimplePatchProjection)
+
+
+@pytest.mark.parametrize("shape", [(1,), (24,), (2, 12), (25,), (0,)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_head_scores_few_places_the_other_way_round(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """In bfloat16 on a CPU and without gradients; the scores differ by rounding alone."""
+    generator = torch.Generator().manual_seed(0)
+    head = DimpleHead(32, 99, bias=False, dtype=dtype)
+    head.weight.data = torch.randn(99, 32, generator=generator).to(dtype)
+    hidden_states = torch.randn(*shape, 32, generator=generator).to(dtype)
+    plain_calls: list[int] = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda *args: plain_calls.append(1) or linear(*args))
+    with torch.no_grad():
+        scores = head(hidden_states)
+    assert bool(plain_calls) == (dtype == torch.float32 or shape in [(25,), (0,)])
+    assert scores.shape == (*shape, 99)
+    assert scores.is_contiguous()
+    exact = hidden_states.float() @ head.weight.detach().float().T
+    tolerance = {"rtol": 1e-2, "atol": 0.1} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(scores.float(), exact, **tolerance)
+    plain_calls.clear()
+    head(hidden_states).float().sum().backward()
+    assert plain_calls
+    assert isinstance(tiny_model().lm_head, DimpleHead)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -117,7 +117,7 @@ class CanvasRunner:
 
         Returns:
             `tuple(torch.BoolTensor, torch.FloatTensor)` of shapes `(batch_size, answer_length)` and
-            `(num_places, vocab_size)`: The places of these canvases, and their logits in float32, row by row.
+            `(num_places, vocab_size)`: The places of these canvases, and their logits, row by row.
         """
         lengths = [length if row in rows else 0 for row, length in enumerate(self.canvas_lengths)]
         places = (
@@ -142,7 +142,7 @@ class CanvasRunner:
                 How many they are, if that is known: then the device need not be waited for.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
+            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in the model's dtype, row by row.
         """
         blocks, last_blocks = self._blocks(places)
         if self._seen:
@@ -205,7 +205,7 @@ class CanvasRunner:
                 See [`CanvasRunner.logits`].
 
         Returns:
-            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in float32, row by row.
+            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in the model's dtype, row by row.
         """
         for row in rows:
             self._renewed_for[row], self._ages[row] = (blocks[row], self.canvas_lengths[row]), 0
@@ -233,7 +233,7 @@ class CanvasRunner:
         else:
             self._ages = [age + 1 for age in self._ages]
             start, logits = self.prompt_length - 1, self._run_window(answer, None, [0 for _ in rows])
-        logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1).float()
         return torch.cat([self.input_ids[:, start:], answer], dim=1), logits
 
     def select_rows(self, rows: torch.LongTensor) -> None:
@@ -346,7 +346,7 @@ class CanvasRunner:
         run = partial(self._static_states, self._compiled_text_model)
         states = run(answer) if self._recorded is None else self._recorded(run, answer)
         kept = _kept(self._predictors(places, width).gather(1, window), num_places)
-        return self._to_scores(self.model.lm_head(states[kept]))
+        return self.model.lm_head(states[kept]).to(self.input_ids.device)
 
     def _static_states(self, text_model: Callable[..., Any], answer: torch.LongTensor) -> torch.FloatTensor:
         """The last hidden states of the window that never changes, from its tokens alone."""
@@ -376,10 +376,7 @@ class CanvasRunner:
     def _run(self, inputs: dict[str, Any], keep: torch.BoolTensor | None, num_kept: int | None) -> torch.FloatTensor:
         """Runs the model; scores what `keep`, which has the shape of its tokens, says, or everything."""
         kept = None if keep is None else _kept(keep, num_kept)
-        return self._to_scores(self.model(**inputs, logits_to_keep=kept).logits)
-
-    def _to_scores(self, logits: torch.FloatTensor) -> torch.FloatTensor:
-        return logits.to(self.input_ids.device, torch.float32)
+        return self.model(**inputs, logits_to_keep=kept).logits.to(self.input_ids.device)
 
     def _mask(self, num_queries: int, width: int) -> dict[str, torch.Tensor | None]:
         """What the attention backend wants for so many places of all rows that see `width`; made once."""

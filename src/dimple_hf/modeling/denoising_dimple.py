@@ -135,7 +135,7 @@ class DenoisingPlan:
         """
         filtered = logits
         if self.do_sample or self.filtered_confidence:
-            filtered = filter_logits(logits, self.temperature, self.top_p, self.top_k)
+            filtered = filter_logits(logits.float(), self.temperature, self.top_p, self.top_k)
         if self.do_sample:
             probabilities = filtered.softmax(dim=-1)
             _check_finite(probabilities)
@@ -352,7 +352,7 @@ def _processed(
     if not len(processors):
         return logits
     sequences = torch.cat([runner.input_ids, answer], dim=1)
-    return processors(sequences[places.nonzero()[:, 0]], logits)
+    return processors(sequences[places.nonzero()[:, 0]], logits.float())
 
 
 def _resize(

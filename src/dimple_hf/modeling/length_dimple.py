@@ -81,7 +81,7 @@ def end_in_sight(logits: torch.Tensor, places: torch.Tensor, end_token_ids: torc
         `torch.BoolTensor` of shape `(batch_size,)`: `True` for rows whose mean probability of an end there is at least
         `END_PROBABILITY`; `False` for rows without any place.
     """
-    probability = logits.softmax(dim=-1)[:, end_token_ids].sum(dim=-1)
+    probability = logits.float().softmax(dim=-1)[:, end_token_ids].sum(dim=-1)
     by_place = torch.zeros_like(places, dtype=probability.dtype).masked_scatter(places, probability)
     return by_place.sum(dim=1) / places.sum(dim=1).clamp(min=1) >= END_PROBABILITY
 

@@ -154,6 +154,27 @@ def multimodal_position_ids(
     return advance.cumsum(dim=1) - advance + offsets
 
 
+#: Most places for which weights times hidden states beat hidden states times weights in bfloat16 on a CPU.
+FEW_PLACES = 24
+
+
+class DimpleHead(nn.Linear):
+    """
+    What scores all tokens.
+
+    CHANGED: a few places in bfloat16 on a CPU are multiplied the other way round, for which torch's own order takes up
+    to 1.4 times as long.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        num_places = hidden_states.shape[:-1].numel()
+        is_narrow = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.bfloat16
+        if not (is_narrow and 0 < num_places <= FEW_PLACES) or torch.is_grad_enabled():
+            return super().forward(hidden_states)
+        logits = (self.weight @ hidden_states.flatten(0, -2).T).T.contiguous()
+        return logits.unflatten(0, hidden_states.shape[:-1])
+
+
 class DimplePatchProjection(nn.Conv3d):
     """
     A convolution whose kernel is as large as its input, which is one product of matrices.
@@ -422,7 +443,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         self.visual = DimpleVisionModel._from_config(config.vision_config)
         self.img_projector = DimpleProjector(config, self.visual.config)
         self.model = DimpleTextModel._from_config(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = DimpleHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple

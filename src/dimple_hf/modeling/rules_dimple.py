@@ -124,7 +124,7 @@ def committed_places(
     logits, over the places still masked, has reached the threshold of its progress; `gap_thresholds` are those of the
     first, second and last third. Other rows follow [`confident_places`].
     """
-    top_two = scores.logits.topk(2, dim=-1).values
+    top_two = scores.logits.topk(2, dim=-1).values.float()
     gaps = top_two[:, 0] - top_two[:, 1]
     # A place with one possible token says nothing about what the model knows.
     is_open = gaps.isfinite()
@@ -244,7 +244,7 @@ class PassMemory:
             kl_threshold (`float`):
                 In nats; what stays below it counts as stable.
         """
-        now = logits.log_softmax(dim=-1).clamp_(min=-1e4)  # -inf times a probability of 0 is not a number
+        now = logits.float().log_softmax(dim=-1).clamp_(min=-1e4)  # -inf times a probability of 0 is not a number
         if self._log_probabilities is not None:
             flat = place_indices(places, len(logits))
             was_scored = self._places.flatten()

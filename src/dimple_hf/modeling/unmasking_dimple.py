@@ -62,9 +62,10 @@ def in_parts(function: Callable[..., torch.Tensor], logits: torch.Tensor, *other
 
     Args:
         function (`Callable`):
-            `(logits, *others)` of any number of places -> `torch.Tensor` of shape `(num_places,)`.
+            `(logits, *others)` of any number of places, the first in float32 -> `torch.Tensor` of shape
+            `(num_places,)`.
         logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
-            Scores of all tokens.
+            Scores of all tokens, of any dtype.
         others (`torch.Tensor` of shape `(num_places, ...)`):
             What else it takes.
 
@@ -72,10 +73,10 @@ def in_parts(function: Callable[..., torch.Tensor], logits: torch.Tensor, *other
         `torch.Tensor` of shape `(num_places,)`.
     """
     if logits.device.type != "cpu":
-        return function(logits, *others)
+        return function(logits.float(), *others)
     places_per_part = max(1, SCORES_PER_PART // logits.shape[-1])
     parts = zip(*(tensor.split(places_per_part) for tensor in (logits, *others)), strict=True)
-    return torch.cat([function(*part) for part in parts])
+    return torch.cat([function(scores.float(), *rest) for scores, *rest in parts])
 
 
 def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
