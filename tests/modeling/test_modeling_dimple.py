@@ -25,6 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import IMAGE, MASK, MIXED_PROMPTS, VOCAB_SIZE, Prompt, make_prompt, model_inputs, tiny_config, tiny_model
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModel, AutoModelForImageTextToText, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, eager_attention_forward
@@ -118,6 +119,17 @@ def test_head_scores_few_places_the_other_way_round(
     head(hidden_states).float().sum().backward()
     assert plain_calls
     assert isinstance(tiny_model().lm_head, DimpleHead)
+
+
+def test_quantized_head_is_multiplied_in_the_order_that_it_knows() -> None:
+    """Weights in int8 have no product with hidden states on their right."""
+    head = DimpleHead(32, 99, bias=False, dtype=torch.bfloat16)
+    hidden_states = torch.randn(4, 32, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = head(hidden_states)
+        quantize_(head, Int8WeightOnlyConfig())
+        assert type(head.weight) is not torch.nn.Parameter  # control
+        torch.testing.assert_close(head(hidden_states), expected, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -104,7 +104,7 @@ class CanvasCacheLayer(CacheLayerMixin):
         shape = (self.num_rows, self.num_places, key_states.shape[1], key_states.shape[3])
         self.keys = key_states.new_zeros(shape).transpose(1, 2)
         self.values = value_states.new_zeros(shape).transpose(1, 2)
-        if self.is_compileable:  # CUDA graphs are not used otherwise, because the pass writes into these
+        if self.is_compileable:  # `torch.compile` records no graph otherwise, because the pass writes into these
             torch._dynamo.mark_static_address(self.keys)
             torch._dynamo.mark_static_address(self.values)
         self.is_initialized = True

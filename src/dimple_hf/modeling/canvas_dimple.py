@@ -315,8 +315,9 @@ class CanvasRunner:
             index = torch.tensor(rows, device=answer.device)
         self._direct(index, torch.arange(width, device=answer.device).expand(len(rows), -1), None)
         answer_embeds = self.model.embed(answer[index, : width - self.prompt_length])
-        mask = self._mask(width, width)
-        if not is_whole_batch:
+        if is_whole_batch:
+            mask = self._mask(width, width)
+        else:
             mask = self._make_mask(self.attention_mask[index, :width], width)
         inputs = {
             "inputs_embeds": torch.cat([self.prompt_embeds[index], answer_embeds], dim=1),

@@ -163,13 +163,14 @@ class DimpleHead(nn.Linear):
     What scores all tokens.
 
     CHANGED: a few places in bfloat16 on a CPU are multiplied the other way round, for which torch's own order takes up
-    to 1.4 times as long.
+    to 1.4 times as long. Not with weights of another kind, quantized or sharded ones, which may know one order only.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        num_places = hidden_states.shape[:-1].numel()
+        """From `(..., hidden_size)` to `(..., vocab_size)`."""
+        is_plain = type(self.weight) is nn.Parameter and not torch.is_grad_enabled()
         is_narrow = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.bfloat16
-        if not (is_narrow and 0 < num_places <= FEW_PLACES) or torch.is_grad_enabled():
+        if not (is_plain and is_narrow and 0 < hidden_states.shape[:-1].numel() <= FEW_PLACES):
             return super().forward(hidden_states)
         logits = (self.weight @ hidden_states.flatten(0, -2).T).T.contiguous()
         return logits.unflatten(0, hidden_states.shape[:-1])
