@@ -52,8 +52,8 @@ ANSWER_LENGTH = 64
 
 REFERENCE = "one place per pass"
 
-#: What `generate` does unless it is told otherwise.
-DEFAULT = "threshold 0.95"
+#: What the model does unless it is told otherwise, by its generation config. Lines that say nothing of it do so, too.
+DEFAULT = "threshold 0.99"
 
 #: Whole forms that a default may lose against `REFERENCE`, in points.
 NO_LOSS = 0.5

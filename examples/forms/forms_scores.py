@@ -40,7 +40,7 @@ def parse_json(answer: str) -> dict[str, int] | None:
     return parsed
 
 
-def parse_sum(answer: str) -> int | None:
+def parse_result(answer: str) -> int | None:
     """The number after the last `=` of an answer with its working, or `None` where there is none."""
     _, sign, result = answer.rpartition("=")
     return int(result) if sign and re.fullmatch("[0-9]+", result.strip()) else None
@@ -64,10 +64,10 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, int
         ValueError: If `kind` is unknown.
     """
     answer = answer.strip()
-    if kind in ("field", "fields", "rows"):
+    if kind in ("field", "fields"):
         return {"exact": (int(answer == expected), 1)}
-    if kind in ("sum", "worked", "add"):
-        return {"exact": (int(parse_sum(answer) == parse_sum(expected)), 1)}
+    if kind in ("rows", "sum", "worked", "add"):
+        return {"exact": (int(parse_result(answer) == parse_result(expected)), 1)}
     if kind not in ("text", "json", "schema", "shuffled"):
         raise ValueError(
             f"`kind` must be text, json, schema, shuffled, field, fields, rows, sum, worked or add (got {kind!r})"

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality
 
 from dimple_hf import DimpleGenerationConfig
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
 from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
 
@@ -68,13 +69,16 @@ def test_run_scores_each_line_once_and_goes_on(
 
 
 def test_lines_cover_every_rule_and_policy_and_are_options_of_generate() -> None:
-    """The line that is called the default is what `generate` does."""
+    """The line that is called the default is what the model of the package does."""
     lines = {name: options for family in quality.DECODINGS.values() for name, options in family.items()}
     configs = {name: DimpleGenerationConfig(**options) for name, options in lines.items()}
     assert {config.parallel_rule for config in configs.values()} == set(PARALLEL_RULES)
     assert {config.cache_policy_name for config in configs.values()} == set(CACHE_POLICIES)
-    assert configs[quality.DEFAULT].to_diff_dict() == DimpleGenerationConfig().to_diff_dict()
-    assert configs[quality.REFERENCE].to_diff_dict() != DimpleGenerationConfig().to_diff_dict()  # control
+    shipped = DimpleGenerationConfig.from_pretrained(FORMS_CHECKPOINT).to_diff_dict()
+    of_the_checkpoint = {name: shipped[name] for name in configs[quality.DEFAULT].to_diff_dict()}
+    tokens = {"mask_token_id": shipped["mask_token_id"]}
+    assert configs[quality.DEFAULT].to_diff_dict() | tokens == of_the_checkpoint
+    assert configs[quality.REFERENCE].to_diff_dict() | tokens != of_the_checkpoint  # control
 
 
 def test_best_line_has_the_fewest_passes_of_those_without_loss() -> None:
@@ -88,7 +92,7 @@ def test_best_line_has_the_fewest_passes_of_those_without_loss() -> None:
     assert quality.best_without_loss(results) == "just right"
     assert "**just right**, 0.100 passes per token." in quality.verdict(results)
     results[quality.DEFAULT] = line(0.94, 0.2, [1, 1, 0])
-    assert quality.verdict(results).endswith("The default, threshold 0.95: 0.200 and -1.0.")
+    assert quality.verdict(results).endswith("The default, threshold 0.99: 0.200 and -1.0.")
     rows = quality.format_table(results).splitlines()
     assert "| +1.0 | 0, 1 |" in rows[3]  # lost, won
     assert "| -0.5 | 1, 1 |" in rows[4]

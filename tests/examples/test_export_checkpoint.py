@@ -15,12 +15,13 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
@@ -47,3 +48,20 @@ def test_export_of_the_shipped_checkpoint_is_that_checkpoint(
     card = ModelCard.load(out / "README.md")
     names = {result.metric_name for result in card.data.eval_results}
     assert {"text/fields", "one_by_one/text/fields"} <= names
+
+
+def test_average_models_is_the_mean_of_the_weights(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the checkpoint and one of thrice its weights: twice its weights, exactly."""
+    monkeypatch.syspath_prepend(str(repo_root / "examples" / "forms"))
+    average_models = runpy.run_path(str(repo_root / "examples" / "forms" / "export_checkpoint.py"))["average_models"]
+    shipped = load_file(FORMS_CHECKPOINT / "model.safetensors")
+    shutil.copytree(FORMS_CHECKPOINT, tmp_path / "thrice")
+    thrice = {name: 3 * weight.float() for name, weight in shipped.items()}
+    save_file(thrice, tmp_path / "thrice" / "model.safetensors", metadata={"format": "pt"})
+    alone, mean = (average_models(paths) for paths in ([FORMS_CHECKPOINT], [FORMS_CHECKPOINT, tmp_path / "thrice"]))
+    weights = dict(alone.named_parameters())
+    assert len(weights) > 100
+    for name, weight in mean.named_parameters():
+        assert weight.equal(2 * weights[name]), name

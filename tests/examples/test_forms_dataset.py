@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms
 
 import forms_dataset as forms_dataset_module
 from forms_dataset import KIND_SHARES, QUESTIONS, forms_dataset, forms_row, write_answer, write_sample
-from forms_scores import parse_json, parse_sum, parse_text, score_answer, summarize
+from forms_scores import parse_json, parse_result, parse_text, score_answer, summarize
 
 from dimple_hf import DimpleTokenizer
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
@@ -40,7 +40,7 @@ def test_write_answer_of_every_kind_is_exact():
     assert write_answer("text", FIELDS) == "qty 482\nage 5"
     assert write_answer("json", FIELDS) == '{"qty":482,"age":5}'
     assert write_answer("field", FIELDS, ("age",)) == "age 5"
-    assert write_answer("rows", FIELDS) == "2"
+    assert write_answer("rows", FIELDS) == "qty,age=2"
     assert write_answer("fields", FIELDS, ("age", "qty")) == "age 5\nqty 482"
     assert write_answer("schema", FIELDS) == '{"qty":482,"age":5}'
     assert write_answer("shuffled", FIELDS, ("age", "qty")) == '{"age":5,"qty":482}'
@@ -74,7 +74,7 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
         fields = json.loads(row["fields"])
         asked = [label for label in fields if label in row["question"].rstrip("?.").split()]
         assert len(asked) == 2
-        assert parse_sum(row["answer"]) == sum(fields[label] for label in asked)
+        assert parse_result(row["answer"]) == sum(fields[label] for label in asked)
 
 
 def open_places(row):
@@ -197,11 +197,11 @@ def test_parse_json_refuses_what_is_not_an_object_of_whole_numbers():
         assert parse_json(broken) is None
 
 
-def test_parse_sum_takes_the_number_after_the_last_equals_sign():
-    assert parse_sum("482+5=487") == 487
-    assert parse_sum("0482+0005=00487") == 487
+def test_parse_result_takes_the_number_after_the_last_equals_sign():
+    assert parse_result("482+5=487") == 487
+    assert parse_result("0482+0005=00487") == 487
     for broken in ("487", "482+5=", "482+5=x", "482+5=-487"):
-        assert parse_sum(broken) is None
+        assert parse_result(broken) is None
 
 
 def test_score_answer_counts_fields_and_whole_forms_apart():
@@ -218,7 +218,8 @@ def test_score_answer_counts_fields_and_whole_forms_apart():
 def test_score_answer_of_short_answers_is_exact():
     assert score_answer("field", "age 5\n", "age 5", FIELDS) == {"exact": (1, 1)}
     assert score_answer("field", "age 50", "age 5", FIELDS) == {"exact": (0, 1)}
-    assert score_answer("rows", "2", "2", FIELDS) == {"exact": (1, 1)}
+    assert score_answer("rows", "age,age=2", "qty,age=2", FIELDS) == {"exact": (1, 1)}
+    assert score_answer("rows", "qty,age=3", "qty,age=2", FIELDS) == {"exact": (0, 1)}
     # The working may be wrong: what counts is the result. An answer without one is wrong, not equal to nothing.
     assert score_answer("sum", "4820+5=487", "482+5=487", FIELDS) == {"exact": (1, 1)}
     assert score_answer("sum", "487", "482+5=487", FIELDS) == {"exact": (0, 1)}
@@ -237,7 +238,7 @@ def test_summarize_weighs_fields_by_their_number():
     rows = [
         ("text", "qty 482\nage 6", "qty 482\nage 5", FIELDS),
         ("text", "qty 1", "qty 1", {"qty": 1}),
-        ("rows", "2", "2", FIELDS),
+        ("rows", "qty,age=2", "qty,age=2", FIELDS),
     ]
     assert summarize(rows) == {"rows/exact": 1.0, "text/fields": 2 / 3, "text/whole": 0.5}
 
