@@ -14,7 +14,7 @@
 """Asks a checkpoint about held-out forms and scores its answers, in confident decoding and one token per pass.
 
 Command:
-    python examples/forms/forms_evaluation.py [--model CHECKPOINT] [--rows 200] [--output scores.json]
+    python examples/forms/forms_evaluation.py [--model CHECKPOINT] [--rows 200] [--seed 0] [--output scores.json]
 
 Hardware: one CPU core, some minutes. Its functions are also what the benchmarks ask with.
 """
@@ -128,6 +128,7 @@ def evaluate(
     num_rows: int,
     batch_size: int,
     description: str | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """Scores the first held-out forms of every kind of question.
@@ -135,6 +136,7 @@ def evaluate(
     Args:
         model, processor, batch_size, description, options: See [`ask`].
         num_rows (`int`): Forms of each kind.
+        seed (`int`, defaults to 0): Of `forms_row`: another one gives other forms of the same held-out digits.
 
     Returns:
         `dict[str, Any]`: The shares of [`score`] over all questions, and `"passes_per_token"` of each kind by name
@@ -143,7 +145,7 @@ def evaluate(
     scores: dict[str, Any] = {}
     all_rows, all_answers = [], []
     for kind in QUESTIONS:
-        rows = [forms_row("test", index, kind=kind) for index in range(num_rows)]
+        rows = [forms_row("test", index, seed, kind) for index in range(num_rows)]
         form = options
         if kind in UNDER_PRIOR:  # the priors say how long answers are
             form = {name: value for name, value in options.items() if name != "max_new_tokens"}
@@ -171,20 +173,23 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="checkpoint (default: the one of the package)")
     parser.add_argument("--rows", type=int, default=200, help="held-out forms of each kind (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other held-out forms (default: 0)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, help="places of the answer (default: the checkpoint's)")
     parser.add_argument("--decodings", nargs="+", choices=DECODINGS, default=list(DECODINGS))
     parser.add_argument("--output", type=Path, help="JSON file for the scores")
     args = parser.parse_args(arguments)
     processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).eval()
     length = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     reports = {
-        name: evaluate(model, processor, args.rows, args.batch_size, name, **DECODINGS[name], **length)
+        name: evaluate(model, processor, args.rows, args.batch_size, name, args.seed, **DECODINGS[name], **length)
         for name in args.decodings
     }
     print(format_scores(reports))
-    report = {"rows": args.rows, "batch_size": args.batch_size, **length, "scores": reports}
+    settings = {"rows": args.rows, "seed": args.seed, "dtype": args.dtype, "batch_size": args.batch_size}
+    report = {**settings, **length, "scores": reports}
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
     return report

@@ -15,7 +15,9 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -59,3 +61,22 @@ def test_main_writes_the_scores_of_both_decodings(
     assert list(report["scores"]) == ["confident", "one_by_one"]
     assert {name.split("/")[0] for name in report["scores"]["confident"]} == {*QUESTIONS, "passes_per_token"}
     assert "| json/parses | 0.0 % | 0.0 % |" in capsys.readouterr().out
+
+
+def test_main_asks_the_forms_of_a_seed_in_a_dtype(parity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other forms of the same digits; the model is asked in the type that was named."""
+    asked: dict[str, list[str]] = {}
+
+    def record(model: Any, processor: Any, rows: Sequence[dict[str, Any]], *args: Any, **options: Any) -> list[Answer]:
+        asked.setdefault(str(model.dtype), []).extend(row["fields"] for row in rows)
+        return [Answer(row["answer"], 1, 1) for row in rows]
+
+    monkeypatch.setattr(forms_evaluation, "ask", record)
+    arguments = ["--model", str(parity_dir / "checkpoint"), "--rows", "1", "--decodings", "confident"]
+    for seed, dtype in (("0", "float32"), ("1", "bfloat16")):
+        report = forms_evaluation.main([*arguments, "--seed", seed, "--dtype", dtype])
+        assert (report["seed"], report["dtype"]) == (int(seed), dtype)
+    first, other = asked["torch.float32"], asked["torch.bfloat16"]
+    assert first == [forms_row("test", 0, kind=kind)["fields"] for kind in QUESTIONS]
+    assert other == [forms_row("test", 0, 1, kind)["fields"] for kind in QUESTIONS]
+    assert first != other  # control
