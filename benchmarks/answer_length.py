@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a generous `max_new_tokens` costs a short answer: canvases of 32 and 256 places side by side, on held-out
+"""What a generous `max_new_tokens` costs a short answer: canvases of 32 and 256 positions side by side, on held-out
 forms.
 
-The small model of the package answers the same question three times in turn: on a canvas of 32 places; under a limit
-of 256 with a canvas that grows from 32; and on a whole canvas of 256 places. Only answers that end within 32 places
-are counted. A canvas that stayed at 32 places must have the tokens of one of 32, or the run fails.
+The small model of the package answers the same question three times in turn: on a canvas of 32 positions; under a
+limit of 256 with a canvas that grows from 32; and on a whole canvas of 256 positions. Only answers that end within 32
+positions are counted. A canvas that stayed at 32 positions must have the tokens of one of 32, or the run fails.
 
 Command:
     python benchmarks/answer_length.py --threads 1 --clock cpu --output benchmarks/results/answer-length-cpu.json
@@ -46,7 +46,7 @@ from forms_evaluation import chat_turn
 
 SHORT, LONG = 32, 256
 
-#: Name of a canvas -> options of `generate`. With as many steps as places, schedules would differ; so all have 256.
+#: Name of a canvas -> options of `generate`. With as many steps as positions, schedules would differ; so all have 256.
 CANVASES: dict[str, dict[str, Any]] = {
     "short": {"max_new_tokens": SHORT, "max_denoising_steps": LONG},
     "grown": {"max_new_tokens": LONG, "initial_answer_length": SHORT},
@@ -71,7 +71,7 @@ def measure(kind: str, num_rows: int, clock_name: str) -> dict[str, Any]:
         and of the ratios of neighbouring calls.
 
     Raises:
-        RuntimeError: If a canvas that stayed at 32 places has other tokens than one of 32, or no answer is short.
+        RuntimeError: If a canvas that stayed at 32 positions has other tokens than one of 32, or no answer is short.
     """
     processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
     model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
@@ -97,7 +97,7 @@ def measure(kind: str, num_rows: int, clock_name: str) -> dict[str, Any]:
             continue
         if not torch.equal(answers["grown"][:SHORT], answers["short"]):
             raise RuntimeError(
-                f"a canvas that stayed at {SHORT} places must have the tokens of one (got others, row {index})"
+                f"a canvas that stayed at {SHORT} positions must have the tokens of one (got others, row {index})"
             )
         num_short += 1
         num_equal_to_long += torch.equal(answers["long"][:SHORT], answers["short"])
@@ -120,7 +120,7 @@ def measure(kind: str, num_rows: int, clock_name: str) -> dict[str, Any]:
 def format_table(results: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| question | short answers | 32 places, ms | grown from 32, ms | 256 places, ms | passes "
+        "| question | short answers | 32 positions, ms | grown from 32, ms | 256 positions, ms | passes "
         "| grown / 32 (quartiles) | 256 / 32 |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]

@@ -20,7 +20,7 @@ Three arms take turns, round by round, in one process, so that a busy machine sl
 - "batch": what the command does once the model is loaded: rows measured and grouped by length, the next batch read and
   prepared while the model works, lines written, and put together at the end.
 
-Two sets of rows: questions about one picture each, whose prompts are nearly of one length, and about one to four.
+Two sets of rows: questions about one image each, whose prompts are nearly of one length, and about one to four.
 
 Command:
     python benchmarks/batch.py --output benchmarks/results/batch-small-cpu.json
@@ -55,7 +55,7 @@ from dimple_hf.batch.prompts import PromptReader, open_rows
 from dimple_hf.batch.results import ResultFiles, whole_lines
 from dimple_hf.batch.run import answer_rows
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.training.sources import Source
+from dimple_hf.data.sources import Source
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
@@ -70,11 +70,11 @@ CLOCKS: dict[str, Callable[[], float]] = {
     "thread": time.thread_time,
 }
 
-#: Kinds of question about a picture whose answers are free, in turn.
+#: Kinds of question about an image whose answers are free, in turn.
 KINDS = ("text", "json", "field", "rows", "sum")
 
-#: Set of rows -> most pictures of a row.
-ROW_SETS = {"one picture": 1, "one to four pictures": 4}
+#: Set of rows -> most images of a row.
+ROW_SETS = {"one image": 1, "one to four images": 4}
 
 DEFINITIONS = {
     "rows_per_second": "rows over the median wall time of a round",
@@ -85,22 +85,22 @@ DEFINITIONS = {
     "reading ahead, as on a single core",
     "batch_over_generate_free_core": "batch_over_generate by the processor time of the thread that calls `generate`: "
     "reading ahead is free, as on a second core that nobody else uses",
-    "padding": "share of the places of a prompt's batch that hold padding, in row order and as planned",
+    "padding": "share of the positions of a prompt's batch that hold padding, in row order and as planned",
     "same_answers": "share of rows that all three arms answer with the same text",
 }
 
 
-def write_rows(folder: Path, num_rows: int, most_pictures: int) -> Path:
-    """Writes `rows.jsonl` and the pictures beside it; returns the file."""
+def write_rows(folder: Path, num_rows: int, most_images: int) -> Path:
+    """Writes `rows.jsonl` and the images beside it; returns the file."""
     rng = random.Random(SEED)
     lines = []
     for index in range(num_rows):
         row = forms_row("test", index, kind=KINDS[index % len(KINDS)])
-        num_pictures = rng.randint(1, most_pictures)
-        names = [f"{index}-{number}.png" for number in range(num_pictures)]
+        num_images = rng.randint(1, most_images)
+        names = [f"{index}-{number}.png" for number in range(num_images)]
         for number, name in enumerate(names):
             forms_row("test", index + number, kind="text")["images"][0].save(folder / name)
-        content = [{"type": "image"}] * num_pictures + [{"type": "text", "text": row["question"]}]
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": row["question"]}]
         lines.append(json.dumps({"messages": [{"role": "user", "content": content}], "images": names}) + "\n")
     path = folder / "rows.jsonl"
     path.write_text("".join(lines))
@@ -234,9 +234,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
     results = {}
-    for name, most_pictures in ROW_SETS.items():
+    for name, most_images in ROW_SETS.items():
         with tempfile.TemporaryDirectory() as folder:
-            arms = Arms(model, processor, write_rows(Path(folder), args.rows, most_pictures), args.batch_size)
+            arms = Arms(model, processor, write_rows(Path(folder), args.rows, most_images), args.batch_size)
             results[name] = measure(arms, args.repeats)
     report = {
         "benchmark": "batch",

@@ -70,10 +70,10 @@ DEFINITIONS = {
     "whole": "share of forms with all fields right, in order, and no others",
     "passes": "passes of the model for one answer, mean; token by token, up to and with the first padding",
     "default": "generate's defaults: confidence threshold 0.95, prompt cache, end as soon as it is decided",
-    "length": "default decoding, by places of the canvas; forms of one row, whose answers fit the shortest",
+    "length": "default decoding, by positions of the canvas; forms of one row, whose answers fit the shortest",
     "threshold": "default decoding, by confidence threshold",
-    "fixed": "no threshold: the adaptive schedule, by its number of steps; 16 reveal one place each",
-    "left_to_right": "no threshold: one place a pass, from left to right",
+    "fixed": "no threshold: the adaptive schedule, by its number of steps; 16 unmask one position each",
+    "left_to_right": "no threshold: one position a pass, from left to right",
     "other_mode": "the autoregressive model decoded by diffusion, with defaults: a control",
     "comparison": "of the seed's models, answers one at a time, in turn; median and quartiles of ratios of processor "
     "time over neighbouring calls of generate, image included",
@@ -88,8 +88,8 @@ class Settings:
         steps (`int`): Optimizer steps of each way.
         batch_size (`int`): Rows of a step.
         learning_rate (`float`): Highest learning rate.
-        pool (`int`): Training pictures.
-        rows (`int`): Held-out pictures.
+        pool (`int`): Training images.
+        rows (`int`): Held-out images.
     """
 
     steps: int
@@ -131,7 +131,7 @@ def train(run_dir: Path, regime: str, seed: int, settings: Settings, visual: Pat
     """Trains one way, or goes on with it.
 
     Args:
-        run_dir (`Path`): Directory of the seed's runs. The encoded pictures lie beside it, for all seeds.
+        run_dir (`Path`): Directory of the seed's runs. The encoded images lie beside it, for all seeds.
         regime (`str`): One of `REGIMES`.
         seed (`int`): Of weights, order of data and masks.
         settings ([`Settings`]): How long.
@@ -365,8 +365,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="of each way to train (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--pool", type=int, default=16384, help="training pictures (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=300, help="held-out pictures (default: %(default)s)")
+    parser.add_argument("--pool", type=int, default=16384, help="training images (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=300, help="held-out images (default: %(default)s)")
     parser.add_argument("--visual", type=Path, default=Path("runs/forms/vision/visual.safetensors"))
     parser.add_argument("--work-dir", type=Path, default=Path("runs/claims"), help="for checkpoints")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "claims.json")

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `claims.py` trains on: the forms of `examples/forms` made small, and a pool of pictures that are encoded once.
+"""What `claims.py` trains on: the forms of `examples/forms` made small, and a pool of images that are encoded once.
 
 One to three rows of a printed label and one or two handwritten digits, on 84 x 112 pixels, so 12 image tokens. The
 vision tower is that of the forms example and stays frozen, and so does the projector, which is random: what the
-language model gets of a picture never changes. It is computed once for each picture of the pool, and a step of
+language model gets of an image never changes. It is computed once for each image of the pool, and a step of
 training costs the language model alone. Imported by `claims.py` and, as the source of their rows, by the recipes that
 it writes.
 """
@@ -50,12 +50,12 @@ from forms_model import model_config
 from forms_tokenizer import write_tokenizer
 
 SEED = 1
-"""Of the pictures; those of the forms example have another."""
+"""Of the images; those of the forms example have another."""
 MAX_ROWS, MAX_DIGITS = 3, 2
 ROW_CELLS, COLUMN_CELLS = MAX_ROWS, LABEL_COLUMNS + MAX_DIGITS
 QUESTION = "Read the form."
 ANSWER_LENGTH = 16
-"""Places for the longest answer, of 14 tokens, and the padding that ends it."""
+"""Positions for the longest answer, of 14 tokens, and the padding that ends it."""
 
 LANGUAGE_MODEL = {
     "num_hidden_layers": 4,
@@ -89,13 +89,13 @@ def claims_row(split: str, index: int, num_rows: int | None = None) -> dict[str,
     drawn = int(rng.integers(1, MAX_ROWS + 1))
     rows = tuple(FormRow(row.label, row.digit_indices[:MAX_DIGITS]) for row in form.rows[: num_rows or drawn])
     form = Form(rows, first_grid_row=int(rng.integers(MAX_ROWS - len(rows) + 1)))
-    picture = render_form(form, split, rng).crop((0, 0, COLUMN_CELLS * CELL, ROW_CELLS * CELL))
+    image = render_form(form, split, rng).crop((0, 0, COLUMN_CELLS * CELL, ROW_CELLS * CELL))
     answer = write_answer("text", form.fields)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
         "messages": [user, assistant],
-        "images": [picture],
+        "images": [image],
         "kind": "text",
         "question": QUESTION,
         "answer": answer,
@@ -124,30 +124,30 @@ def write_untrained(directory: Path, visual: Path, seed: int) -> None:
     model.save_pretrained(directory)
 
 
-def pool_name(model_dir: Path, num_pictures: int) -> str:
+def pool_name(model_dir: Path, num_images: int) -> str:
     """Name of the file of `write_pool`: another for each tower and vocabulary, so that no model meets old tokens."""
     tower = load_file(model_dir / "model.safetensors")["visual.merger.mlp.2.weight"].numpy().tobytes()
     checksum = zlib.crc32((model_dir / "vocab.json").read_bytes() + tower)
-    return f"pool-{num_pictures}-{checksum:08x}.safetensors"
+    return f"pool-{num_images}-{checksum:08x}.safetensors"
 
 
 @torch.inference_mode()
-def write_pool(file: Path, model_dir: Path, num_pictures: int, batch_size: int = 64) -> None:
-    """Encodes the training pictures with the frozen tower.
+def write_pool(file: Path, model_dir: Path, num_images: int, batch_size: int = 64) -> None:
+    """Encodes the training images with the frozen tower.
 
     Args:
-        file (`Path`): Where to write `features` (float32 of shape `(num_pictures, 12, vision_width)`), and the tokens
-            of the chats, answers padded by [`DimpleDataCollator`]: `input_ids` (int64 of shape `(num_pictures,
+        file (`Path`): Where to write `features` (float32 of shape `(num_images, 12, vision_width)`), and the tokens
+            of the chats, answers padded by [`DimpleDataCollator`]: `input_ids` (int64 of shape `(num_images,
             length)`), of which `lengths` count, `num_prompt_tokens` of them not learned.
         model_dir (`Path`): A directory of `write_untrained`, of any seed.
-        num_pictures (`int`): How many.
-        batch_size (`int`, defaults to 64): Pictures that the tower takes at once.
+        num_images (`int`): How many.
+        batch_size (`int`, defaults to 64): Images that the tower takes at once.
     """
     tower = DimpleForConditionalGeneration.from_pretrained(model_dir).eval().visual
     collator = DimpleDataCollator(DimpleProcessor.from_pretrained(model_dir))
     features, tokens, num_prompt_tokens = [], [], []
-    for start in tqdm(range(0, num_pictures, batch_size), desc="encode pictures"):
-        rows = [claims_row("train", index) for index in range(start, min(start + batch_size, num_pictures))]
+    for start in tqdm(range(0, num_images, batch_size), desc="encode images"):
+        rows = [claims_row("train", index) for index in range(start, min(start + batch_size, num_images))]
         batch = [sequence for row in rows for sequence in collator.read_sequences(row)]
         pixel_values = torch.cat([sequence.pixel_values for sequence in batch])
         grid = torch.cat([sequence.image_grid_thw for sequence in batch])
@@ -167,7 +167,7 @@ def write_pool(file: Path, model_dir: Path, num_pictures: int, batch_size: int =
 
 class Pool(Sequence):
     """
-    Encoded pictures with their chats, as rows for [`PoolCollator`].
+    Encoded images with their chats, as rows for [`PoolCollator`].
 
     Args:
         file (`Path`):

@@ -114,7 +114,7 @@ def length_table(runs: Runs) -> str:
         [TITLES[regime], *(spread(values(runs, regime, "length", key, "whole"), percent) for key in lengths)]
         for regime in BY_DIFFUSION
     ]
-    return table(["training", *(f"{key} places" for key in lengths)], lines)
+    return table(["training", *(f"{key} positions" for key in lengths)], lines)
 
 
 def decoding_table(runs: Runs, regime: str) -> str:
@@ -136,7 +136,7 @@ def cache_table(runs: Runs) -> str:
         ["whole form, cache on", spread(values(runs, regime, "default", "whole"), percent)],
         ["whole form, cache off", spread(values(runs, regime, "cache_off", "whole"), percent)],
         ["time without cache over time with it, threshold 0.95", medians["cache_off_over_on"]],
-        ["the same, one place a pass", medians["cache_off_over_on_one_by_one"]],
+        ["the same, one position a pass", medians["cache_off_over_on_one_by_one"]],
     ]
     return table(["", TITLES[regime]], lines)
 
@@ -151,7 +151,7 @@ def speed_table(runs: Runs) -> str:
         for title, regime, path, arm in (
             ("token by token (autoregressive only)", "autoregressive", ("default",), "autoregressive"),
             ("diffusion, threshold 0.95", "autoregressive_then_diffusion", ("default",), "diffusion"),
-            ("diffusion, one place a pass", "autoregressive_then_diffusion", ("fixed", "16"), "one_by_one"),
+            ("diffusion, one position a pass", "autoregressive_then_diffusion", ("fixed", "16"), "one_by_one"),
         )
     ]
     return table(["decoding", "whole form", "passes per answer", "time of an answer"], lines)
@@ -170,7 +170,7 @@ def draw_lengths(runs: Runs, file: Path) -> None:
     if reference:
         style = {"color": COLORS["autoregressive"], "linestyle": "--"}
         axes.axhline(mean(reference), label=f"{TITLES['autoregressive']}, token by token", **style)
-    axes.set(xlabel="places of the canvas", ylabel="exact answers, %", ylim=(0, 102))
+    axes.set(xlabel="positions of the canvas", ylabel="exact answers, %", ylim=(0, 102))
     axes.legend()
     save(figure, file)
 
@@ -211,12 +211,12 @@ def section(report: Mapping[str, Any]) -> str:
     parts = (
         BEGIN,
         f"`{report['command']}`. Each way takes {settings['steps']} steps of {settings['batch_size']} rows on "
-        f"{settings['pool']} pictures; {settings['rows']} held-out ones are asked about. Seeds {', '.join(runs)}: "
+        f"{settings['pool']} images; {settings['rows']} held-out ones are asked about. Seeds {', '.join(runs)}: "
         "mean, and the range in parentheses.",
         "### Three ways to train",
         regimes_table(runs),
         "### The length of the canvas",
-        "Exact answers to forms of one row, whose answers fit 8 places.",
+        "Exact answers to forms of one row, whose answers fit 8 positions.",
         length_table(runs),
         "![Exact answers by length of the canvas](figures/claims-length.svg)",
         "### Thresholds and schedules",

@@ -72,11 +72,11 @@ DEFINITIONS = {
     "there is no end token, so that all of them are before the end",
     "peak_memory_mib": "highest memory during the first pass and one step more, weights included: allocated on the "
     "device on a GPU, resident in the process on a CPU",
-    "bare": "text layers, last norm and head alone, from ready hidden states and rotary tables: the places that the "
-    "step runs (with the cache: last prompt token and answer) against keys and values of prompt and answer that lie "
-    "ready, no mask, head at as many places as the step has masked ones",
+    "bare": "text layers, last norm and head alone, from ready hidden states and rotary tables: the positions that "
+    "the step runs (with the cache: last prompt token and answer) against keys and values of prompt and answer that "
+    "lie ready, no mask, head at as many positions as the step has masked ones",
     "plain": "the same tokens with all exact savings off: dense mask, repeated heads, with the cache keys and values "
-    "concatenated in each layer, without it the image encoded in each step, head over all places of the pass, two "
+    "concatenated in each layer, without it the image encoded in each step, head over all positions of the pass, two "
     "softmaxes",
     "speed_up": "time of the plain loop over that of the arm, summed over the steps that both take, the first pass "
     "left out: 'plain' for 'none', 'plain_prompt' for all others",
@@ -88,7 +88,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model and its prompt look like; sizes in tokens, places or channels."""
+    """What a model and its prompt look like; sizes in tokens, positions or channels."""
 
     num_layers: int
     hidden_size: int
@@ -264,7 +264,7 @@ class Bench:
         self.model, self.case, self.arms, self.clock = model, case, arms, clock
         self.prompt = make_prompt(model, shape, case.batch_size)
         self.running: dict[str, Arm] = {}
-        # Bare layers come before the arm whose masked places they count.
+        # Bare layers come before the arm whose masked positions they count.
         others = {name for arm in arms for name in COUNTERPARTS[arm] if name is not None}
         self.names = [*sorted(others), *arms]
 
@@ -457,7 +457,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, all threads")
     parser.add_argument("--attn-implementation", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument("--output", type=Path, help="JSON file; finished cases in it are kept")
-    parser.add_argument("--figure", type=Path, help="picture file to draw")
+    parser.add_argument("--figure", type=Path, help="image file to draw")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(arguments)
     for name in ("vocab_size", "batch_size", "answer_length", "steps", "repeats", "threads"):

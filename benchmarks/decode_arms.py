@@ -42,7 +42,7 @@ class PlainLoop:
     """
     Greedy decoding by the adaptive schedule with all exact savings off, which is how the original does it.
 
-    Each pass makes a dense mask, so that sdpa gets repeated key and value heads; scores all its places, shifts the
+    Each pass makes a dense mask, so that sdpa gets repeated key and value heads; scores all its positions, shifts the
     scores by a copy, and takes two softmaxes at the masked ones, one of them of a copy. With the cache, each layer
     concatenates the prompt's keys and values with the answer's. Without, each pass encodes the images again. The mask
     token is never chosen, as in `generate`.
@@ -53,7 +53,7 @@ class PlainLoop:
         prompt (`dict[str, torch.Tensor]`):
             `input_ids`, `attention_mask`, `pixel_values` and `image_grid_thw`, without padding.
         answer_length, num_steps (`int`):
-            Places of the answer; steps of the schedule.
+            Positions of the answer; steps of the schedule.
         use_cache (`bool`):
             Whether to keep the prompt's keys and values of the first pass.
     """
@@ -79,7 +79,7 @@ class PlainLoop:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Runs the model once and reveals what the schedule says."""
+        """Runs the model once and unmasks what the schedule says."""
         scores = self._scores()
         masked = self.answer == self.mask_token_id
         scores = scores[:, -self.answer.shape[1] :][masked]
@@ -87,16 +87,16 @@ class PlainLoop:
         original = scores.clone().softmax(dim=-1)
         tokens = scores.softmax(dim=-1).argmax(dim=-1)
         confidences = original.gather(1, tokens[:, None]).squeeze(1)
-        rows, places = masked.nonzero(as_tuple=True)
+        rows, positions = masked.nonzero(as_tuple=True)
         for row in range(len(self.answer)):
             in_row = rows == row
-            count = self._num_to_reveal(int(in_row.sum()))
+            count = self._num_to_unmask(int(in_row.sum()))
             best = confidences[in_row].topk(count).indices
-            self.answer[row, places[in_row][best]] = tokens[in_row][best]
+            self.answer[row, positions[in_row][best]] = tokens[in_row][best]
         self.num_steps_done += 1
 
     def _scores(self) -> torch.Tensor:
-        """Scores of all places of the pass in float32, shifted to the places that they are for."""
+        """Scores of all positions of the pass in float32, shifted to the positions that they are for."""
         canvas = torch.cat([self.prompt_ids, self.answer], dim=1)
         start = 0 if self.cache is None else self.cache.get_seq_length()
         is_token = torch.ones_like(canvas, dtype=torch.bool)
@@ -117,8 +117,8 @@ class PlainLoop:
             )  # the last prompt token is run again, for the first answer token
         return torch.cat([scores[:, :1], scores[:, :-1]], dim=1)
 
-    def _num_to_reveal(self, num_masked: int) -> int:
-        """Counts the places that bring a row to the first time of the grid at which at least one is revealed."""
+    def _num_to_unmask(self, num_masked: int) -> int:
+        """Counts the positions that bring a row to the first time of the grid at which at least one is unmasked."""
         row_time = torch.tensor(num_masked) / self.answer.shape[1]
         first_below = int((self.times < row_time).int().argmax())
         for index in range(max(first_below, self.num_steps_done + 1), len(self.times) - 1):
@@ -151,7 +151,7 @@ class BareLayers:
         model (`DimpleForConditionalGeneration`):
             The model.
         batch_size, num_queries, num_keys (`int`):
-            Rows; places of each row that run; places that these see.
+            Rows; positions of each row that run; positions that these see.
     """
 
     def __init__(self, model: DimpleForConditionalGeneration, batch_size: int, num_queries: int, num_keys: int):
@@ -169,8 +169,8 @@ class BareLayers:
         self.position_embeddings = model.model.rotary_emb(self.hidden_states, position_ids)
 
     @torch.no_grad()
-    def step(self, num_places: int) -> None:
-        """Runs the layers, and the head over `num_places` of all rows' outputs."""
+    def step(self, num_positions: int) -> None:
+        """Runs the layers, and the head over `num_positions` of all rows' outputs."""
         hidden_states = self.hidden_states
         for layer in self.model.model.layers:
             hidden_states = layer(
@@ -181,7 +181,7 @@ class BareLayers:
                 is_causal=False,
             )
         hidden_states = self.model.model.norm(hidden_states)
-        self.model.lm_head(hidden_states.flatten(0, 1)[:num_places])
+        self.model.lm_head(hidden_states.flatten(0, 1)[:num_positions])
 
 
 class Arm(Protocol):
@@ -228,26 +228,26 @@ class GenerateArm:
         self.answer = next(self.states).answer_ids  # before the first step
 
     def step(self) -> None:
-        """Runs the model once, or as often as the policy asks, and reveals what the schedule says."""
+        """Runs the model once, or as often as the policy asks, and unmasks what the schedule says."""
         self.answer = next(self.states).answer_ids
 
 
 class BareArm:
     """
-    Takes [`BareLayers`] through the steps of another arm, which takes its step behind it.
+    Takes [`BareLayers`] through the steps of another arm, which takes its step after it.
 
     Args:
         layers (`BareLayers`):
             What to run.
-        num_places (`Callable`):
-            Returns how many places of the batch are masked.
+        num_positions (`Callable`):
+            Returns how many positions of the batch are masked.
     """
 
     answer = None
 
-    def __init__(self, layers: BareLayers, num_places: Callable[[], int]):
-        self.layers, self.num_places = layers, num_places
+    def __init__(self, layers: BareLayers, num_positions: Callable[[], int]):
+        self.layers, self.num_positions = layers, num_positions
 
     def step(self) -> None:
-        """Runs the layers, and the head over as many places as the other arm's next step will."""
-        self.layers.step(self.num_places())
+        """Runs the layers, and the head over as many positions as the other arm's next step will."""
+        self.layers.step(self.num_positions())

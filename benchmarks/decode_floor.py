@@ -71,9 +71,9 @@ class Pass:
 
     Args:
         num_rows, num_queries, num_keys (`int`):
-            Rows; places of each that run; places that these see.
+            Rows; positions of each that run; positions that these see.
         num_scored (`int`):
-            Places of all rows that the head scores.
+            Positions of all rows that the head scores.
     """
 
     num_rows: int

@@ -14,10 +14,10 @@
 """What each way to decode costs in passes, and what it loses: every rule and cache policy on held-out forms.
 
 The small model of the package reads whole forms, as text and as JSON, once for each line of `DECODINGS`. All lines
-read the same forms, so each is compared with one place per pass form by form: how many it loses, how many it wins. The
-last sentence that is printed says which line deserves to be the default: of those that are at most half a point below
-one place per pass, the one with the fewest passes. Finished lines are kept in the output file, so that the same
-command goes on after an interruption.
+read the same forms, so each is compared with one position per pass form by form: how many it loses, how many it wins.
+The last sentence that is printed says which line deserves to be the default: of those that are at most half a point
+below one position per pass, the one with the fewest passes. Finished lines are kept in the output file, so that the
+same command goes on after an interruption.
 
 Command:
     python benchmarks/quality.py --output benchmarks/results/quality.json --figure docs/figures/quality.png
@@ -50,7 +50,7 @@ from forms_scores import score_answer
 KINDS = ("text", "json")
 ANSWER_LENGTH = 64
 
-REFERENCE = "one place per pass"
+REFERENCE = "one position per pass"
 
 #: What the model does unless it is told otherwise, by its generation config. Lines that say nothing of it do so, too.
 DEFAULT = "threshold 0.99"
@@ -133,8 +133,8 @@ def weights_checksum(checkpoint: Path) -> str:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results as a Markdown table, with the difference of whole forms to one place per pass: in points, and forms
-    lost and won."""
+    """The results as a Markdown table, with the difference of whole forms to one position per pass: in points, and
+    forms lost and won."""
     lines = [
         "| decoding | fields | whole forms | difference | lost, won | JSON parses | passes | passes per token "
         "| tokens/s |",
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--families", nargs="+", choices=DECODINGS, default=list(DECODINGS))
     parser.add_argument("--output", type=Path, required=True, help="JSON file; finished lines in it are kept")
-    parser.add_argument("--figure", type=Path, help="picture file to draw")
+    parser.add_argument("--figure", type=Path, help="image file to draw")
     args = parser.parse_args(arguments)
     for name in ("rows", "batch_size"):
         if getattr(args, name) < 1:

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Loads a server with many clients at once, a quarter of them hostile, and judges every answer.
 
-Good clients each have pictures of their own and ask as fast as they are answered: at once, streamed, and under a JSON
-schema. Their answers must be those of the model's own `generate` for their own pictures. Hostile ones send broken
+Good clients each have images of their own and ask as fast as they are answered: at once, streamed, and under a JSON
+schema. Their answers must be those of the model's own `generate` for their own images. Hostile ones send broken
 JSON, bodies of 50 MB, decompression bombs, wrong types and private addresses, which must be refused with a reason, and
 leave in the middle of answers. The server's memory is read every half second.
 
@@ -107,7 +107,7 @@ class ServerProcess:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def picture(seed: int) -> PIL.Image.Image:
+def noise_image(seed: int) -> PIL.Image.Image:
     """The sample form with noise, moved a little: the model answers it in its own way."""
     random = np.random.default_rng(seed)
     pixels = np.asarray(PIL.Image.open(SAMPLE).convert("L")).astype(int)
@@ -116,14 +116,14 @@ def picture(seed: int) -> PIL.Image.Image:
 
 
 def data_url(image: PIL.Image.Image, kind: str = "png") -> str:
-    """A picture as clients send it."""
+    """An image as clients send it."""
     file = io.BytesIO()
     image.save(file, kind)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def messages(url: str, question: str) -> list[dict[str, Any]]:
-    """A chat about a picture, as clients send it."""
+    """A chat about an image, as clients send it."""
     return [
         {
             "role": "user",
@@ -148,13 +148,13 @@ def png_bomb(side: int) -> bytes:
 
 
 def own_answers(seeds: range) -> dict[tuple[int, str], str]:
-    """What `generate` answers to each picture alone: (seed, "free" or "json") -> text."""
+    """What `generate` answers to each image alone: (seed, "free" or "json") -> text."""
     processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
     model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
     priors = {"free": None, "json": StructurePrior.from_json_schema(SCHEMA)}
     answers = {}
     for seed, (way, prior) in itertools.product(seeds, priors.items()):
-        content = [{"type": "image", "image": picture(seed)}, {"type": "text", "text": QUESTIONS[seed % 4]}]
+        content = [{"type": "image", "image": noise_image(seed)}, {"type": "text", "text": QUESTIONS[seed % 4]}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -188,8 +188,8 @@ WAYS = ("whole", "stream", "json")
 async def good_client(
     url: str, seeds: list[int], expected: dict[tuple[int, str], str], end: float, report: Report
 ) -> None:
-    """Asks about its own pictures in every way, at least once, and compares."""
-    chats = {seed: messages(data_url(picture(seed)), QUESTIONS[seed % 4]) for seed in seeds}
+    """Asks about its own images in every way, at least once, and compares."""
+    chats = {seed: messages(data_url(noise_image(seed)), QUESTIONS[seed % 4]) for seed in seeds}
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
         for number, (seed, way) in enumerate(itertools.cycle(itertools.product(seeds, WAYS))):
             if number >= len(WAYS) and time.monotonic() > end:
@@ -212,7 +212,7 @@ async def good_client(
 
 async def hostile_client(url: str, number: int, end: float, report: Report) -> None:
     """Does every evil thing, at least once, beginning with another than its neighbours."""
-    image = data_url(picture(10_000 + number))
+    image = data_url(noise_image(10_000 + number))
     bomb = "data:image/png;base64," + base64.b64encode(png_bomb(30_000)).decode()
     large_bomb = "data:image/png;base64," + base64.b64encode(png_bomb(5_000)).decode()
 
@@ -284,7 +284,7 @@ async def load(server: ServerProcess, num_clients: int, seconds: float) -> dict[
 
     Args:
         server ([`ServerProcess`]):
-            A server of the small model in single precision, which may fetch pictures.
+            A server of the small model in single precision, which may fetch images.
         num_clients (`int`):
             Clients at a time.
         seconds (`float`):

@@ -17,7 +17,7 @@ Three parts, of which the first two need a trained model:
 
 - `json`: held-out forms, asked to be read as JSON. "asked": the answer as it comes. "aligned" and "compact": the same
   question under a prior of the form's labels, with either layout of its fillers. Each in confident decoding, and one
-  place per pass, where passes count what was left to decide.
+  position per pass, where passes count what was left to decide.
 - `length`: held-out forms, asked to be read as text; the answer ends where it likes, or is forced to end at a length.
   Forms whose expected answer fits the shortest length.
 - `cost`: the share of the denoising steps that the constraint takes at vocabulary 152,064, on random weights.
@@ -66,12 +66,12 @@ DEFINITIONS = {
     "fields": "share of fields with exactly the right number",
     "whole": "share of forms with all fields right, and no others",
     "exact": "share of answers that equal the expected text",
-    "ends": "share of answers that end at the length or before; of free ones, before the last of 64 places",
+    "ends": "share of answers that end at the length or before; of free ones, before the last of 64 positions",
     "passes": "passes of the model for one answer, mean",
     "tokens": "tokens of one answer, without fillers and padding, mean",
-    "share": "time in the constraint's methods over time in `generate`, behind the first pass, median over rounds",
+    "share": "time in the constraint's methods over time in `generate`, after the first pass, median over rounds",
     "largest_share": "the same, largest of the rounds; the first begins with empty memories",
-    "step_ms": "median time of a denoising step behind the first, constraint included",
+    "step_ms": "median time of a denoising step after the first, constraint included",
     "build_ms": "time to lay a prior out for the tokenizer, automata included, the first time",
 }
 
@@ -228,7 +228,7 @@ def measure_cost(
     results = []
     for name, prior in cost_priors().items():
         start = time.perf_counter()
-        places = len(prior.canvas(tokenizer).ids)
+        positions = len(prior.canvas(tokenizer).ids)
         build_seconds = time.perf_counter() - start
         for batch_size, do_sample in product(batch_sizes, (False, True)):
             prompt = torch.randint(NUM_TEXT_TOKENS, (batch_size, 120), generator=generator).to(device)
@@ -254,7 +254,7 @@ def measure_cost(
                     "prior": name,
                     "batch_size": batch_size,
                     "decoding": "sampled" if do_sample else "greedy",
-                    "places": places,
+                    "positions": positions,
                     "share": statistics.median(share for share, _ in rounds),
                     "largest_share": max(share for share, _ in rounds),
                     "step_ms": statistics.median(milliseconds for _, milliseconds in rounds),

@@ -16,8 +16,9 @@
 Arms of one phase take turns, step by step, in one process, so that a busy machine slows all of them alike; a step is
 forward, backward and AdamW with the vision tower frozen. The losses of a phase's arms must agree, or the run fails:
 
-- "causal", "diffusion": the package's step, with logits at supervised places only. Against "..._full_logits": logits
-  of all places, as the original has them.
+- "causal", "diffusion": the package's step, with logits at supervised positions only. Against "..._full_logits":
+logits
+  of all positions, as the original has them.
 - "complementary": each row with a mask and with its complement, images encoded once. Against "complementary_twice":
   the batch laid out twice, images too, as the original does.
 
@@ -130,7 +131,7 @@ def full_logits_loss(
     labels: torch.Tensor,
     is_causal: bool,
 ) -> torch.Tensor:
-    """Mean cross-entropy from the logits of all places, shifted."""
+    """Mean cross-entropy from the logits of all positions, shifted."""
     images = {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
     logits = model(input_ids, batch["attention_mask"], **images, is_causal=is_causal).logits.float()
     shifted = logits[:, :-1].flatten(0, 1)

@@ -14,17 +14,17 @@
 # /// script
 # dependencies = ["dimple_hf"]
 # ///
-"""Ask a Dimple checkpoint about a picture.
+"""Ask a Dimple checkpoint about an image.
 
-What it shows: (1) load a model and its processor with transformers' Auto classes, (2) put a picture and a question
+What it shows: (1) load a model and its processor with transformers' Auto classes, (2) put an image and a question
 into the chat form, (3) decode by diffusion, (4) read the answer, the number of passes and the time.
 
 Command:
-    python examples/generate.py --model rp-yu/Dimple-7B --image photo.jpg --question "What is in the picture?"
+    python examples/generate.py --model rp-yu/Dimple-7B --image photo.jpg --question "What is in the image?"
     make demo
 
 Hardware: the 7B model in bfloat16 needs a GPU of 24 GB. Without `--model`, as in `make demo`, the small model of the
-package reads a picture of a form, on any CPU in less than a second.
+package reads an image of a form, on any CPU in less than a second.
 """
 
 import argparse
@@ -42,9 +42,9 @@ SAMPLE = Path(__file__).resolve().parent / "forms" / "sample.png"
 def main(arguments: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="directory or Hub id of a checkpoint")
-    parser.add_argument("--image", type=Path, default=SAMPLE, help="picture to ask about (default: a form)")
+    parser.add_argument("--image", type=Path, default=SAMPLE, help="image to ask about (default: a form)")
     parser.add_argument("--question", default="Read the form.")
-    parser.add_argument("--max-new-tokens", type=int, help="places of the answer (default: the checkpoint's)")
+    parser.add_argument("--max-new-tokens", type=int, help="positions of the answer (default: the checkpoint's)")
     args = parser.parse_args(arguments)
     if not args.image.is_file():
         parser.error(f"--image must be a file (got {args.image})")
@@ -68,10 +68,10 @@ def main(arguments: list[str] | None = None) -> str:
 
     tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
     answer = processor.decode(tokens, skip_special_tokens=True)
-    print(f"picture   {args.image}")
+    print(f"image   {args.image}")
     print(f"question  {args.question}")
     print("answer    " + answer.replace("\n", "\n          "))
-    print(f"passes    {output.num_forward_passes.item()} for {len(tokens)} places, {seconds:.2f} s")
+    print(f"passes    {output.num_forward_passes.item()} for {len(tokens)} positions, {seconds:.2f} s")
     return answer
 
 

@@ -114,8 +114,8 @@ def model_inputs(*prompts: Prompt, padding_side: str = "left", width: int = 0) -
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         length = len(prompt.tokens)
-        places = slice(width - length, width) if padding_side == "left" else slice(0, length)
-        ids[row, places], mask[row, places] = torch.tensor(prompt.tokens), 1
+        positions = slice(width - length, width) if padding_side == "left" else slice(0, length)
+        ids[row, positions], mask[row, positions] = torch.tensor(prompt.tokens), 1
     inputs = {"input_ids": ids, "attention_mask": mask}
     grids = torch.cat([prompt.grids for prompt in prompts])
     if len(grids):

@@ -45,7 +45,7 @@ TRUST = pytest.mark.parametrize("trust_remote_code", [None, False, True])
 
 @pytest.fixture(scope="module")
 def trapped_checkpoint(parity_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkpoint with a trap at every place that code is looked for."""
+    """A copy of the checkpoint with a trap at every position that code is looked for."""
     directory = tmp_path_factory.mktemp("trapped") / "checkpoint"
     shutil.copytree(parity_dir / "checkpoint", directory)
     set_traps(directory)

@@ -25,7 +25,7 @@ def documents(root: Path) -> list[Path]:
 
 
 def resolve(dotted: str) -> object:
-    """The object behind a dotted name: a module, then attributes."""
+    """The object after a dotted name: a module, then attributes."""
     module_name, _, attribute = dotted.rpartition(".")
     return getattr(importlib.import_module(module_name), attribute)
 
@@ -66,11 +66,11 @@ RUN_BY = {
     "docs/commands.md": "tests/cli/test_commands_page.py",
     "docs/decoding.md": "tests/test_readme.py",
     "docs/evaluation.md": "tests/integrations/test_lmms_eval.py",
-    "docs/demo.md": "tests/integrations/test_demo.py",
+    "docs/demo.md": "tests/demo/test_demo.py",
     "docs/fine_tuning.md": "tests/training/test_fine_tuning_page.py",
     "docs/hub.md": "tests/hub/test_push_and_pull.py",
     "docs/migration.md": "tests/test_migration.py",
-    "docs/serving.md": "tests/integrations/serving/test_serve.py",
+    "docs/serving.md": "tests/serve/test_serve.py",
     "docs/start.md": "tests/test_start.py",
     "docs/structured_extraction.md": "tests/test_readme.py",
     "docs/walk.md": "tests/hub/test_walk.py",
@@ -128,7 +128,7 @@ def test_make_targets_in_documents_exist(repo_root: Path) -> None:
 
 
 def test_architecture_names_every_module_of_modeling_and_processing(repo_root: Path) -> None:
-    """A new file has its place in the picture, or the picture is no longer true."""
+    """A new file has its position in the image, or the image is no longer true."""
     text = (repo_root / "docs/architecture.md").read_text()
     folders = [repo_root / "src/dimple_hf" / name for name in ("modeling", "processing")]
     modules = [path.stem for folder in folders for path in folder.glob("*_dimple.py")]

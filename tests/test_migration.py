@@ -30,7 +30,7 @@ from test_docs import resolve
 from test_readme import PUBLISHED_MODEL, python_snippets
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig
-from dimple_hf.modeling.upstream_dimple import PIPELINES, RANKINGS, REPLACEMENTS, UpstreamOptions
+from dimple_hf.modeling.original_dimple import PIPELINES, RANKINGS, REPLACEMENTS, UpstreamOptions
 from dimple_hf.training.recipe import TRAINER_KEYS
 from dimple_hf.training.stages import STAGES, Stage
 
@@ -151,7 +151,7 @@ def test_every_argument_of_forward_is_in_the_page() -> None:
 
 
 def test_every_class_and_file_of_the_original_is_in_the_page() -> None:
-    """In bold, the file; behind it, or in the next rows, its classes."""
+    """In bold, the file; after it, or in the next rows, its classes."""
     table = rows("Classes and files")
     files, found = [], {}
     for row in table:

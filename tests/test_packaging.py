@@ -57,7 +57,8 @@ IMPORT_EVERY_MODULE = """
 import importlib, json, pkgutil
 import dimple_hf
 names = [module.name for module in pkgutil.walk_packages(dimple_hf.__path__, "dimple_hf.")]
-names = [name for name in names if not name.startswith("dimple_hf.integrations.")]  # each needs an extra
+needs_extra = ("dimple_hf.integrations.", "dimple_hf.serve", "dimple_hf.demo")
+names = [name for name in names if not name.startswith(needs_extra)]
 files = [importlib.import_module(name).__file__ for name in ["dimple_hf", *names]]
 print(json.dumps(files))
 """
@@ -125,7 +126,7 @@ def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_version_stands_in_one_file(repo_root: Path) -> None:
-    """Two places would drift; the installed metadata and the attribute must agree."""
+    """Two positions would drift; the installed metadata and the attribute must agree."""
     assert dimple_hf.__version__ == importlib.metadata.version("dimple_hf")
     sources = [*(repo_root / "src").rglob("*.py"), repo_root / "pyproject.toml", repo_root / "setup.cfg"]
     literal = re.compile(rf"""^(__)?version(__)? *= *['"]?{re.escape(dimple_hf.__version__)}\b""", re.MULTILINE)
@@ -171,7 +172,8 @@ def test_dependencies_name_every_library_that_is_imported(repo_root: Path) -> No
         return {canonicalize_name(distributions.get(name, [name])[0]) for name in imported - {"dimple_hf"}}
 
     package = repo_root / "src" / "dimple_hf"
-    optional = {*package.glob("integrations/**/*.py"), package / "cli" / "serve.py"}  # the command asks for its extra
+    optional = {path for folder in ("integrations", "serve", "demo") for path in package.glob(f"{folder}/**/*.py")}
+    optional.add(package / "cli" / "serve.py")  # the command asks for its extra
     core = needed(set(package.rglob("*.py")) - optional)
     assert {"torch", "pillow"} <= core  # control: imports are found, and PIL by the name it is installed under
     assert core - declared == set()
@@ -257,8 +259,10 @@ def test_wheel_in_an_empty_environment_imports_every_module(wheel: Path, repo_ro
     imported = json.loads(run_python(python, IMPORT_EVERY_MODULE, tmp_path / "elsewhere").stdout)
     (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     expected = {str(site_packages / name) for name in package_files(repo_root) if name.endswith(".py")}
-    integrations = site_packages / "dimple_hf" / "integrations"
-    expected -= {name for name in expected if integrations in Path(name).parents} - {str(integrations / "__init__.py")}
+    package = site_packages / "dimple_hf"
+    needs_extra = {package / "integrations", package / "serve", package / "demo"}
+    expected -= {name for name in expected if needs_extra & set(Path(name).parents)}
+    expected.add(str(package / "integrations" / "__init__.py"))
     assert set(imported) == expected
 
     # control: this environment lacks what only the tests have

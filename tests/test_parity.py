@@ -71,7 +71,7 @@ def images_of(case: str) -> dict[str, torch.Tensor]:
     }
 
 
-def picture(number: int) -> PIL.Image.Image:
+def image(number: int) -> PIL.Image.Image:
     with PIL.Image.open(FIXTURES / "tiny" / "images" / f"{number}.png") as image:
         image.load()
     return image
@@ -126,7 +126,7 @@ def test_checkpoint_loads_without_missing_or_unexpected_weights() -> None:
 def test_image_processor_gives_the_originals_pixels(number: int) -> None:
     """Bit by bit: what the tower sees is what it saw in training."""
     processor = AutoProcessor.from_pretrained(FIXTURES / "checkpoint").image_processor
-    inputs = processor(images=[picture(number)], return_tensors="pt")
+    inputs = processor(images=[image(number)], return_tensors="pt")
     assert torch.equal(inputs["pixel_values"], goldens()[f"image_processor.{number}.pixel_values"])
     assert torch.equal(inputs["image_grid_thw"], goldens()[f"image_processor.{number}.grid_thw"])
 
@@ -292,7 +292,7 @@ def test_loss_and_gradients_are_the_originals(case: str, checkpointing: bool) ->
     assert {name: norms[name] for name in expected} == pytest.approx(expected, rel=GRADIENT_TOLERANCE)
     total = torch.tensor(list(norms.values())).norm().item()
     assert total == pytest.approx(CASES[case]["grad_norm_total"], rel=GRADIENT_TOLERANCE)
-    # control: labels one place further are far outside the tolerance
+    # control: labels one position further are far outside the tolerance
     inputs["labels"] = inputs["labels"].roll(1, dims=1)
     inputs.pop("masked_positions", None)
     torch.manual_seed(0)
@@ -317,13 +317,13 @@ def test_tokenizer_gives_the_originals_ids() -> None:
 
 
 def messages_with_images(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a case with its images at their places."""
+    """The messages of a case with its images at their positions."""
     numbers = iter(case["images"])
     messages = json.loads(json.dumps(case["messages"]))
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
             if part["type"] == "image":
-                part["image"] = picture(next(numbers))
+                part["image"] = image(next(numbers))
     assert next(numbers, None) is None
     return messages
 
@@ -332,7 +332,7 @@ def messages_with_images(case: dict[str, Any]) -> list[dict[str, Any]]:
 def test_end_to_end_gives_the_originals_text(
     checkpoint: tuple[DimpleForConditionalGeneration, Any], case: dict[str, Any]
 ) -> None:
-    """Messages and pictures to text, through `AutoProcessor`, `AutoModel` and `diffusion_generate`."""
+    """Messages and images to text, through `AutoProcessor`, `AutoModel` and `diffusion_generate`."""
     model, processor = checkpoint
     messages = messages_with_images(case)
     assert processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == case["prompt"]
@@ -349,7 +349,7 @@ def test_end_to_end_gives_the_originals_text(
 def test_end_to_end_of_all_conversations_in_one_batch_gives_the_originals_text(
     checkpoint: tuple[DimpleForConditionalGeneration, Any],
 ) -> None:
-    """Rows with two, one and no picture, left-padded together: the original gets this wrong."""
+    """Rows with two, one and no image, left-padded together: the original gets this wrong."""
     model, processor = checkpoint
     inputs = processor.apply_chat_template(
         [messages_with_images(case) for case in END_TO_END], add_generation_prompt=True, tokenize=True,

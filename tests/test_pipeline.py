@@ -31,7 +31,7 @@ QUESTIONS = ("Read the form.", "Read the form as JSON.", "How many rows are ther
 
 
 @pytest.fixture(scope="module")
-def picture(repo_root: Path) -> Image.Image:
+def image(repo_root: Path) -> Image.Image:
     return Image.open(repo_root / "examples" / "forms" / "sample.png")
 
 
@@ -40,8 +40,8 @@ def pipe() -> Pipeline:
     return pipeline("image-text-to-text", model=str(FORMS_CHECKPOINT), device="cpu")
 
 
-def chat(question: str, *pictures: Image.Image) -> list[dict[str, Any]]:
-    images = [{"type": "image", "image": picture} for picture in pictures]
+def chat(question: str, *images: Image.Image) -> list[dict[str, Any]]:
+    images = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 
@@ -57,9 +57,9 @@ def generated(messages: list[dict[str, Any]], **options: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def answers(picture: Image.Image) -> list[str]:
+def answers(image: Image.Image) -> list[str]:
     """The model's own answer to each question, all different, so that a mixed-up one would be seen."""
-    answers = [generated(chat(question, picture)) for question in QUESTIONS]
+    answers = [generated(chat(question, image)) for question in QUESTIONS]
     assert len(set(answers)) == len(QUESTIONS)
     assert all(answers)
     return answers
@@ -70,9 +70,9 @@ def texts(results: list[Any]) -> list[str]:
     return [(result[0] if isinstance(result, list) else result)["generated_text"] for result in results]
 
 
-def test_chat_gives_what_generate_gives(pipe: Pipeline, picture: Image.Image, answers: list[str]) -> None:
+def test_chat_gives_what_generate_gives(pipe: Pipeline, image: Image.Image, answers: list[str]) -> None:
     """With the checkpoint's own options, not the pipeline's; by default the chat comes back with the answer in it."""
-    messages = chat(QUESTIONS[0], picture)
+    messages = chat(QUESTIONS[0], image)
     assert texts(pipe(text=messages, return_full_text=False)) == answers[:1]
     assert texts(pipe(text=messages)) == [[*messages, {"role": "assistant", "content": answers[0]}]]
     (tokens,) = pipe(text=messages, return_tensors=True)
@@ -83,48 +83,48 @@ def test_chat_gives_what_generate_gives(pipe: Pipeline, picture: Image.Image, an
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_batch_of_chats_gives_each_its_own_answer(
-    pipe: Pipeline, picture: Image.Image, answers: list[str], batch_size: int
+    pipe: Pipeline, image: Image.Image, answers: list[str], batch_size: int
 ) -> None:
-    """Prompts of different lengths with one or two pictures, of which the pipeline makes batches itself."""
-    chats = [chat(question, picture) for question in QUESTIONS] + [chat(QUESTIONS[2], picture, picture.rotate(180))]
+    """Prompts of different lengths with one or two images, of which the pipeline makes batches itself."""
+    chats = [chat(question, image) for question in QUESTIONS] + [chat(QUESTIONS[2], image, image.rotate(180))]
     expected = [*answers, generated(chats[-1])]
     assert texts(pipe(text=chats, batch_size=batch_size, return_full_text=False)) == expected
 
 
-def test_batch_with_and_without_pictures_is_refused_by_transformers(pipe: Pipeline, picture: Image.Image) -> None:
+def test_batch_with_and_without_images_is_refused_by_transformers(pipe: Pipeline, image: Image.Image) -> None:
     """The page says so. One after the other they work."""
-    chats = [chat(QUESTIONS[0], picture), chat("Hello!")]
+    chats = [chat(QUESTIONS[0], image), chat("Hello!")]
     with pytest.raises(ValueError, match="different keys"):
         pipe(text=chats, batch_size=2)
     assert texts(pipe(text=chats, return_full_text=False)) == [generated(one) for one in chats]
 
 
-def test_plain_prompts_give_what_chats_give(pipe: Pipeline, picture: Image.Image, answers: list[str]) -> None:
-    """Text with the placeholder in it, one or several; pictures in a list or in a list for each prompt."""
+def test_plain_prompts_give_what_chats_give(pipe: Pipeline, image: Image.Image, answers: list[str]) -> None:
+    """Text with the placeholder in it, one or several; images in a list or in a list for each prompt."""
     prompts = [
-        pipe.processor.apply_chat_template(chat(question, picture), add_generation_prompt=True, tokenize=False)
+        pipe.processor.apply_chat_template(chat(question, image), add_generation_prompt=True, tokenize=False)
         for question in QUESTIONS
     ]
     options = {"return_full_text": False}
-    assert texts(pipe(images=picture, text=prompts[0], **options)) == answers[:1]
-    assert texts(pipe(images=[picture] * 3, text=prompts, **options)) == answers
-    assert texts(pipe(images=[[picture]] * 3, text=prompts, **options)) == answers
-    assert texts(pipe({"images": picture, "text": prompts[1]}, **options)) == answers[1:2]
-    assert texts(pipe(images=picture, text=prompts[0])) == [prompts[0] + answers[0]]
+    assert texts(pipe(images=image, text=prompts[0], **options)) == answers[:1]
+    assert texts(pipe(images=[image] * 3, text=prompts, **options)) == answers
+    assert texts(pipe(images=[[image]] * 3, text=prompts, **options)) == answers
+    assert texts(pipe({"images": image, "text": prompts[1]}, **options)) == answers[1:2]
+    assert texts(pipe(images=image, text=prompts[0])) == [prompts[0] + answers[0]]
 
 
-def test_chat_that_ends_with_the_assistant_is_continued(pipe: Pipeline, picture: Image.Image) -> None:
+def test_chat_that_ends_with_the_assistant_is_continued(pipe: Pipeline, image: Image.Image) -> None:
     """The answer's beginning is given and kept, and what follows is generated."""
     beginning = {"role": "assistant", "content": [{"type": "text", "text": "price 929\n"}]}
-    (result,) = pipe(text=[*chat(QUESTIONS[0], picture), beginning])
+    (result,) = pipe(text=[*chat(QUESTIONS[0], image), beginning])
     (part,) = result["generated_text"][-1]["content"]
     assert part["text"].startswith("price 929\n")
     assert len(part["text"]) > len("price 929\n")
 
 
-def test_options_of_generate_are_passed_on(pipe: Pipeline, picture: Image.Image) -> None:
+def test_options_of_generate_are_passed_on(pipe: Pipeline, image: Image.Image) -> None:
     """In `generate_kwargs`: transformers' and ours, and those that there are not are refused."""
-    messages = chat(QUESTIONS[0], picture)
+    messages = chat(QUESTIONS[0], image)
     options = {"max_new_tokens": 16, "confidence_threshold": None, "max_denoising_steps": 3}
     expected = generated(messages, **options)
     assert texts(pipe(text=messages, generate_kwargs=dict(options), return_full_text=False)) == [expected]
@@ -134,14 +134,14 @@ def test_options_of_generate_are_passed_on(pipe: Pipeline, picture: Image.Image)
         pipe(text=messages, generate_kwargs={"confidence_treshold": 0.5})
 
 
-def test_streamer_gets_the_answer_in_pieces(pipe: Pipeline, picture: Image.Image) -> None:
+def test_streamer_gets_the_answer_in_pieces(pipe: Pipeline, image: Image.Image) -> None:
     """As in a server: the pipeline runs in one thread, and another one reads what is settled from the left."""
     streamer = TextIteratorStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
     options = {"streamer": streamer, "unmasking": "left_to_right", "confidence_threshold": None}
     results: list[Any] = []
     thread = threading.Thread(
         target=lambda: results.extend(
-            pipe(text=chat(QUESTIONS[0], picture), generate_kwargs=options, return_full_text=False)
+            pipe(text=chat(QUESTIONS[0], image), generate_kwargs=options, return_full_text=False)
         )
     )
     thread.start()
@@ -151,10 +151,10 @@ def test_streamer_gets_the_answer_in_pieces(pipe: Pipeline, picture: Image.Image
     assert "".join(pieces) == texts(results)[0]
 
 
-def test_structure_prior_gives_the_answer_its_form(pipe: Pipeline, picture: Image.Image) -> None:
+def test_structure_prior_gives_the_answer_its_form(pipe: Pipeline, image: Image.Image) -> None:
     """An argument of the chat template. Priors of several rows are made by the processor, not by a pipeline."""
     prior = pipe.processor.StructurePrior.from_template("rows: {rows:1:int}!")
-    messages = chat(QUESTIONS[2], picture)
+    messages = chat(QUESTIONS[2], image)
     (answer,) = texts(pipe(text=messages, structure_prior=prior, return_full_text=False))
     assert answer.startswith("rows: ")
     assert answer.endswith("!")
@@ -163,10 +163,10 @@ def test_structure_prior_gives_the_answer_its_form(pipe: Pipeline, picture: Imag
         pipe(text=[messages] * 2, structure_prior=prior, batch_size=2)
 
 
-def test_pipeline_of_loaded_parts_takes_their_device_and_dtype(picture: Image.Image, answers: list[str]) -> None:
+def test_pipeline_of_loaded_parts_takes_their_device_and_dtype(image: Image.Image, answers: list[str]) -> None:
     """`pipeline(model=model, processor=processor)`, as after fine-tuning."""
     model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32)
     pipe = pipeline("image-text-to-text", model=model, processor=AutoProcessor.from_pretrained(FORMS_CHECKPOINT))
     assert pipe.model is model
-    assert len(texts(pipe(text=chat(QUESTIONS[0], picture), return_full_text=False))[0]) > 0
+    assert len(texts(pipe(text=chat(QUESTIONS[0], image), return_full_text=False))[0]) > 0
     assert pipe.model.dtype == torch.float32

@@ -85,7 +85,7 @@ def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir
 def test_structured_extraction_commands_run(
     repo_root: Path, parity_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command over a folder of pictures, and the example that draws its canvas."""
+    """The command over a folder of images, and the example that draws its canvas."""
     page = (repo_root / "docs" / "structured_extraction.md").read_text()
     extract, draw = map(shlex.split, re.findall(r"^```bash\n(.*)\n```", page, flags=re.MULTILINE))
     monkeypatch.chdir(tmp_path)
@@ -156,15 +156,15 @@ def test_example_generate_prints_answer_and_passes(
 ) -> None:
     """`make demo` is this call; the answer is what the model's tokens decode to."""
     example = load_example(repo_root / "examples" / "generate.py")
-    picture = parity_dir / "tiny" / "images" / "3.png"
-    arguments = ["--model", str(parity_dir / "checkpoint"), "--image", str(picture), "--max-new-tokens", "8"]
+    image = parity_dir / "tiny" / "images" / "3.png"
+    arguments = ["--model", str(parity_dir / "checkpoint"), "--image", str(image), "--max-new-tokens", "8"]
     answer = example.main(arguments)
     printed = capsys.readouterr().out
     assert "answer    " + answer.replace("\n", "\n          ") in printed
-    assert "for 8 places" in printed
+    assert "for 8 positions" in printed
 
 
-def test_example_generate_with_missing_picture_exits_with_a_message(
+def test_example_generate_with_missing_image_exits_with_a_message(
     repo_root: Path, parity_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """A wrong path is said before a model of 15 GB is loaded."""

@@ -62,6 +62,6 @@ def test_first_ten_minutes_run_as_they_stand(
 
 
 def test_sample_of_the_package_is_the_repositorys(repo_root: Path) -> None:
-    """The page says that they are the same picture, and that the model lies beside it."""
+    """The page says that they are the same image, and that the model lies beside it."""
     assert FORMS_SAMPLE.read_bytes() == (repo_root / "examples" / "forms" / "sample.png").read_bytes()
     assert FORMS_SAMPLE.parent == FORMS_CHECKPOINT.parent

@@ -58,7 +58,7 @@ def file_faults(path: Path) -> set[str]:
     if set(get_relative_imports(path)) != seen_by_python:
         faults.add("T6 the copier sees the imports that Python sees")
     if set(get_imports(path)) - ALWAYS_INSTALLED - set(sys.stdlib_module_names) - {"dimple_hf"}:
-        faults.add("T5 optional libraries are imported behind `try` or `is_*_available()`")
+        faults.add("T5 optional libraries are imported after `try` or `is_*_available()`")
     return faults
 
 

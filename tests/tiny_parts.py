@@ -13,7 +13,7 @@
 # limitations under the License.
 """Tiny random checkpoints in the formats of Dimple's public parts: Dream, and Qwen2.5-VL in both of its layouts.
 
-Used by the tests of `dimple_hf.training.initialization` and of `dimple-hf init`.
+Used by the tests of `dimple_hf.hub.init` and of `dimple-hf init`.
 """
 
 import json

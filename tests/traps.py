@@ -26,7 +26,8 @@ TRAPS = (
 
 
 def set_traps(directory: Path) -> Path:
-    """Puts a trap at every place of a checkpoint that code is looked for; returns the mark, which is not there yet."""
+    """Puts a trap at every position of a checkpoint that code is looked for; returns the mark, which is not there
+    yet."""
     mark = directory.parent / "executed"
     for name in TRAPS:
         path = directory / name

@@ -38,13 +38,13 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.hub import write_model_card
 
 ANSWER_LENGTH = 48
-"""Places of an answer: those of the widest canvas in training."""
+"""Positions of an answer: those of the widest canvas in training."""
 CONFIDENCE_THRESHOLD = 0.99
-"""Loses nothing that one place a pass has. The default of 0.95 saves a fifth of the passes, and loses one of a hundred
-whole texts."""
+"""Loses nothing that one position a pass has. The default of 0.95 saves a fifth of the passes, and loses one of a
+hundred whole texts."""
 
 DESCRIPTION = """\
-A small model that reads pictures of forms: two to five rows, each with a printed label and a handwritten number of one
+A small model that reads images of forms: two to five rows, each with a printed label and a handwritten number of one
 to four digits. It reads whole forms, finds a number by its label, counts rows and adds two numbers. It answers in one
 form for each kind of question, and nothing else can be expected of it:
 
@@ -59,12 +59,12 @@ form for each kind of question, and nothing else can be expected of it:
 
 In the scores, `schema` is JSON under the form's schema (layout `"aligned"`) and `shuffled` the same with the labels in
 another order, for which each must be found. `worked` and `add` are sums whose terms are given by a prior: beside the
-picture but for up to two digits, and without one.
+image but for up to two digits, and without one.
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in
-scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the pictures of the scores
+scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the images of the scores
 below. Trained by `examples/forms` of dimple_hf: a vision stage in place of a public pretrained tower, then
-autoregressive training, then diffusion. The weights are the mean of those behind its last three stages."""
+autoregressive training, then diffusion. The weights are the mean of those after its last three stages."""
 
 
 def average_models(trained: Sequence[Path]) -> PreTrainedModel:

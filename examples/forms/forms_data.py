@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures of small forms with printed labels and handwritten numbers.
+"""Images of small forms with printed labels and handwritten numbers.
 
 The handwriting is real: the 1,797 digits of 8x8 pixels in scikit-learn's `load_digits` (UCI "Optical Recognition of
 Handwritten Digits"). They are split by image before anything is composed, so no digit seen in training appears in a
-held-out picture. Everything about row `index` follows from `(split, index, seed)`: nothing is stored, nothing is read
-from the network. Imported by `forms_dataset.py` (questions about the pictures) and by the vision stage.
+held-out image. Everything about row `index` follows from `(split, index, seed)`: nothing is stored, nothing is read
+from the network. Imported by `forms_dataset.py` (questions about the images) and by the vision stage.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 CELL = 28
 """Side of one merged image token in pixels: patches of 14, merged 2x2."""
 GRID_ROWS, GRID_COLUMNS = 5, 6
-"""The picture in cells: 140 pixels high, 168 wide, so 30 image tokens and nothing to resize."""
+"""The image in cells: 140 pixels high, 168 wide, so 30 image tokens and nothing to resize."""
 LABEL_COLUMNS = 2
 """Cells 0 and 1 of a row hold its printed label, cells 2 to 5 its digits."""
 MIN_ROWS, MAX_ROWS = 2, GRID_ROWS
@@ -46,7 +46,7 @@ CELL_TARGETS = {
     "shows": 1 + 10 + len(LABELS),
     "label": 1 + len(LABELS),
     "row": 1 + MAX_ROWS,
-    "place": 1 + MAX_DIGITS,
+    "position": 1 + MAX_DIGITS,
     "digit": 1 + MAX_DIGITS,
 }
 """What the vision stage learns to say of each cell, and the number of classes; class 0 is always "nothing"."""
@@ -58,7 +58,7 @@ _MARGIN = 16
 
 @dataclass(frozen=True)
 class Jitter:
-    """How far pictures vary; each value is the half width of a uniform range unless it says otherwise.
+    """How far images vary; each value is the half width of a uniform range unless it says otherwise.
 
     Args:
         angle (`float`): Rotation of one digit in degrees.
@@ -82,7 +82,7 @@ class Jitter:
 
 
 JITTER = {
-    # Training pictures vary more than held-out ones: 1,400 digits are few, and the tower must not learn them by heart.
+    # Training images vary more than held-out ones: 1,400 digits are few, and the tower must not learn them by heart.
     "train": Jitter(
         angle=14.0, shear=0.25, stretch=0.16, shift=2.5, row_shift=2.0, bend=1.0, ink=(0.95, 1.9), noise=14.0
     ),
@@ -145,7 +145,7 @@ def _indices_by_value(split: str) -> tuple[np.ndarray, ...]:
 
 
 def form_rng(split: str, index: int, seed: int = 0) -> np.random.Generator:
-    """The random stream of row `index`: form, picture and question are drawn from it in this order."""
+    """The random stream of row `index`: form, image and question are drawn from it in this order."""
     return np.random.default_rng((seed, SPLITS.index(split), index))
 
 
@@ -203,7 +203,7 @@ def _draw_digit(ink: np.ndarray, glyph: np.ndarray, center: tuple[float, float],
 
 
 def render_form(form: Form, split: str, rng: np.random.Generator) -> Image.Image:
-    """Draws the form as an RGB picture of 168x140 pixels.
+    """Draws the form as an RGB image of 168x140 pixels.
 
     Args:
         form (`Form`): What to draw.
@@ -232,8 +232,8 @@ def render_form(form: Form, split: str, rng: np.random.Generator) -> Image.Image
         left, top = int(_MARGIN + 3 + shift_x + rng.uniform(0, 4)), int(center_y - mask.height / 2)
         target = ink[top : top + mask.height, left : left + mask.width]
         np.maximum(target, np.asarray(mask, dtype=np.float32) / 255, out=target)
-        for place, index in enumerate(row.digit_indices):
-            center_x = _MARGIN + (LABEL_COLUMNS + place + 0.5) * CELL + shift_x
+        for position, index in enumerate(row.digit_indices):
+            center_x = _MARGIN + (LABEL_COLUMNS + position + 0.5) * CELL + shift_x
             _draw_digit(ink, glyphs[index], (center_x, center_y), size, jitter, gain, rng)
     ink = ink[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     return _shade(ink, jitter, rng)
@@ -254,12 +254,13 @@ def _shade(ink: np.ndarray, jitter: Jitter, rng: np.random.Generator) -> Image.I
 
 
 def cell_targets(form: Form) -> dict[str, np.ndarray]:
-    """What each of the picture's 30 image tokens shows, and what it belongs to, for the vision stage.
+    """What each of the image's 30 image tokens shows, and what it belongs to, for the vision stage.
 
     Returns:
         `dict[str, np.ndarray]`: `int64 (5, 6)` each, 0 where there is nothing: `"shows"`, 1 + value for a digit and
         11 + label number for the two cells of a label; `"label"`, 1 + number of its row's label; `"row"`, its row in
-        the form, from 1; `"place"`, the decimal place of a digit, 1 for units; `"digit"`, its number in reading order.
+        the form, from 1; `"position"`, the decimal position of a digit, 1 for units; `"digit"`, its number in reading
+        order.
     """
     values = digit_images()[1]
     targets = {name: np.zeros((GRID_ROWS, GRID_COLUMNS), dtype=np.int64) for name in CELL_TARGETS}
@@ -271,6 +272,6 @@ def cell_targets(form: Form) -> dict[str, np.ndarray]:
         targets["shows"][digits] = 1 + values[list(row.digit_indices)]
         targets["label"][cells] = 1 + label
         targets["row"][cells] = 1 + number
-        targets["place"][digits] = np.arange(num_digits, 0, -1)
+        targets["position"][digits] = np.arange(num_digits, 0, -1)
         targets["digit"][digits] = np.arange(1, num_digits + 1)
     return targets

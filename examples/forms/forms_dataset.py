@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Questions about pictures of forms, as chat rows for any Trainer, and the scores of their answers.
+"""Questions about images of forms, as chat rows for any Trainer, and the scores of their answers.
 
 A row is `{"messages", "images", "kind", "question", "answer", "fields"}`: the Hub's chat form plus what the scorers
 need. Rows are composed when they are read (`Dataset.with_transform`), so a data set of any length costs nothing to
 build, and row `index` is the same in every process. Used by the training recipe, the benchmarks and the demo.
-`python examples/forms/forms_dataset.py` writes the committed sample, a held-out picture and its truth.
+`python examples/forms/forms_dataset.py` writes the committed sample, a held-out image and its truth.
 """
 
 import itertools
@@ -58,7 +58,7 @@ QUESTIONS = {
     "shuffled": ("Read the form as JSON.", "Give the form as JSON.", "What does the form say in JSON?"),
     "rows": ("How many rows are there?", "How many rows does the form have?", "Count the rows."),
     "sum": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
-    # The same questions when the numbers stand in the answer already: beside a picture, but for up to two digits, and
+    # The same questions when the numbers stand in the answer already: beside an image, but for up to two digits, and
     # all of them without one.
     "worked": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
     "add": ("What is the sum of {0} and {1}?", "What is {0} plus {1}?", "Add {0} and {1}."),
@@ -70,7 +70,7 @@ UNDER_PRIOR = ("schema", "shuffled", "worked", "add")
 SUM_DIGITS = MAX_DIGITS + 1
 """Digits of a sum, leading zeros included."""
 MAX_SUM_FILLERS = 32
-"""Most fillers behind the sum of a `"worked"` row, whose canvas is of any length as that of a free answer is."""
+"""Most fillers after the sum of a `"worked"` row, whose canvas is of any length as that of a free answer is."""
 MAX_OPEN_DIGITS = 2
 """Most digits of the terms that a `"worked"` row leaves open. While one is, what depends on it in the sum must not be
 sure, or it is decided too early."""
@@ -111,8 +111,8 @@ def write_answer(kind: str, fields: Mapping[str, int], asked: tuple[str, ...] = 
 def write_terms(fields: Mapping[str, int], asked: tuple[str, ...]) -> str:
     """The working before a sum, for example `"qty 0012+age 0345="`.
 
-    Of one width, so that digits of one place always stand at the same distance: numbers of any width are much harder
-    to add for a small model.
+    Of one width, so that digits of one position always stand at the same distance: numbers of any width are much
+    harder to add for a small model.
     """
     return "+".join(f"{label} {fields[label]:0{MAX_DIGITS}d}" for label in asked) + "="
 
@@ -136,7 +136,7 @@ def answer_prior(
 
     Args:
         kind, fields, asked: See [`write_answer`].
-        num_fillers (`int`, defaults to 0): Places behind the digits of a `"worked"` sum.
+        num_fillers (`int`, defaults to 0): Positions after the digits of a `"worked"` sum.
         open_digits (`Collection[int]`, defaults to `()`): Which digits of the terms of a `"worked"` sum are not given,
             counted from 0 through both.
     """
@@ -183,28 +183,28 @@ def draw_question(
 def forms_row(
     split: str, index: int, seed: int = 0, kind: str | None = None, shares: Mapping[str, float] = KIND_SHARES
 ) -> dict[str, Any]:
-    """Row `index` of a split: the picture, one question about it and its answer.
+    """Row `index` of a split: the image, one question about it and its answer.
 
     Returns:
-        `dict[str, Any]`: `messages` (a user turn with the picture and the question, an assistant turn with the
+        `dict[str, Any]`: `messages` (a user turn with the image and the question, an assistant turn with the
         answer), `images` (one `PIL.Image.Image`, none for `"add"`), `structure_prior` (a [`StructurePrior`] for the
         kinds of `UNDER_PRIOR`, else `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to
         number, in the order of the answer).
     """
     rng = form_rng(split, index, seed)
-    (question_rng,) = rng.spawn(1)  # its own, so that a question needs no picture to be drawn
+    (question_rng,) = rng.spawn(1)  # its own, so that a question needs no image to be drawn
     form = draw_form(split, rng)
     kind, question, answer, asked = draw_question(form, question_rng, kind, shares)
     num_fillers = int(question_rng.integers(MAX_SUM_FILLERS + 1))
     num_open = question_rng.integers(MAX_OPEN_DIGITS + 1)
     open_digits = question_rng.choice(OPEN_DIGITS, num_open, replace=False).tolist()
-    pictures = [] if kind == "add" else [render_form(form, split, rng)]
+    images = [] if kind == "add" else [render_form(form, split, rng)]
     fields = {label: form.fields[label] for label in asked} if kind == "shuffled" else form.fields
-    user = {"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]}
+    user = {"role": "user", "content": [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
         "messages": [user, assistant],
-        "images": pictures,
+        "images": images,
         "structure_prior": answer_prior(kind, form.fields, asked, num_fillers, open_digits),
         "kind": kind,
         "question": question,
@@ -216,7 +216,7 @@ def forms_row(
 def forms_dataset(
     split: str, num_rows: int, seed: int = 0, kind: str | None = None, shares: Mapping[str, float] = KIND_SHARES
 ) -> Dataset:
-    """A data set of `num_rows` questions about as many pictures, composed when they are read.
+    """A data set of `num_rows` questions about as many images, composed when they are read.
 
     Train with `remove_unused_columns=False`: the only stored column is the row's index.
 

@@ -37,7 +37,7 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 DECODINGS: dict[str, dict[str, Any]] = {
     "confident": {},
-    # The reference: the place that the model is surest of, one after the other.
+    # The reference: the position that the model is surest of, one after the other.
     "one_by_one": {"confidence_threshold": None},
 }
 
@@ -67,7 +67,7 @@ def ask(
     description: str | None = None,
     **options: Any,
 ) -> list[Answer]:
-    """Asks each row's question about its picture.
+    """Asks each row's question about its image.
 
     Args:
         model (`PreTrainedModel`): In bidirectional mode.
@@ -105,9 +105,9 @@ def ask(
 
 
 def chat_turn(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's turn of a row, with its picture, if it has one, in it."""
-    pictures = [{"type": "image", "image": picture} for picture in row["images"]]
-    return {"role": "user", "content": [*pictures, {"type": "text", "text": row["question"]}]}
+    """The user's turn of a row, with its image, if it has one, in it."""
+    images = [{"type": "image", "image": image} for image in row["images"]]
+    return {"role": "user", "content": [*images, {"type": "text", "text": row["question"]}]}
 
 
 def score(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> dict[str, float]:
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="another one draws other held-out forms (default: 0)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, help="places of the answer (default: the checkpoint's)")
+    parser.add_argument("--max-new-tokens", type=int, help="positions of the answer (default: the checkpoint's)")
     parser.add_argument("--decodings", nargs="+", choices=DECODINGS, default=list(DECODINGS))
     parser.add_argument("--output", type=Path, help="JSON file for the scores")
     args = parser.parse_args(arguments)

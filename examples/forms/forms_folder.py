@@ -14,10 +14,10 @@
 # /// script
 # dependencies = ["pillow", "scikit-learn"]
 # ///
-"""Write a folder of pictures and two files of answers, as you may have them of your own: the material of docs/walk.md.
+"""Write a folder of images and two files of answers, as you may have them of your own: the material of docs/walk.md.
 
-What it shows: the plainest form of training data, one JSON object a line with a picture's name, a question and its
-answer. The pictures are forms as the small model of the package knows them; the question and the way to write the
+What it shows: the plainest form of training data, one JSON object a line with an image's name, a question and its
+answer. The images are forms as the small model of the package knows them; the question and the way to write the
 answer are new to it.
 
 Command:
@@ -37,12 +37,12 @@ TRAINING_FILE, HELD_OUT_FILE = "answers.jsonl", "held_out.jsonl"
 
 
 def write_folder(directory: Path, num_rows: int, num_held_out: int) -> None:
-    """Writes pictures and answers.
+    """Writes images and answers.
 
     Args:
         directory (`Path`): Folder to write; made when it is missing.
-        num_rows (`int`): Pictures to train on, with their lines in `answers.jsonl`.
-        num_held_out (`int`): Pictures of digits that are in none of them, with their lines in `held_out.jsonl`.
+        num_rows (`int`): Images to train on, with their lines in `answers.jsonl`.
+        num_held_out (`int`): Images of digits that are in none of them, with their lines in `held_out.jsonl`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for split, file, number in (("train", TRAINING_FILE, num_rows), ("test", HELD_OUT_FILE, num_held_out)):
@@ -53,20 +53,20 @@ def write_folder(directory: Path, num_rows: int, num_held_out: int) -> None:
             name = f"{split}-{index:03d}.png"
             render_form(form, split, rng).save(directory / name)
             answer = "\n".join(f"{label}={value}" for label, value in form.fields.items())
-            lines.append(json.dumps({"picture": name, "question": QUESTION, "answer": answer}) + "\n")
+            lines.append(json.dumps({"image": name, "question": QUESTION, "answer": answer}) + "\n")
         (directory / file).write_text("".join(lines), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--rows", type=int, default=40, help="pictures to train on (default: %(default)s)")
-    parser.add_argument("--held-out", type=int, default=8, help="pictures to test with (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=40, help="images to train on (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=8, help="images to test with (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.rows < 1 or args.held_out < 1:
         parser.error(f"--rows and --held-out must be >= 1 (got {args.rows} and {args.held_out})")
     write_folder(args.directory, args.rows, args.held_out)
-    print(f"{args.directory}: {args.rows} pictures in {TRAINING_FILE}, {args.held_out} in {HELD_OUT_FILE}")
+    print(f"{args.directory}: {args.rows} images in {TRAINING_FILE}, {args.held_out} in {HELD_OUT_FILE}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The untrained small forms model: about 3 M parameters in Dimple's own classes, and its processor.
 
-A tower of 4 layers x 128 with full attention (a picture has 30 tokens; windows would cut rows apart) and a language
+A tower of 4 layers x 128 with full attention (an image has 30 tokens; windows would cut rows apart) and a language
 model of 4 layers x 192. `python examples/forms/forms_model.py OUT [--visual FILE]` writes the directory that the
 training recipe starts from. Imported by the vision stage.
 """
@@ -68,7 +68,7 @@ def model_config(tokenizer: DimpleTokenizer) -> DimpleConfig:
         num_attention_heads=6,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        # Pictures are 5x6 tokens and answers below 64: a small base keeps neighbours apart in every rotary dimension,
+        # Images are 5x6 tokens and answers below 64: a small base keeps neighbours apart in every rotary dimension,
         # and the columns get the most dimensions because theirs turn slowest.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         mrope_section=[2, 4, 10],

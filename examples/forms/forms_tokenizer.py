@@ -78,7 +78,7 @@ def write_tokenizer(directory: Path) -> None:
     special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     config = {
         "added_tokens_decoder": {
-            str(len(vocab) + place): {"content": token, **special} for place, token in enumerate(SPECIAL_TOKENS)
+            str(len(vocab) + position): {"content": token, **special} for position, token in enumerate(SPECIAL_TOKENS)
         },
         "additional_special_tokens": list(SPECIAL_TOKENS[4:]),
         "bos_token": "<|im_start|>",

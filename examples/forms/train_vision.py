@@ -14,10 +14,10 @@
 """Vision stage of the small forms model: teach the tower to read single cells in their context, then keep the tower.
 
 Objective, in two parts: (1) cross-entropy of a linear head over what each merged image token shows: nothing, a digit
-or a label; (2) the same, and as much for the label of the token's row, the number of that row, and the digit's place
-counted from either end of its number. The heads are thrown away. The stage stands for the pretrained tower that the 7B
-model starts from, whose tokens know their surroundings too; after part (1) alone they do not. The phases that follow
-keep the tower frozen.
+or a label; (2) the same, and as much for the label of the token's row, the number of that row, and the digit's
+position counted from either end of its number. The heads are thrown away. The stage stands for the pretrained tower
+that the 7B model starts from, whose tokens know their surroundings too; after part (1) alone they do not. The phases
+that follow keep the tower frozen.
 Command: `python examples/forms/train_vision.py` (the same command again resumes after an interruption).
 Hardware: one CPU core, about half an hour. Writes `visual.safetensors`, whose names are those of `model.visual`.
 """
@@ -68,25 +68,25 @@ class CellReader(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits `(batch * 30, classes)` of each target for all tokens, picture by picture in reading order."""
+        """Logits `(batch * 30, classes)` of each target for all tokens, image by image in reading order."""
         num_patches = 4 * GRID_ROWS * GRID_COLUMNS
         grid = torch.tensor([[1, 2 * GRID_ROWS, 2 * GRID_COLUMNS]] * (len(pixel_values) // num_patches))
         features = self.visual(pixel_values, grid_thw=grid).pooler_output
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def patchify(pictures: np.ndarray) -> torch.Tensor:
-    """What the image processor makes of pictures of this size, for a whole batch at once.
+def patchify(images: np.ndarray) -> torch.Tensor:
+    """What the image processor makes of images of this size, for a whole batch at once.
 
     Args:
-        pictures (`np.ndarray`): `uint8 (batch, 140, 168, 3)`.
+        images (`np.ndarray`): `uint8 (batch, 140, 168, 3)`.
 
     Returns:
         `torch.Tensor`: `float32 (batch * 120, 1176)`: patches of 14x14 pixels, the 2x2 patches of one merged token
         side by side, each with its channels first and repeated for the two frames of a temporal patch.
     """
     patch = CELL // 2
-    cells = torch.from_numpy(pictures).view(-1, GRID_ROWS, 2, patch, GRID_COLUMNS, 2, patch, 3)
+    cells = torch.from_numpy(images).view(-1, GRID_ROWS, 2, patch, GRID_COLUMNS, 2, patch, 3)
     # Rearranged as bytes, normalized afterwards: moving floats around costs four times as much.
     patches = cells.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3, 1, patch, patch)
     patches = patches.float().div_(255).sub_(MEAN.view(3, 1, 1, 1)).div_(STD.view(3, 1, 1, 1))
@@ -96,25 +96,23 @@ def patchify(pictures: np.ndarray) -> torch.Tensor:
 
 def batch_of(split: str, indices: range, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Patches `(batch * 120, 1176)` and targets `(batch * 30,)` of the forms with these indices."""
-    pictures, targets = [], []
+    images, targets = [], []
     for index in indices:
         rng = form_rng(split, index, seed)
         form = draw_form(split, rng)
-        pictures.append(np.asarray(render_form(form, split, rng)))
+        images.append(np.asarray(render_form(form, split, rng)))
         targets.append(cell_targets(form))
     stacked = {name: np.stack([target[name] for target in targets]) for name in CELL_TARGETS}
-    return patchify(np.stack(pictures)), {
-        name: torch.from_numpy(classes).flatten() for name, classes in stacked.items()
-    }
+    return patchify(np.stack(images)), {name: torch.from_numpy(classes).flatten() for name, classes in stacked.items()}
 
 
 @torch.inference_mode()
-def evaluate(model: CellReader, num_pictures: int, batch_size: int = 50) -> dict[str, float]:
-    """Share of right tokens on held-out pictures: of those that show a digit (`"digits"`), and of all by target."""
+def evaluate(model: CellReader, num_images: int, batch_size: int = 50) -> dict[str, float]:
+    """Share of right tokens on held-out images: of those that show a digit (`"digits"`), and of all by target."""
     model.eval()
     right: dict[str, list[torch.Tensor]] = {name: [] for name in ("digits", *CELL_TARGETS)}
-    for start in range(0, num_pictures, batch_size):
-        pixel_values, targets = batch_of("test", range(start, min(start + batch_size, num_pictures)), seed=0)
+    for start in range(0, num_images, batch_size):
+        pixel_values, targets = batch_of("test", range(start, min(start + batch_size, num_images)), seed=0)
         for name, logits in model(pixel_values).items():
             right[name].append(logits.argmax(-1) == targets[name])
         is_digit = (targets["shows"] >= FIRST_DIGIT) & (targets["shows"] <= LAST_DIGIT)
@@ -157,7 +155,8 @@ class Run:
         """One update; returns the sum of the targets' mean cross-entropies over all tokens."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * rate_at(self.step, self.args.cell_steps, self.args.context_steps)
-        # On CPUs the fused attention kernel is slow backwards at 120 places; the plain one saves a quarter of a step.
+        # On CPUs the fused attention kernel is slow backwards at 120 positions; the plain one saves a quarter of a
+        # step.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
             logits = self.model(pixel_values)
         learned = ("shows",) if self.step < self.args.cell_steps else CELL_TARGETS
@@ -178,7 +177,7 @@ def train(args: argparse.Namespace) -> None:
     if checkpoint.exists():
         run.load(checkpoint)
 
-    # Form `i` is a pure function of `i`, so the step number alone says which pictures come next after a resume. They
+    # Form `i` is a pure function of `i`, so the step number alone says which images come next after a resume. They
     # are drawn in a second process, which costs a fifth of a step otherwise.
     steps = args.cell_steps + args.context_steps
     loader = DataLoader(
@@ -192,11 +191,11 @@ def train(args: argparse.Namespace) -> None:
         loss = run.train_step(pixel_values, targets)
         if run.step % args.save_steps == 0 or run.step == steps:
             run.save(checkpoint)
-            scores = evaluate(run.model, args.eval_pictures // 10)
+            scores = evaluate(run.model, args.eval_images // 10)
             bar.write(json.dumps({"step": run.step, "loss": round(loss, 4), **scores}))
 
-    report = {"steps": steps, "seed": args.seed, "pictures": args.eval_pictures}
-    report |= evaluate(run.model, args.eval_pictures)
+    report = {"steps": steps, "seed": args.seed, "images": args.eval_images}
+    report |= evaluate(run.model, args.eval_images)
     (args.output / "scores.json").write_text(json.dumps(report) + "\n")
     save_file(run.model.visual.state_dict(), args.output / "visual.safetensors")
     bar.write(json.dumps(report))
@@ -211,7 +210,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-steps", type=int, default=250)
-    parser.add_argument("--eval-pictures", type=int, default=2000)
+    parser.add_argument("--eval-images", type=int, default=2000)
     parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="stay in float32; slower")
     return parser.parse_args()
 

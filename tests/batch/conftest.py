@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The small model of the package, and chats about its pictures, as files of every kind."""
+"""The small model of the package, and chats about its images, as files of every kind."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms
 
 from forms_dataset import forms_row  # noqa: E402
 
-#: Kinds of question about a picture whose answers are free.
+#: Kinds of question about an image whose answers are free.
 KINDS = ("text", "json", "field", "rows", "sum")
 
 
@@ -39,13 +39,13 @@ def processor() -> ProcessorMixin:
 
 @pytest.fixture(scope="session")
 def model() -> PreTrainedModel:
-    # In bfloat16 a place near the threshold is revealed a pass earlier or later by the shape of its batch.
+    # In bfloat16 a position near the threshold is unmasked a pass earlier or later by the shape of its batch.
     return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")
 def write_forms() -> Callable[[Path, int], Path]:
-    """Writes `forms.jsonl` with so many questions about as many pictures beside it; returns the file."""
+    """Writes `forms.jsonl` with so many questions about as many images beside it; returns the file."""
 
     def write(folder: Path, num_rows: int) -> Path:
         rows = []

@@ -93,7 +93,7 @@ def test_answers_in_causal_mode_have_no_passes(
 def test_bad_prompt_is_found_and_the_others_are_answered(
     model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
 ) -> None:
-    """Whatever processor or model refuse: a placeholder too many, the mask token, a picture like a thread, no room."""
+    """Whatever processor or model refuse: a placeholder too many, the mask token, an image like a thread, no room."""
     answerer = Answerer(model, processor, options=OPTIONS)
     prompts = prompts[:2]
     good = answerer.answer(prompts)
@@ -148,7 +148,7 @@ def test_one_ahead_makes_the_next_item_meanwhile() -> None:
 
 
 def test_one_ahead_raises_what_making_an_item_raises() -> None:
-    """Here, behind the items that were made, and not in a thread where nobody sees it."""
+    """Here, after the items that were made, and not in a thread where nobody sees it."""
 
     def items() -> Iterator[int]:
         yield 1

@@ -39,7 +39,7 @@ def lines_of(path: str | Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_forms: Callable[[Path, int], Path]) -> Path:
-    """A folder with the page's rows and with all pictures that they name but one."""
+    """A folder with the page's rows and with all images that they name but one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "forms").mkdir()
     write_forms(tmp_path / "forms", 3)

@@ -25,7 +25,7 @@ from dimple_hf.batch.buckets import plan_batches
 from dimple_hf.batch.prompts import PromptReader, open_rows
 from dimple_hf.batch.results import ResultFiles, whole_lines
 from dimple_hf.batch.run import WINDOW_BATCHES, answer_rows, batches_of, rows_of_process
-from dimple_hf.training.sources import Source
+from dimple_hf.data.sources import Source
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

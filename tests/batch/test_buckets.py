@@ -54,7 +54,7 @@ def test_plan_batches_has_every_row_once_and_the_longest_first() -> None:
     assert plan_batches([0, 0, 0], 8) == [[0, 1, 2]]
 
 
-def test_padding_share_is_that_of_the_places() -> None:
-    """Batches of 2 x 9, 2 x 5 and 1 x 3 places hold 29 tokens."""
+def test_padding_share_is_that_of_the_positions() -> None:
+    """Batches of 2 x 9, 2 x 5 and 1 x 3 positions hold 29 tokens."""
     assert padding_share([3, 9, 3, 5, 9], [[1, 4], [3, 0], [2]]) == pytest.approx(1 - 29 / 31)
     assert padding_share([3, 9, 3, 5, 9], [[0], [1], [2], [3], [4]]) == 0

@@ -26,7 +26,7 @@ import pytest
 from transformers import ProcessorMixin
 
 from dimple_hf.batch.prompts import PromptReader, UndecodedRows, count_image_tokens, make_prompt, open_rows
-from dimple_hf.training.sources import Source
+from dimple_hf.data.sources import Source
 
 ASK = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Read the form."}]}
 ANSWER = {"role": "assistant", "content": "age 3"}
@@ -80,7 +80,7 @@ BAD_ROWS: dict[str, Any] = {
 @pytest.mark.parametrize("reason", BAD_ROWS)
 def test_bad_row_becomes_a_prompt_with_its_reason(reason: str, tmp_path: Path, processor: ProcessorMixin) -> None:
     """No error leaves the reader, whatever the row; such a row has no length."""
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     reader = PromptReader([BAD_ROWS[reason] | {"id": "x"}], processor, tmp_path)
     prompt = reader.read(0)
     assert prompt.label == {"row": 0, "id": "x"}
@@ -108,7 +108,7 @@ def test_bad_line_of_a_file_is_the_fault_of_its_row_alone(tmp_path: Path, proces
 def test_count_tokens_is_the_length_of_the_prompt(
     tmp_path: Path, processor: ProcessorMixin, write_forms: Callable[[Path, int], Path]
 ) -> None:
-    """As the processor makes it, from text and headers alone; for files and for decoded pictures, one and several."""
+    """As the processor makes it, from text and headers alone; for files and for decoded images, one and several."""
     write_forms(tmp_path, 3)
     two = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]}]
     rows = [
@@ -137,12 +137,12 @@ def test_count_image_tokens_unknown_size_is_the_largest(tmp_path: Path, processo
 
 
 def test_rows_of_a_saved_data_set_are_not_decoded(tmp_path: Path, processor: ProcessorMixin) -> None:
-    """A broken picture is its row's fault; the library's own decoding would end the run."""
+    """A broken image is its row's fault; the library's own decoding would end the run."""
     features = datasets.Features(
         {"id": datasets.Value("int64"), "prompt": datasets.Value("string"), "image": datasets.Image()}
     )
-    pictures = [{"bytes": png(), "path": None}, {"bytes": png()[:90], "path": None}]
-    dataset = datasets.Dataset.from_dict({"id": [7, 8], "prompt": ["a", "b"], "image": pictures}, features=features)
+    images = [{"bytes": png(), "path": None}, {"bytes": png()[:90], "path": None}]
+    dataset = datasets.Dataset.from_dict({"id": [7, 8], "prompt": ["a", "b"], "image": images}, features=features)
     dataset = dataset.add_column("messages", [[ASK], [ASK]])
     dataset.save_to_disk(tmp_path / "saved")
     rows, folder = open_rows(Source(str(tmp_path / "saved")))

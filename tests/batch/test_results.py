@@ -150,7 +150,7 @@ def test_merge_finished_by_another_meanwhile_leaves_its_result(output: Path, mon
 
     monkeypatch.setattr(results_module, "_copy_lines", late)
     lines = results.merge()
-    assert {place.path for place in lines.values()} == {output}
+    assert {position.path for position in lines.values()} == {output}
     assert rows_in(output) == [0, 1]
 
 
@@ -164,7 +164,7 @@ def test_line_removed_from_the_output_is_a_row_to_answer(output: Path) -> None:
     output.write_bytes(b"".join(line for line in output.read_bytes().splitlines(True) if b"error" not in line))
     assert set(results.find_lines()) == {0, 2}
     write(results, [1])
-    assert not any(place.is_error for place in results.merge().values())
+    assert not any(position.is_error for position in results.merge().values())
     assert rows_in(output) == [0, 1, 2]
 
 

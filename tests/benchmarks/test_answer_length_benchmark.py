@@ -38,7 +38,7 @@ def test_report_holds_times_and_passes_of_each_canvas(tmp_path: Path, capsys: py
     assert [line["kind"] for line in report["results"]] == ["rows"]
     for line in report["results"]:
         assert 1 <= line["num_short"] <= 2
-        # The first pass over a canvas of 32 places sees that it is long enough.
+        # The first pass over a canvas of 32 positions sees that it is long enough.
         assert line["grown"]["passes"] == line["short"]["passes"]
         for name in answer_length.CANVASES:
             assert line[name]["call_ms"] > 0

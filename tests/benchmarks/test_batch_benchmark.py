@@ -56,7 +56,7 @@ def test_report_has_command_machine_and_versions(report: dict[str, Any]) -> None
 
 def test_report_arms_answer_alike_and_planned_batches_pad_less(report: dict[str, Any]) -> None:
     """What is compared is the same work; ratios fit the rates."""
-    assert list(report["results"]) == ["one picture", "one to four pictures"]
+    assert list(report["results"]) == ["one image", "one to four images"]
     for line in report["results"].values():
         assert line["same_answers"] == 1
         assert set(line["rows_per_second"]) == {"generate", "loop", "batch"}
@@ -66,7 +66,7 @@ def test_report_arms_answer_alike_and_planned_batches_pad_less(report: dict[str,
             assert 0 < ratio["lower_quartile"] <= ratio["median"] <= ratio["upper_quartile"]
         assert 0 <= line["padding"]["planned"] <= line["padding"]["row_order"]
     padding = [line["padding"]["row_order"] for line in report["results"].values()]
-    assert padding[1] > padding[0]  # prompts of one to four pictures differ more
+    assert padding[1] > padding[0]  # prompts of one to four images differ more
 
 
 def test_measure_notices_arms_that_answer_differently(

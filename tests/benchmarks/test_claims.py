@@ -61,29 +61,29 @@ def test_claims_row_is_small_and_its_answer_fits_the_canvas(untrained: Path) -> 
         assert all(0 <= number <= 99 for number in fields.values())
         assert row["images"][0].size == (112, 84)
         lengths.add(len(tokenizer.encode(row["answer"])))
-    assert max(lengths) < claims_data.ANSWER_LENGTH  # one place for the padding that ends it
+    assert max(lengths) < claims_data.ANSWER_LENGTH  # one position for the padding that ends it
     assert len(lengths) > 3  # control: answers differ
     short = claims_data.claims_row("train", 7, num_rows=1)
     assert len(json.loads(short["fields"])) == 1
     assert len(tokenizer.encode(short["answer"])) < min(claims.LENGTHS)
 
 
-def test_pool_gives_the_losses_of_the_pictures_themselves(untrained: Path, tmp_path: Path) -> None:
-    """Encoding each picture once must not change what is learned."""
+def test_pool_gives_the_losses_of_the_images_themselves(untrained: Path, tmp_path: Path) -> None:
+    """Encoding each image once must not change what is learned."""
     file = tmp_path / "pool.safetensors"
-    claims_data.write_pool(file, untrained, num_pictures=5, batch_size=2)
+    claims_data.write_pool(file, untrained, num_images=5, batch_size=2)
     processor = DimpleProcessor.from_pretrained(untrained)
     model = DimpleForConditionalGeneration.from_pretrained(untrained).eval()
     pool = claims_data.Pool(file, untrained)
     assert len(pool) == 5
     encoded = claims_data.PoolCollator(processor)([pool[4], pool[0]])
     assert "pixel_values" not in encoded
-    pictures = DimpleDataCollator(processor)([claims_data.claims_row("train", index) for index in (4, 0)])
-    expected = model(**pictures)
+    images = DimpleDataCollator(processor)([claims_data.claims_row("train", index) for index in (4, 0)])
+    expected = model(**images)
     output = model(**encoded)
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.token_losses, expected.token_losses, rtol=1e-4, atol=1e-5)
-    # Control: the pictures matter.
+    # Control: the images matter.
     swapped = encoded | {"image_features": encoded["image_features"].flip(0)}
     assert not torch.allclose(model(**swapped).token_losses, expected.token_losses, rtol=1e-4, atol=1e-5)
 
@@ -200,12 +200,12 @@ def test_claims_report_writes_means_and_ranges_of_known_figures(tmp_path: Path) 
     for line in (
         "| diffusion only | diffusion | 62.5 % (50.0 % to 75.0 %) | 31.2 % (25.0 % to 37.5 %) | 2.00 |",
         "| autoregressive only | token by token | 62.5 % (50.0 % to 75.0 %) | 31.2 % (25.0 % to 37.5 %) | 9.00 |",
-        "| training | 8 places | 64 places |",
+        "| training | 8 positions | 64 positions |",
         "| diffusion only | 31.2 % (25.0 % to 37.5 %) | 12.5 % |",
         "| threshold 0.5 | 62.5 % (50.0 % to 75.0 %) | 31.2 % (25.0 % to 37.5 %) | 1.50 |",
         "| schedule, passes: 1 | 10.0 % | 5.0 % | 1.00 |",
         "| time without cache over time with it, threshold 0.95 | 2.00 |",
-        "| diffusion, one place a pass | 31.2 % (25.0 % to 37.5 %) | 16.00 | 40 ms |",
+        "| diffusion, one position a pass | 31.2 % (25.0 % to 37.5 %) | 16.00 | 40 ms |",
     ):
         assert line in page
     figures = sorted((tmp_path / "figures").iterdir())

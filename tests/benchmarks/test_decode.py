@@ -96,8 +96,8 @@ def test_report_tiny_shape_has_sane_values(report: tuple[dict[str, Any], Path]) 
         assert list(arms) == ARMS
         for name, arm in arms.items():
             assert arm.keys() >= ARM_FIELDS
-            # The adaptive schedule's last step but one leaves two places, which the last one reveals together; in
-            # blocks each step reveals one.
+            # The adaptive schedule's last step but one leaves two positions, which the last one unmasks together; in
+            # blocks each step unmasks one.
             assert arm["num_passes"] == (8 if name in ("block", "dual") else 7)
             assert all(math.isfinite(arm[field]) and arm[field] > 0 for field in ARM_FIELDS)
             assert ("floor_ms" in arm) == (not name.startswith("bare"))
@@ -106,7 +106,7 @@ def test_report_tiny_shape_has_sane_values(report: tuple[dict[str, Any], Path]) 
         for name in ("none", "prompt"):
             ratio = arms[name]["over_bare"]
             assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-            assert ratio["num_pairs"] == 2 * (7 - 1)  # rounds x passes behind the first
+            assert ratio["num_pairs"] == 2 * (7 - 1)  # rounds x passes after the first
         assert arms["plain"]["floor_ms"] == arms["none"]["floor_ms"] > arms["prompt"]["floor_ms"]
 
 
@@ -162,8 +162,8 @@ def test_static_arm_is_compiled_and_has_the_tokens_of_the_plain_loop(monkeypatch
 
 
 def test_plain_loop_other_tokens_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: a plain loop that reveals more than the schedule allows must be noticed, or its times mean nothing."""
-    monkeypatch.setattr(decode.PlainLoop, "_num_to_reveal", lambda self, num_masked: min(num_masked, 2))
+    """Control: a plain loop that unmasks more than the schedule allows must be noticed, or its times mean nothing."""
+    monkeypatch.setattr(decode.PlainLoop, "_num_to_unmask", lambda self, num_masked: min(num_masked, 2))
     with pytest.raises(RuntimeError, match="must have the tokens of `generate` after each step"):
         decode.main(ONE_CASE)
 
@@ -172,11 +172,11 @@ def test_plain_loop_other_tokens_in_bfloat16_only_says_so(monkeypatch: pytest.Mo
     """Rounding may change a token in bfloat16, so the report says it and the run goes on."""
     step = decode.PlainLoop.step
 
-    def reveal_a_wrong_token(self: decode.PlainLoop) -> None:
+    def unmask_a_wrong_token(self: decode.PlainLoop) -> None:
         step(self)
         self.answer[0, 0] = 0
 
-    monkeypatch.setattr(decode.PlainLoop, "step", reveal_a_wrong_token)
+    monkeypatch.setattr(decode.PlainLoop, "step", unmask_a_wrong_token)
     report = decode.main([*ONE_CASE, "--dtype", "bfloat16"])
     assert not report["results"][0]["tokens_equal"]
 
@@ -218,7 +218,7 @@ def test_bare_layers_step_runs_the_tokens_of_a_step(model: torch.nn.Module, num_
         assert bare.cache is None
 
 
-def test_bare_arm_scores_as_many_places_as_the_arm_that_it_goes_with(model: torch.nn.Module) -> None:
+def test_bare_arm_scores_as_many_positions_as_the_arm_that_it_goes_with(model: torch.nn.Module) -> None:
     """In each step, the first included."""
     case = decode.Case(2, 8, 8)
     bench = decode.Bench(model, decode.SHAPES["tiny"], case, ["prompt"], time.perf_counter)

@@ -66,8 +66,8 @@ def test_generate_without_a_model_reads_the_sample(
 ) -> None:
     """The default of the command line is this checkpoint, and it reads what it never saw in training."""
     (asked,) = (question for question in sample["questions"] if question["kind"] == kind)
-    picture = repo_root / "examples" / "forms" / "sample.png"
-    assert main(["generate", "--image", str(picture), "--json", asked["question"]]) == 0
+    image = repo_root / "examples" / "forms" / "sample.png"
+    assert main(["generate", "--image", str(image), "--json", asked["question"]]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["answer"] == asked["answer"]
     num_tokens = len(AutoProcessor.from_pretrained(FORMS_CHECKPOINT).tokenizer.encode(asked["answer"]))

@@ -35,7 +35,7 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 LENGTH = 24
 
-#: No end, no threshold: one place a pass, as the plain loop.
+#: No end, no threshold: one position a pass, as the plain loop.
 OPTIONS: dict[str, Any] = {
     "max_new_tokens": LENGTH, "confidence_threshold": None, "eos_token_id": None, "pad_token_id": None,
     "output_history": True, "return_dict_in_generate": True,
@@ -44,7 +44,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model() -> DimpleForConditionalGeneration:
-    """The small model with its scores scaled down. As it is, it is so sure that many places have a confidence of 1,
+    """The small model with its scores scaled down. As it is, it is so sure that many positions have a confidence of 1,
     and rounding says which comes first."""
     model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
     model.lm_head.register_forward_hook(lambda head, args, scores: 0.3 * scores)
@@ -53,12 +53,12 @@ def model() -> DimpleForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def chats(repo_root: Path) -> list[list[dict[str, Any]]]:
-    """Questions of different lengths about the sample, and one without a picture."""
+    """Questions of different lengths about the sample, and one without an image."""
     forms = repo_root / "examples" / "forms"
-    picture = Image.open(forms / "sample.png")
+    image = Image.open(forms / "sample.png")
     questions = [question["question"] for question in json.loads((forms / "sample.json").read_text())["questions"]]
     contents: list[list[dict[str, Any]]] = [
-        [{"type": "image", "image": picture}, {"type": "text", "text": question}] for question in questions[:3]
+        [{"type": "image", "image": image}, {"type": "text", "text": question}] for question in questions[:3]
     ]
     return [[{"role": "user", "content": content}] for content in [*contents, [{"type": "text", "text": "Read."}]]]
 
@@ -116,5 +116,5 @@ def test_history_with_early_stop_is_the_plain_loops_up_to_the_end(
         num_passes = int(together.num_forward_passes[row])
         steps = [step[row, -LENGTH:].tolist() for step in together.history]
         assert steps[:num_passes] == plain[:num_passes]
-        stop = next((place for place, token in enumerate(plain[-1]) if token in end_ids), LENGTH - 1) + 1
+        stop = next((position for position, token in enumerate(plain[-1]) if token in end_ids), LENGTH - 1) + 1
         assert together.sequences[row, -LENGTH:].tolist()[:stop] == plain[-1][:stop]

@@ -34,14 +34,14 @@ def ask(text: str) -> dict[str, Any]:
 
 @pytest.fixture
 def dataset(parity_dir: Path, tmp_path: Path) -> Path:
-    """Five rows, of which the third has no picture, the fourth is no JSON and the fifth has an unknown role."""
-    (tmp_path / "pictures").mkdir()
+    """Five rows, of which the third has no image, the fourth is no JSON and the fifth has an unknown role."""
+    (tmp_path / "images").mkdir()
     for index in range(2):
-        shutil.copy(parity_dir / "tiny" / "images" / f"{index}.png", tmp_path / "pictures")
+        shutil.copy(parity_dir / "tiny" / "images" / f"{index}.png", tmp_path / "images")
     rows = [
-        {"messages": [ask("What is it?")], "images": ["pictures/0.png"], "id": "first"},
-        {"messages": [ask("Which colour has it, and how many are there?")], "images": ["pictures/1.png"]},
-        {"messages": [ask("What is it?")], "images": ["pictures/9.png"]},
+        {"messages": [ask("What is it?")], "images": ["images/0.png"], "id": "first"},
+        {"messages": [ask("Which colour has it, and how many are there?")], "images": ["images/1.png"]},
+        {"messages": [ask("What is it?")], "images": ["images/9.png"]},
         {"messages": [{"role": "robot", "content": "Hello."}]},
     ]
     lines = [json.dumps(row) for row in rows]
@@ -72,12 +72,12 @@ def test_batch_answers_every_row_and_names_the_bad_ones(
     assert [line["row"] for line in lines] == list(range(5))
     assert [line.get("id") for line in lines] == ["first", "rows.jsonl:2", "rows.jsonl:3", None, "rows.jsonl:5"]
     for line, question in zip(lines, ("What is it?", "Which colour has it, and how many are there?"), strict=False):
-        picture = str(tmp_path / "pictures" / f"{line['row']}.png")
-        options = ["--model", str(parity_dir / "checkpoint"), "--image", picture, "--max-new-tokens", "8", "--json"]
+        image = str(tmp_path / "images" / f"{line['row']}.png")
+        options = ["--model", str(parity_dir / "checkpoint"), "--image", image, "--max-new-tokens", "8", "--json"]
         assert main(["generate", question, *options]) == 0
         alone = json.loads(capsys.readouterr().out)
         assert (line["answer"], line["passes"]) == (alone["answer"], alone["passes"])
-    reasons = ["pictures/9.png", "rows.jsonl:4 must be a JSON object", "(got 'robot')"]
+    reasons = ["images/9.png", "rows.jsonl:4 must be a JSON object", "(got 'robot')"]
     for line, reason in zip(lines[2:], reasons, strict=True):
         assert reason in line["error"]
         assert "answer" not in line
@@ -112,13 +112,13 @@ def test_batch_again_loads_no_model_and_changes_nothing(
     assert json.loads(capsys.readouterr().out)["answered"] == 2
     assert output.read_bytes() == written
 
-    (tmp_path / "pictures" / "9.png").write_bytes((tmp_path / "pictures" / "0.png").read_bytes())
-    output.write_bytes(b"".join(line for line in written.splitlines(True) if b"pictures/9.png" not in line))
+    (tmp_path / "images" / "9.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    output.write_bytes(b"".join(line for line in written.splitlines(True) if b"images/9.png" not in line))
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["answered"] == 3
     lines = lines_of(output)
     assert [line["row"] for line in lines] == list(range(5))
-    assert lines[2]["answer"] == lines[0]["answer"]  # the same picture and question
+    assert lines[2]["answer"] == lines[0]["answer"]  # the same image and question
     assert [lines[row] for row in (0, 1, 3, 4)] == [json.loads(written.splitlines()[row]) for row in (0, 1, 3, 4)]
 
 
@@ -194,7 +194,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
     questions = ["What is it?", "Which colour has it, and how many are there?"]
     columns = {
         "messages": [[ask(question)] for question in questions],
-        "image": [{"bytes": picture, "path": None} for picture in data],
+        "image": [{"bytes": image, "path": None} for image in data],
     }
     saved = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "saved")
@@ -218,7 +218,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
         (["--schema", "rows.jsonl"], "`--schema` must be a file with a JSON schema"),
         (["--schema", "s.json", "--max-new-tokens", "8"], "`--max-new-tokens` must not be given with `--schema`"),
         (["--output", "missing/a.jsonl"], "`--output` must be a file in a folder that exists (got missing/a.jsonl)"),
-        (["--output", "pictures"], "`--output` must be a file in a folder that exists (got pictures)"),
+        (["--output", "images"], "`--output` must be a file in a folder that exists (got images)"),
         (["--output", "rows.jsonl"], "`--output` must be a new file, or one that was begun by this command"),
         (["--split", "test"], "`split` must only be given for a data set (got a file"),
     ],
@@ -227,7 +227,7 @@ def test_batch_refuses_bad_options_before_anything_is_loaded(
     command: list[str], tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    """Each by its name, in one line; no file is left behind."""
+    """Each by its name, in one line; no file is left after."""
     monkeypatch.setattr(batch, "AutoProcessor", None)
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

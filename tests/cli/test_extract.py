@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`dimple-hf extract`: a valid line for each picture, whatever happens to some of them."""
+"""`dimple-hf extract`: a valid line for each image, whatever happens to some of them."""
 
 import argparse
 import json
@@ -39,13 +39,13 @@ def arguments(parity_dir: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def folder(parity_dir: Path, tmp_path: Path) -> Path:
-    """Two pictures in a folder, one in a folder inside, a broken one, and a file that is no picture."""
-    folder = tmp_path / "pictures"
+    """Two images in a folder, one in a folder inside, a broken one, and a file that is no image."""
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for index, name in enumerate(("a.png", "b.png", "more/c.png")):
         (folder / name).write_bytes((parity_dir / "tiny" / "images" / f"{index}.png").read_bytes())
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -54,10 +54,10 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_extract_writes_a_valid_line_for_each_picture_of_a_folder(
+def test_extract_writes_a_valid_line_for_each_image_of_a_folder(
     arguments: list[str], folder: Path, batch_size: int, capsys: pytest.CaptureFixture
 ) -> None:
-    """In the order of the names; a broken picture is a line with an error, and no crash."""
+    """In the order of the names; a broken image is a line with an error, and no crash."""
     assert main([*arguments, "--image", str(folder), "--batch-size", str(batch_size)]) == 0
     captured = capsys.readouterr()
     lines = lines_of(captured.out)
@@ -71,7 +71,7 @@ def test_extract_writes_a_valid_line_for_each_picture_of_a_folder(
     assert "3 read, 1 failed, 0 done before" in captured.err
 
 
-def test_extract_in_batches_gives_the_lines_of_single_pictures(
+def test_extract_in_batches_gives_the_lines_of_single_images(
     arguments: list[str], folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The size of a batch is a matter of speed alone."""
@@ -84,7 +84,7 @@ def test_extract_in_batches_gives_the_lines_of_single_pictures(
 def test_extract_goes_on_where_it_was_stopped(
     arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Read pictures are left out, failed ones are tried again, and a line that was cut off is removed."""
+    """Read images are left out, failed ones are tried again, and a line that was cut off is removed."""
     output = tmp_path / "lines.jsonl"
     command = [*arguments, "--image", str(folder), "--output", str(output)]
     assert main(command) == 0
@@ -105,7 +105,7 @@ def test_extract_goes_on_where_it_was_stopped(
 def test_extract_reads_a_data_set(
     arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    """A folder of pictures is also a data set; the rows are named by their index."""
+    """A folder of images is also a data set; the rows are named by their index."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     command = [*arguments, "--dataset", str(folder)]
     assert main(command) == 0
@@ -134,7 +134,7 @@ def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """One line with the place of the fault."""
+    """One line with the position of the fault."""
     (tmp_path / "schema.json").write_text(schema)
     monkeypatch.setattr(extract, "AutoModelForImageTextToText", None)
     assert main([*arguments, "--image", str(parity_dir / "tiny" / "images" / "0.png")]) == 1
@@ -151,7 +151,7 @@ def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys:
     assert "`--output` must be a file that this command has written" in capsys.readouterr().err
     assert output.read_text() == "no line\nand no end"  # nothing of the user's is touched
     missing = [*arguments, "--image", str(folder / "nowhere.png")]
-    assert main(missing) == 0  # a picture that is not there is a bad picture
+    assert main(missing) == 0  # an image that is not there is a bad image
     assert "error" in lines_of(capsys.readouterr().out)[0]
     with pytest.raises(SystemExit):
         main([*missing, "--dataset", "x"])

@@ -32,8 +32,8 @@ from dimple_hf.training import lora_config
 
 @pytest.fixture
 def arguments(parity_dir: Path) -> list[str]:
-    picture = parity_dir / "tiny" / "images" / "0.png"
-    return ["generate", "--model", str(parity_dir / "checkpoint"), "--image", str(picture), "--max-new-tokens", "6"]
+    image = parity_dir / "tiny" / "images" / "0.png"
+    return ["generate", "--model", str(parity_dir / "checkpoint"), "--image", str(image), "--max-new-tokens", "6"]
 
 
 def test_generate_in_a_pipe_prints_the_answer_alone_to_stdout(
@@ -50,7 +50,7 @@ def test_generate_in_a_pipe_prints_the_answer_alone_to_stdout(
     assert 1 <= report["passes"] <= 6
 
 
-def test_generate_with_missing_picture_returns_one_and_says_so(
+def test_generate_with_missing_image_returns_one_and_says_so(
     arguments: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     """The path is checked before the model is loaded, and named."""
@@ -80,7 +80,7 @@ def test_generate_with_defect_keeps_its_trace(arguments: list[str], monkeypatch:
 def test_generate_in_a_terminal_shows_masks_then_the_answer(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """In a terminal undecided places are drawn as shades, on the way to the same answer."""
+    """In a terminal masked positions are drawn as shades, on the way to the same answer."""
     screen = io.StringIO()
     monkeypatch.setattr(generate, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
     assert main([*arguments, "What?"]) == 0
@@ -91,8 +91,9 @@ def test_generate_in_a_terminal_shows_masks_then_the_answer(
     assert lines[0] == json.loads(lines[1])["answer"]
 
 
-def test_live_answer_colours_each_token_by_the_pass_that_revealed_it(parity_dir: Path) -> None:
-    """Two passes: the second place is decided in the first, the first place in the second; padding never shows."""
+def test_live_answer_colours_each_token_by_the_pass_that_unmasked_it(parity_dir: Path) -> None:
+    """Two passes: the second position is decided in the first, the first position in the second; padding never
+    shows."""
     tokenizer = AutoTokenizer.from_pretrained(parity_dir / "checkpoint")
     mask, pad = tokenizer.mask_token_id, tokenizer.pad_token_id
     letters = [tokenizer.encode(letter)[0] for letter in "ab"]

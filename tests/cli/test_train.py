@@ -66,7 +66,7 @@ def test_train_prints_the_last_stages_directory(tmp_path: Path, capsys: pytest.C
 def test_train_with_faulty_recipe_returns_one_before_a_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line with the place in the recipe, not a trace."""
+    """One line with the position in the recipe, not a trace."""
     monkeypatch.setattr(run, "load_model", lambda *args: pytest.fail("a model was loaded"))
     path = write_recipe(tmp_path, stages=[STAGES[0], STAGES[1] | {"learning_rte": 1}])
     assert main(["train", str(path)]) == 1

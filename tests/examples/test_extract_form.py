@@ -29,8 +29,8 @@ def test_extract_form_with_random_weights_prints_a_valid_object(
     parity_dir: Path, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The class bounds every field, whatever the weights; the canvas ends without a mask."""
-    picture = tmp_path / "canvas.svg"
-    command = ["--model", str(parity_dir / "checkpoint"), "--layout", layout, "--picture", str(picture)]
+    image = tmp_path / "canvas.svg"
+    command = ["--model", str(parity_dir / "checkpoint"), "--layout", layout, "--image", str(image)]
     form = extract_form.main(command)
     assert all(0 <= value <= 9999 for value in form.model_dump().values())
     *canvases, printed = capsys.readouterr().out.splitlines()
@@ -38,17 +38,17 @@ def test_extract_form_with_random_weights_prints_a_valid_object(
     assert extract_form.MASK_SIGN in canvases[0]  # control: it began with gaps
     text = canvases[-1].split("  ", 1)[1].replace(extract_form.FILLER_SIGN, "")
     assert json.loads(text) == form.model_dump()
-    assert picture.read_text().startswith("<svg")
+    assert image.read_text().startswith("<svg")
 
 
 def test_extract_form_has_the_rows_of_the_sample() -> None:
-    """The committed picture and the class belong together."""
+    """The committed image and the class belong together."""
     truth = json.loads((extract_form.SAMPLE.parent / "sample.json").read_text())["fields"]
     assert extract_form.Form(**truth).model_dump() == truth
     assert list(extract_form.Form.model_fields) == list(truth)
 
 
-def test_extract_form_without_its_picture_says_so(parity_dir: Path, capsys: pytest.CaptureFixture) -> None:
+def test_extract_form_without_its_image_says_so(parity_dir: Path, capsys: pytest.CaptureFixture) -> None:
     """The path is checked before the model is loaded."""
     with pytest.raises(SystemExit):
         extract_form.main(["--model", str(parity_dir / "checkpoint"), "--image", "nowhere.png"])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tests of examples/forms/forms_data.py: digits split before composing, pictures that follow from a number."""
+"""Tests of examples/forms/forms_data.py: digits split before composing, images that follow from a number."""
 
 import dataclasses
 import sys
@@ -33,7 +33,7 @@ def digits_used(split: str, num_forms: int) -> set[int]:
     return {digit for form in forms for row in form.rows for digit in row.digit_indices}
 
 
-def picture(split: str, index: int, seed: int = 0) -> np.ndarray:
+def image(split: str, index: int, seed: int = 0) -> np.ndarray:
     rng = form_rng(split, index, seed)
     return np.asarray(render_form(draw_form(split, rng), split, rng))
 
@@ -80,17 +80,17 @@ def test_draw_form_gives_numbers_that_json_can_hold():
     assert zeros > 0
 
 
-def test_picture_of_a_row_follows_from_its_numbers_alone():
-    """Resumed and distributed runs must see the same pictures as an uninterrupted one."""
-    first = picture("train", 7)
-    np.testing.assert_array_equal(picture("train", 7), first)
+def test_image_of_a_row_follows_from_its_numbers_alone():
+    """Resumed and distributed runs must see the same images as an uninterrupted one."""
+    first = image("train", 7)
+    np.testing.assert_array_equal(image("train", 7), first)
     assert first.shape == (140, 168, 3)
     assert first.dtype == np.uint8
-    for other in (picture("train", 8), picture("test", 7), picture("train", 7, seed=1)):
+    for other in (image("train", 8), image("test", 7), image("train", 7, seed=1)):
         assert (other != first).mean() > 0.5
 
 
-def test_picture_shows_dark_digits_where_cell_targets_say():
+def test_image_shows_dark_digits_where_cell_targets_say():
     """The vision stage learns from `cell_targets`: a cell named as a digit must hold ink, a blank one almost none."""
     darkest = {"blank": [], "digit": []}
     for index in range(20):
@@ -117,7 +117,7 @@ def test_cell_targets_of_a_known_form_are_exact():
         "shows": [[11, 11, 4, 1, 0, 0], [20, 20, 1, 0, 0, 0]],
         "label": [[1, 1, 1, 1, 0, 0], [10, 10, 10, 0, 0, 0]],
         "row": [[1, 1, 1, 1, 0, 0], [2, 2, 2, 0, 0, 0]],
-        "place": [[0, 0, 2, 1, 0, 0], [0, 0, 1, 0, 0, 0]],
+        "position": [[0, 0, 2, 1, 0, 0], [0, 0, 1, 0, 0, 0]],
         "digit": [[0, 0, 1, 2, 0, 0], [0, 0, 1, 0, 0, 0]],
     }
     targets = cell_targets(form)
@@ -127,8 +127,8 @@ def test_cell_targets_of_a_known_form_are_exact():
         assert not targets[name][[0, 1, 4]].any()
 
 
-def test_render_form_of_a_test_picture_bends_less_than_training():
-    """Only training pictures are augmented strongly; the held-out ones are what a user would draw."""
+def test_render_form_of_a_test_image_bends_less_than_training():
+    """Only training images are augmented strongly; the held-out ones are what a user would draw."""
     train, test = (dataclasses.asdict(forms_data.JITTER[split]) for split in ("train", "test"))
     assert all(train[name] >= test[name] for name in train if name != "ink")
     assert train["ink"][0] <= test["ink"][0] < test["ink"][1] <= train["ink"][1]

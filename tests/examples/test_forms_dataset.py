@@ -48,7 +48,7 @@ def test_write_answer_of_every_kind_is_exact():
         assert write_answer(kind, FIELDS, ("age", "qty")) == "age 0005+qty 0482=00487"
 
 
-def test_forms_row_is_a_chat_about_its_own_picture():
+def test_forms_row_is_a_chat_about_its_own_image():
     row = forms_row("train", 3, kind="json")
     user, assistant = row["messages"]
     assert user == {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}
@@ -57,7 +57,7 @@ def test_forms_row_is_a_chat_about_its_own_picture():
     assert json.loads(row["answer"]) == json.loads(row["fields"])
 
 
-def test_forms_row_of_another_kind_shows_the_same_picture():
+def test_forms_row_of_another_kind_shows_the_same_image():
     """Evaluations of all kinds must look at the same forms, so that their scores can be compared."""
     rows = [forms_row("test", 5, kind=kind) for kind in QUESTIONS]
     assert len({row["images"][0].tobytes() for row in rows if row["kind"] != "add"}) == 1
@@ -77,8 +77,8 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
         assert parse_result(row["answer"]) == sum(fields[label] for label in asked)
 
 
-def open_places(row):
-    """The texts of the answer's tokens without fillers, and which of all places of its canvas are open."""
+def open_positions(row):
+    """The texts of the answer's tokens without fillers, and which of all positions of its canvas are open."""
     tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
     tokens, is_open = row["structure_prior"].write(tokenizer, row["answer"])
     num_tokens = len(tokenizer(row["answer"])["input_ids"])
@@ -87,17 +87,17 @@ def open_places(row):
     return [tokenizer.decode(token) for token in tokens[:num_tokens]], is_open
 
 
-@pytest.mark.parametrize(("kind", "num_pictures"), [("worked", 1), ("add", 0)])
-def test_forms_row_to_add_gives_the_terms(kind, num_pictures):
-    """But for up to two digits beside a picture, which says them; then open are the digits of the sum and fillers."""
+@pytest.mark.parametrize(("kind", "num_images"), [("worked", 1), ("add", 0)])
+def test_forms_row_to_add_gives_the_terms(kind, num_images):
+    """But for up to two digits beside an image, which says them; then open are the digits of the sum and fillers."""
     nums_open = Counter()
     for index in range(60):
         row = forms_row("train", index, kind=kind)
-        assert len(row["images"]) == num_pictures
+        assert len(row["images"]) == num_images
         question = {"type": "text", "text": row["question"]}
-        assert row["messages"][0]["content"] == [{"type": "image"}] * num_pictures + [question]
+        assert row["messages"][0]["content"] == [{"type": "image"}] * num_images + [question]
         assert row["answer"] == forms_row("train", index, kind="sum")["answer"]
-        words, is_open = open_places(row)
+        words, is_open = open_positions(row)
         equals = words.index("=")
         assert all(is_open[equals + 1 :])
         assert not is_open[equals]
@@ -107,12 +107,12 @@ def test_forms_row_to_add_gives_the_terms(kind, num_pictures):
     assert set(nums_open) == ({0, 1, 2} if kind == "worked" else {0})
 
 
-def test_forms_row_with_given_terms_has_a_canvas_of_any_length_only_beside_a_picture():
-    """As free answers have, which it is to teach; without a picture nothing follows the sum."""
+def test_forms_row_with_given_terms_has_a_canvas_of_any_length_only_beside_a_image():
+    """As free answers have, which it is to teach; without an image nothing follows the sum."""
     for kind, lengths in (("worked", range(5, 38)), ("add", [5])):
         seen = set()
         for index in range(300):
-            words, is_open = open_places(forms_row("train", index, kind=kind))
+            words, is_open = open_positions(forms_row("train", index, kind=kind))
             seen.add(len(is_open) - words.index("=") - 1)
         assert seen == set(lengths)
 
@@ -143,7 +143,7 @@ def test_forms_row_under_a_schema_lays_all_fields_out_in_the_forms_order_or_anot
             assert kind == "shuffled" or list(fields) == list(form)
             tokens, is_learned = row["structure_prior"].write(tokenizer, row["answer"])
             assert row["structure_prior"].read(tokenizer, tokens) == fields
-            assert sum(is_learned) == 4 * len(fields)  # nothing but the places of digits
+            assert sum(is_learned) == 4 * len(fields)  # nothing but the positions of digits
         num_in_order += list(fields) == list(form)
     assert num_in_order < 10
     assert forms_row("train", 0, kind="json")["structure_prior"] is None
@@ -244,7 +244,7 @@ def test_summarize_weighs_fields_by_their_number():
 
 
 def test_write_sample_reproduces_the_committed_sample(tmp_path):
-    """The demo's picture is a held-out form and its truth belongs to it: both follow from a row's number."""
+    """The demo's image is a held-out form and its truth belongs to it: both follow from a row's number."""
     write_sample(tmp_path)
     committed = Path(forms_dataset_module.__file__).parent
     with Image.open(tmp_path / "sample.png") as written, Image.open(committed / "sample.png") as kept:
@@ -252,4 +252,4 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
         assert np.abs(np.asarray(written, dtype=int) - np.asarray(kept, dtype=int)).max() <= 1
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
     kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
-    assert kinds == [kind for kind in QUESTIONS if kind != "add"]  # it is not about a picture
+    assert kinds == [kind for kind in QUESTIONS if kind != "add"]  # it is not about an image

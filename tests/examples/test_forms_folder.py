@@ -27,8 +27,8 @@ from forms_data import draw_form, form_rng
 from forms_folder import main
 
 
-def test_folder_holds_a_picture_and_an_answer_for_each_line(tmp_path: Path) -> None:
-    """The answers are the forms' own, and no held-out picture is among those to train on."""
+def test_folder_holds_a_image_and_an_answer_for_each_line(tmp_path: Path) -> None:
+    """The answers are the forms' own, and no held-out image is among those to train on."""
     main([str(tmp_path / "mine"), "--rows", "3", "--held-out", "2"])
     for split, file, number in (("train", "answers.jsonl", 3), ("test", "held_out.jsonl", 2)):
         lines = [json.loads(line) for line in (tmp_path / "mine" / file).read_text().splitlines()]
@@ -38,12 +38,12 @@ def test_folder_holds_a_picture_and_an_answer_for_each_line(tmp_path: Path) -> N
             assert dict(row.split("=") for row in line["answer"].splitlines()) == {
                 label: str(value) for label, value in fields.items()
             }
-            assert Image.open(tmp_path / "mine" / line["picture"]).size == (168, 140)
+            assert Image.open(tmp_path / "mine" / line["image"]).size == (168, 140)
     assert len(list((tmp_path / "mine").glob("*.png"))) == 5
 
 
 @pytest.mark.parametrize("option", ["--rows", "--held-out"])
-def test_folder_without_pictures_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_folder_without_images_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Before anything is written."""
     with pytest.raises(SystemExit):
         main([str(tmp_path / "mine"), option, "0"])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tests of examples/forms/forms_model.py and train_vision.py: size, pictures unchanged, and a stage that resumes."""
+"""Tests of examples/forms/forms_model.py and train_vision.py: size, images unchanged, and a stage that resumes."""
 
 import sys
 from argparse import Namespace
@@ -49,7 +49,7 @@ def stage(output: Path, **changes) -> dict[str, torch.Tensor]:
         "lr": 1e-3,
         "seed": 0,
         "save_steps": 2,
-        "eval_pictures": 10,
+        "eval_images": 10,
         "bf16": False,
     }
     train_vision.train(Namespace(output=output, **(arguments | changes)))
@@ -68,23 +68,23 @@ def test_untrained_model_is_small_and_causal(untrained):
 
 
 def test_processor_leaves_a_form_as_it_is_and_brings_others_to_its_size(untrained):
-    """Digits must stay in their cells: 30 tokens, for the composed picture and for the same form twice as large."""
+    """Digits must stay in their cells: 30 tokens, for the composed image and for the same form twice as large."""
     processor = DimpleProcessor.from_pretrained(untrained)
-    picture = forms_row("test", 0)["images"][0]
-    inputs = processor.image_processor([picture], return_tensors="pt")
-    torch.testing.assert_close(inputs.pixel_values, train_vision.patchify(np.array(picture)[None]), rtol=0, atol=0)
-    large = processor.image_processor([picture.resize((336, 280))], return_tensors="pt")
+    image = forms_row("test", 0)["images"][0]
+    inputs = processor.image_processor([image], return_tensors="pt")
+    torch.testing.assert_close(inputs.pixel_values, train_vision.patchify(np.array(image)[None]), rtol=0, atol=0)
+    large = processor.image_processor([image.resize((336, 280))], return_tensors="pt")
     assert inputs.image_grid_thw.tolist() == large.image_grid_thw.tolist() == [[1, 10, 12]]
     # As people cut them out: any size, and sides that are a tenth off.
     for size in ((400, 333), (250, 208), (100, 84), (1000, 790), (900, 800)):
-        cut = processor.image_processor([picture.resize(size)], return_tensors="pt")
+        cut = processor.image_processor([image.resize(size)], return_tensors="pt")
         assert cut.image_grid_thw.tolist() == [[1, 10, 12]], size
-    tall = processor.image_processor([picture.resize((300, 400))], return_tensors="pt")
+    tall = processor.image_processor([image.resize((300, 400))], return_tensors="pt")
     assert tall.image_grid_thw.tolist() != [[1, 10, 12]]  # control
 
 
 def test_model_answers_a_forms_row_with_a_finite_loss(untrained):
-    """Row, processor and model fit together: the picture's 30 placeholders meet 30 features."""
+    """Row, processor and model fit together: the image's 30 placeholders meet 30 features."""
     model = DimpleForConditionalGeneration.from_pretrained(untrained)
     processor = DimpleProcessor.from_pretrained(untrained)
     row = forms_row("train", 0, kind="json")
@@ -136,7 +136,7 @@ def test_vision_stage_learns_the_context_only_in_its_second_part(tmp_path):
         states.append(torch.load(tmp_path / name / "state.pt", weights_only=True)["model"])
     torch.manual_seed(0)
     fresh = train_vision.CellReader().state_dict()
-    for part, trained in zip(states, ({"shows"}, {"shows", "label", "row", "place", "digit"}), strict=True):
+    for part, trained in zip(states, ({"shows"}, {"shows", "label", "row", "position", "digit"}), strict=True):
         moved = {name for name in fresh if not torch.equal(part[name], fresh[name])}
         assert {name.split(".")[1] for name in moved if name.startswith("heads")} == trained
         assert any(name.startswith("visual") for name in moved)

@@ -42,7 +42,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_rows_are_the_held_out_forms_with_a_question_of_each_kind(rows: list[dict[str, Any]]) -> None:
-    """The first rows are whole forms, so that `--limit` gives a fair sample; their pictures are the evaluation's."""
+    """The first rows are whole forms, so that `--limit` gives a fair sample; their images are the evaluation's."""
     assert [row["kind"] for row in rows] == [*forms_task.KINDS, *forms_task.KINDS]
     for number, row in enumerate(rows):
         expected = forms_row("test", number // len(forms_task.KINDS), kind=row["kind"])

@@ -42,9 +42,9 @@ def cut(after: int) -> Fault:
     return lambda data: data[:after]
 
 
-def change(place: int) -> Fault:
-    """One bit of the byte at a place is another."""
-    return lambda data: data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+def change(position: int) -> Fault:
+    """One bit of the byte at a position is another."""
+    return lambda data: data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class HubServer(ThreadingHTTPServer):
         """Requests between a request of the path `/mark/...` and the next such one."""
         paths = [request.path for request in self.requests]
         start = paths.index(f"/mark/{mark}") + 1
-        ends = [place for place, path in enumerate(paths) if place >= start and path.startswith("/mark/")]
+        ends = [position for position, path in enumerate(paths) if position >= start and path.startswith("/mark/")]
         return self.requests[start : ends[0] if ends else None]
 
 

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Pulls what `push` pushed, in a process where the package cannot be imported. Run by `test_push_and_pull`.
 
-Usage: pull.py PICTURE PAGE RESULT. The result (JSON) has what each function below returned, or what it raised.
+Usage: pull.py IMAGE PAGE RESULT. The result (JSON) has what each function below returned, or what it raised.
 """
 
 import json
@@ -45,7 +45,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 if not sys.stdin.readline():  # importing takes long; meanwhile `push` has finished
     sys.exit("`push` did not finish")
 
-picture, page, result_file = sys.argv[1:]
+image, page, result_file = sys.argv[1:]
 trusted = {"trust_remote_code": True}
 # The files are small: read them in pieces that are smaller still, so that some are kept when a connection ends; and do
 # not wait a second before each new attempt.
@@ -69,14 +69,14 @@ def raised(function: Callable[..., Any], *arguments: Any, **options: Any) -> str
 def answers_of(repo: str, **options: Any) -> dict[str, Any]:
     """Pulls model and processor through the Auto classes, and asks them."""
     model = AutoModelForImageTextToText.from_pretrained(repo, **trusted, **options)
-    return answers(model, AutoProcessor.from_pretrained(repo, **trusted, **options), picture)
+    return answers(model, AutoProcessor.from_pretrained(repo, **trusted, **options), image)
 
 
 def answers_of_weights(repo: str) -> dict[str, Any]:
     """Pulls only configuration and weights; the code is `team/dimple`'s."""
     base = AutoModel.from_pretrained("team/dimple", **trusted)
     model = type(base).from_pretrained(repo)
-    return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), picture)
+    return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), image)
 
 
 def package() -> str:
@@ -132,14 +132,14 @@ def private_to_others() -> list[str]:
 
 def adapter() -> dict[str, Any]:
     model = AutoModelForImageTextToText.from_pretrained("team/adapter", dtype=torch.float32, **trusted)
-    return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), picture)
+    return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), image)
 
 
 def adapter_with_peft() -> dict[str, Any]:
     base = AutoModel.from_pretrained("team/dimple", dtype=torch.float32, **trusted)
     model = PeftModel.from_pretrained(base, "team/adapter")
     model.config.full_attn_mask = model.active_peft_config.auto_mapping["full_attn_mask"]
-    return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), picture)
+    return answers(model, AutoProcessor.from_pretrained("team/dimple", **trusted), image)
 
 
 def cut_once() -> dict[str, Any]:
@@ -165,7 +165,7 @@ def pushed_from_here() -> None:
 
 
 def snippets() -> list[str]:
-    shutil.copy(picture, "photo.png")
+    shutil.copy(image, "photo.png")
     namespace: dict[str, Any] = {}
     run_snippets(page, "Pull without the package", namespace)
     run_snippets(page, "Adapters", namespace, slice(2, 3))

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Pushes a checkpoint, an adapter and a tag, in a process with the package. Run by `test_push_and_pull`.
 
-Usage: push.py CHECKPOINT PICTURE PAGE RESULT. The result (JSON) has what the pushed models answered, and from
+Usage: push.py CHECKPOINT IMAGE PAGE RESULT. The result (JSON) has what the pushed models answered, and from
 which modules their classes come when they are pulled here.
 """
 
@@ -28,19 +28,19 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from dimple_hf.training import lora_config
 
-checkpoint, picture, page, result_file = sys.argv[1:]
+checkpoint, image, page, result_file = sys.argv[1:]
 api = HfApi()
 model = AutoModel.from_pretrained(checkpoint)
 processor = AutoProcessor.from_pretrained(checkpoint)
 shard_size = model.get_memory_footprint() // 3
-result = {"model": answers(model, processor, picture)}
+result = {"model": answers(model, processor, image)}
 
 # 1. A first version with another head, on a branch; a tag on it; then the model as it is.
 processor.push_to_hub("team/dimple")
 with torch.no_grad():
     head = model.lm_head.weight.clone()
     model.lm_head.weight[:] = head.flip(0)
-    result["first version"] = answers(model, processor, picture)
+    result["first version"] = answers(model, processor, image)
     processor.push_to_hub("team/dimple", revision="draft")
     model.push_to_hub("team/dimple", revision="draft")
     api.create_tag("team/dimple", tag="v0", revision="draft")
@@ -68,9 +68,9 @@ get_session().get(f"{api.endpoint}/mark/end")
 # an adapter's own weights in it, and transformers, which loads it elsewhere, takes the base's type.
 torch.manual_seed(0)
 adapted = get_peft_model(loaded[0].float(), lora_config(False, r=2, init_lora_weights=False)).eval()
-result["adapter in the other mode"] = answers(adapted, processor, picture)
+result["adapter in the other mode"] = answers(adapted, processor, image)
 adapted.config.full_attn_mask = False
-result["adapter"] = answers(adapted, processor, picture)
+result["adapter"] = answers(adapted, processor, image)
 adapted.push_to_hub("team/adapter")
 
 # 5. The page's snippets, but those for a machine without the package.

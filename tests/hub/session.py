@@ -23,12 +23,12 @@ from typing import Any
 NEW_TOKENS = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 
 
-def answers(model: Any, processor: Any, picture: str) -> dict[str, Any]:
+def answers(model: Any, processor: Any, image: str) -> dict[str, Any]:
     """
-    Token ids of a batch of two chats, one with a picture; and, if the model denoises, of an answer under a structure
+    Token ids of a batch of two chats, one with an image; and, if the model denoises, of an answer under a structure
     prior, and what that is read as.
     """
-    content = [{"type": "image", "path": picture}, {"type": "text", "text": "What is it?"}]
+    content = [{"type": "image", "path": image}, {"type": "text", "text": "What is it?"}]
     chats = [[{"role": "user", "content": content}], [{"role": "user", "content": "Hello"}]]
     batch = processor.apply_chat_template(chats, **NEW_TOKENS)
     result = {"batch": model.generate(**batch, max_new_tokens=8).tolist()}

@@ -31,7 +31,7 @@ from traps import set_traps
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.hub import check_checkpoint, conversion, convert_checkpoint
-from dimple_hf.hub.conversion import QUANTIZATIONS, SourceTensor, copy_tensor
+from dimple_hf.hub.convert import QUANTIZATIONS, SourceTensor, copy_tensor
 
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 
@@ -277,12 +277,12 @@ def test_quantized_model_loads_and_its_logits_are_near(
 def test_quantized_small_model_generates_nearly_what_it_did(
     tmp_path: Path, repo_root: Path, quantization: str, least_equal: float
 ) -> None:
-    """A trained model reads a picture: most of its tokens stay, and with another head (control) hardly any would."""
+    """A trained model reads an image: most of its tokens stay, and with another head (control) hardly any would."""
     out = convert_checkpoint(str(FORMS_CHECKPOINT), tmp_path / "out", quantization=quantization)
     assert (out / "model.safetensors").stat().st_size < 0.8 * (FORMS_CHECKPOINT / "model.safetensors").stat().st_size
     processor = AutoProcessor.from_pretrained(out)
-    picture = {"type": "image", "path": str(repo_root / "examples" / "forms" / "sample.png")}
-    content = [picture, {"type": "text", "text": "Read the form."}]
+    image = {"type": "image", "path": str(repo_root / "examples" / "forms" / "sample.png")}
+    content = [image, {"type": "text", "text": "Read the form."}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,

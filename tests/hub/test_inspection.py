@@ -30,8 +30,8 @@ from traps import set_traps
 
 from dimple_hf import DimpleConfig
 from dimple_hf.hub import Finding, check_checkpoint
-from dimple_hf.hub.inspection import compare_weights
-from dimple_hf.training.initialization import StoredTensor, expected_shapes
+from dimple_hf.hub.doctor import compare_weights
+from dimple_hf.hub.init import StoredTensor, expected_shapes
 
 SHARD = "model-00002-of-00003.safetensors"
 
@@ -59,7 +59,7 @@ def rewrite(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
 
 
 def test_released_layout_has_no_problem(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Traps in every place for code are not run, and nobody is asked."""
+    """Traps in every position for code are not run, and nobody is asked."""
     mark = set_traps(checkpoint)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -152,7 +152,7 @@ def test_pickled_weights_are_named_and_never_read(checkpoint: Path) -> None:
             "423 in config.json, 9 in generation_config",
         ),
         ("generation_config.json", {"unmaskin": "x"}, "generation options", "did you mean `unmasking`"),
-        ("preprocessor_config.json", {"patch_size": 16}, "pictures", "`patch_size` is 16 in the image processor, 14"),
+        ("preprocessor_config.json", {"patch_size": 16}, "images", "`patch_size` is 16 in the image processor, 14"),
     ],
 )
 def test_file_at_odds_with_the_others_is_a_problem(

@@ -27,7 +27,7 @@ from PIL import Image
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
 from dimple_hf.hub import build_model_card, write_model_card
-from dimple_hf.hub.model_card import is_blank_card
+from dimple_hf.hub.card import is_blank_card
 from dimple_hf.training import lora_config
 
 SCORES = {"text/fields": 0.97, "json/whole": 0.9125, "passes_per_token": 0.3}
@@ -35,7 +35,7 @@ SCORES = {"text/fields": 0.97, "json/whole": 0.9125, "passes_per_token": 0.3}
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parity_dir: Path) -> Path:
-    """The working directory, with a picture, and a model at `team/tiny`, which is also what a Hub id looks like."""
+    """The working directory, with an image, and a model at `team/tiny`, which is also what a Hub id looks like."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (56, 56), "white").save("photo.png")
     shutil.copytree(parity_dir / "checkpoint", tmp_path / "team" / "tiny")
@@ -102,7 +102,7 @@ def test_card_of_a_model_states_what_its_files_say(here: Path) -> None:
     assert "| phase | diffusion:" in text
     assert "| language model | 3 layers, width 64, 432 tokens, sequences of up to 4,096 |" in text
     assert "| vision tower | 4 layers, width 32, patches of 14 pixels |" in text
-    assert "| pictures | scaled to 784 pixels at least and 50,176 at most |" in text
+    assert "| images | scaled to 784 pixels at least and 50,176 at most |" in text
     assert "| decoding |" not in text
     assert "| `json/whole` | 0.9125 |" in text
     assert "On evaluation data." in text

@@ -87,10 +87,10 @@ def round_trip(
     or a directory as the original writes it.
     """
     folder = tmp_path_factory.mktemp("hub")
-    picture = parity_dir / "tiny" / "images" / "3.png"
+    image = parity_dir / "tiny" / "images" / "3.png"
     page = repo_root / "docs" / "hub.md"
-    pull_arguments = (picture, page, folder / "pulled.json")
-    push_arguments = (repo_root / request.param, picture, page, folder / "pushed.json")
+    pull_arguments = (image, page, folder / "pulled.json")
+    push_arguments = (repo_root / request.param, image, page, folder / "pushed.json")
     with (
         HubServer(tokens={"right": "user"}) as hub,
         start("pull.py", *pull_arguments, home=folder / "pull", hub=hub, token="") as pull,
@@ -104,8 +104,8 @@ def round_trip(
         hub.faults = {
             ("team/cut-once", shard): [cut(after=len(files[shard]) // 2)],
             ("team/cut-off", shard): [cut(after=0)] * 6,  # as often as the client tries
-            ("team/changed", shard): [change(place=len(files[shard]) // 2)],
-            ("team/changed-adapter", ADAPTER): [change(place=len(adapter[ADAPTER]) // 2)],
+            ("team/changed", shard): [change(position=len(files[shard]) // 2)],
+            ("team/changed-adapter", ADAPTER): [change(position=len(adapter[ADAPTER]) // 2)],
         }
         finish(pull)
         pushed, pulled = (json.loads((folder / name).read_text()) for name in ("pushed.json", "pulled.json"))
@@ -192,7 +192,7 @@ def test_auto_classes_without_the_package_find_the_code_of_the_repository(round_
 
 @pytest.mark.parametrize("way", ["pulled", "directory", "private"])
 def test_pulled_model_answers_as_the_local_one(way: str, round_trip: RoundTrip) -> None:
-    """A batch with a picture, and an answer under a prior: token for token, from the Hub and from a directory."""
+    """A batch with an image, and an answer under a prior: token for token, from the Hub and from a directory."""
     assert round_trip.pulled[way] == round_trip.pushed["model"]
     assert round_trip.pushed["model"]["formed"] != round_trip.pushed["first version"]["formed"]  # control
 

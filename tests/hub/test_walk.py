@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`docs/walk.md`, typed in from top to bottom: a folder of pictures becomes an adapter on a Hub, and another process
+"""`docs/walk.md`, typed in from top to bottom: a folder of images becomes an adapter on a Hub, and another process
 pulls it.
 
-The Hub is `hub_server`; the small model of the package lies on it in the place of the released one.
+The Hub is `hub_server`; the small model of the package lies on it in the position of the released one.
 """
 
 import json
@@ -32,7 +32,7 @@ from test_push_and_pull import finish, start
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
-pytest.importorskip("sklearn")  # the digits of the pictures
+pytest.importorskip("sklearn")  # the digits of the images
 
 RELEASED, ADAPTER = "rp-yu/Dimple-7B", "me/my-forms"
 
@@ -48,7 +48,7 @@ class Walk:
 
 @pytest.fixture(scope="module")
 def walk(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
-    """Both processes, one after the other; of the first one's folder the second gets a picture to ask about."""
+    """Both processes, one after the other; of the first one's folder the second gets an image to ask about."""
     folder = tmp_path_factory.mktemp("walk")
     page = repo_root / "docs" / "walk.md"
     with HubServer(tokens={"right": "user"}) as hub:
@@ -71,8 +71,8 @@ def walk(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Walk(hub, **reports)
 
 
-def test_training_lowers_the_loss_of_held_out_pictures(walk: Walk) -> None:
-    """With the same masks before and after. What it says then is printed for each of the eight pictures."""
+def test_training_lowers_the_loss_of_held_out_images(walk: Walk) -> None:
+    """With the same masks before and after. What it says then is printed for each of the eight images."""
     before, after = walk.here["losses"]
     assert after < before / 2
     assert walk.here["adapted"] != walk.here["base"]

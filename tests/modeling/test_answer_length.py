@@ -13,7 +13,7 @@
 # limitations under the License.
 """Lengths of canvases: those that grow until the end is in sight, those that are cropped, and what a limit costs.
 
-A tiny model has no idea of an end, so the scores of the end token are written over: certain from some place on.
+A tiny model has no idea of an end, so the scores of the end token are written over: certain from some position on.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,11 +28,11 @@ from dimple_hf.modeling import denoising_dimple
 from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
 from dimple_hf.modeling.canvas_dimple import CanvasRunner
 from dimple_hf.modeling.length_dimple import (
-    NUM_LAST_PLACES,
+    NUM_LAST_POSITIONS,
     LengthPlan,
     end_in_sight,
     fitted_lengths,
-    last_places,
+    last_positions,
     longer,
     resized,
 )
@@ -45,38 +45,38 @@ EACH_POLICY = pytest.mark.parametrize(
     ],
 )
 
-#: Where the answers of `MIXED_PROMPTS` end: within 8 places with some to spare, just so, within 16, and within 40.
+#: Where the answers of `MIXED_PROMPTS` end: within 8 positions with some to spare, just so, within 16, and within 40.
 ENDS = (3, 7, 13, 35)
 
 
 @pytest.fixture(scope="module")
 def long_model() -> DimpleForConditionalGeneration:
-    """A tiny model with room for 256 answer places behind a prompt of 299."""
+    """A tiny model with room for 256 answer positions after a prompt of 299."""
     return tiny_model(max_position_embeddings=600)
 
 
 def write_ends(
     monkeypatch: pytest.MonkeyPatch, ends: dict[int, int], methods: tuple[str, ...] = ("logits", "whole_logits")
 ) -> None:
-    """Makes the end certain from a place on, for each row by its last prompt token, and impossible before."""
+    """Makes the end certain from a position on, for each row by its last prompt token, and impossible before."""
     for name in methods:
         method = getattr(CanvasRunner, name)
 
         def scores(
             runner: Any,
             answer: torch.Tensor,
-            places: torch.Tensor,
+            positions: torch.Tensor,
             rows: Any = None,
             *args: Any,
             method: Any = method,
             **kwargs: Any,
         ) -> torch.Tensor:
-            logits = method(runner, answer, places, *([] if rows is None else [rows]), *args, **kwargs)
-            chosen = torch.zeros_like(places)
+            logits = method(runner, answer, positions, *([] if rows is None else [rows]), *args, **kwargs)
+            chosen = torch.zeros_like(positions)
             chosen[slice(None) if rows is None else rows] = True
-            row, place = (places & chosen).nonzero(as_tuple=True)
+            row, position = (positions & chosen).nonzero(as_tuple=True)
             first = torch.tensor([ends[token] for token in runner.input_ids[:, -1].tolist()])
-            logits[:, EOS] = torch.where(place >= first[row], 1e4, -1e4)
+            logits[:, EOS] = torch.where(position >= first[row], 1e4, -1e4)
             return logits
 
         monkeypatch.setattr(CanvasRunner, name, scores)
@@ -96,37 +96,37 @@ def answers(model: DimpleForConditionalGeneration, *prompts: Prompt, **options: 
 
 
 @pytest.fixture
-def watch_places(long_model: DimpleForConditionalGeneration) -> Iterator[Callable[[], int]]:
-    """A function that returns how many places went through the model since it was last called."""
+def watch_positions(long_model: DimpleForConditionalGeneration) -> Iterator[Callable[[], int]]:
+    """A function that returns how many positions went through the model since it was last called."""
     counts: list[int] = []
     handle = long_model.model.layers[0].register_forward_pre_hook(
         lambda module, args: counts.append(args[0].shape[0] * args[0].shape[1])
     )
 
-    def places_since() -> int:
+    def positions_since() -> int:
         total = sum(counts)
         counts.clear()
         return total
 
-    yield places_since
+    yield positions_since
     handle.remove()
 
 
 # Pure functions
 
 
-def test_end_is_in_sight_where_the_last_places_say_so_on_average() -> None:
-    """Two of four last places are half; a row that has no places is not asked."""
+def test_end_is_in_sight_where_the_last_positions_say_so_on_average() -> None:
+    """Two of four last positions are half; a row that has no positions is not asked."""
     lengths = torch.tensor([2, 8, 6, 6])
-    places = last_places(lengths, 8)
-    assert places.sum(dim=1).tolist() == [2, NUM_LAST_PLACES, NUM_LAST_PLACES, NUM_LAST_PLACES]
-    assert places[2].nonzero().flatten().tolist() == [2, 3, 4, 5]
-    places[3] = False
-    # Probability of tokens 0 and 1, the ends, at the 2 + 4 + 4 places
+    positions = last_positions(lengths, 8)
+    assert positions.sum(dim=1).tolist() == [2, NUM_LAST_POSITIONS, NUM_LAST_POSITIONS, NUM_LAST_POSITIONS]
+    assert positions[2].nonzero().flatten().tolist() == [2, 3, 4, 5]
+    positions[3] = False
+    # Probability of tokens 0 and 1, the ends, at the 2 + 4 + 4 positions
     probability = torch.tensor([0.9, 0.2, 0, 0, 0.99, 1, 0, 0.5, 0.7, 0.9])
     logits = torch.stack([probability / 2, probability / 2, 1 - probability], dim=1).log()
-    assert end_in_sight(logits, places, torch.tensor([0, 1])).tolist() == [True, False, True, False]
-    assert end_in_sight(logits, places, torch.tensor([0])).tolist() == [False] * 4
+    assert end_in_sight(logits, positions, torch.tensor([0, 1])).tolist() == [True, False, True, False]
+    assert end_in_sight(logits, positions, torch.tensor([0])).tolist() == [False] * 4
 
 
 def test_longer_canvases_are_twice_as_long_up_to_the_answers_length() -> None:
@@ -136,8 +136,8 @@ def test_longer_canvases_are_twice_as_long_up_to_the_answers_length() -> None:
 
 def test_fitted_lengths_grow_full_canvases_and_crop_those_with_an_end() -> None:
     """
-    Rows: full without an end; not full; full with an end; an end behind which something is masked; an end before which
-    something is; full at the limit. What stands behind a canvas is no end.
+    Rows: full without an end; not full; full with an end; an end after which something is masked; an end before which
+    something is; full at the limit. What stands after a canvas is no end.
     """
     answer = torch.tensor(
         [
@@ -160,7 +160,7 @@ def test_fitted_lengths_grow_full_canvases_and_crop_those_with_an_end() -> None:
 
 
 def test_resized_canvases_get_masks_and_padding() -> None:
-    """New places are masked; what is behind is padding; the rest stays."""
+    """New positions are masked; what is after is padding; the rest stays."""
     answer = torch.tensor([[1, 2, PAD, PAD, PAD], [1, 2, 3, MASK, PAD]])
     after = resized(answer, torch.tensor([2, 4]), torch.tensor([4, 2]), MASK, PAD)
     assert after.tolist() == [[1, 2, MASK, MASK, PAD], [1, 2, PAD, PAD, PAD]]
@@ -175,9 +175,9 @@ def test_growing_canvas_gives_the_answer_of_a_canvas_of_the_length_found(
     model: DimpleForConditionalGeneration, policy: dict[str, Any]
 ) -> None:
     """
-    8 places are enough for the ends at 3 and 7 only if the last four say so: 1 of 4 does for the second, so it takes
-    16; the third takes 16, the fourth 32 and then the limit of 40, which is not looked at. Looks are passes, but for
-    those that find the end, which are the first pass of a canvas of their length.
+    8 positions are enough for the ends at 3 and 7 only if the last four say so: 1 of 4 does for the second, so it
+    takes 16; the third takes 16, the fourth 32 and then the limit of 40, which is not looked at. Looks are passes, but
+    for those that find the end, which are the first pass of a canvas of their length.
     """
     options = policy | {"confidence_threshold": 0.5}
     found, looks = [8, 16, 16, 40], [0, 1, 1, 3]
@@ -221,21 +221,21 @@ def test_canvas_that_is_full_without_an_end_grows_and_keeps_what_is_decided(
     model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The look believes that four places are enough, but no end can stand there: so they get other tokens, and the pass
-    over the canvas that has grown ends the answer at its first new place.
+    The look believes that four positions are enough, but no end can stand there: so they get other tokens, and the
+    pass over the canvas that has grown ends the answer at its first new position.
     """
     options = {"confidence_threshold": None, "unmasking": "left_to_right", "max_denoising_steps": 16}
     plain = answers(model, MIXED_PROMPTS[1], **options, max_new_tokens=4)
     write_ends(monkeypatch, {MIXED_PROMPTS[1].tokens[-1]: 4})
-    monkeypatch.setattr(denoising_dimple, "end_in_sight", lambda logits, places, ends: places.any(dim=1))
+    monkeypatch.setattr(denoising_dimple, "end_in_sight", lambda logits, positions, ends: positions.any(dim=1))
     output = answers(model, MIXED_PROMPTS[1], **options, max_new_tokens=16, initial_answer_length=4)
     answer = output.sequences[0, -16:].tolist()
     assert answer == plain.sequences[0, -4:].tolist() + [EOS] + [PAD] * 11
     assert EOS not in answer[:4]  # control
     assert output.num_forward_passes.tolist() == [4 + 1]
-    # The canvas grows when it is full, not before; what is behind is padding until then.
-    behind = [step[0, -12:].tolist() for step in output.history[:4]]
-    assert behind == [[PAD] * 12] * 3 + [[MASK] * 4 + [PAD] * 8]
+    # The canvas grows when it is full, not before; what is after is padding until then.
+    after = [step[0, -12:].tolist() for step in output.history[:4]]
+    assert after == [[PAD] * 12] * 3 + [[MASK] * 4 + [PAD] * 8]
     assert output.history[3][0, -16:-12].tolist() == answer[:4]
 
 
@@ -247,7 +247,7 @@ def test_canvas_without_any_end_grows_to_the_limit(
     output = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=2)
     whole = answers(model, MIXED_PROMPTS[1], max_new_tokens=10)
     assert torch.equal(output.sequences, whole.sequences)
-    assert output.num_forward_passes == whole.num_forward_passes + 3  # looks at 2, 4 and 8 places
+    assert output.num_forward_passes == whole.num_forward_passes + 3  # looks at 2, 4 and 8 positions
     for length in (10, 11):
         beyond = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=length)
         assert torch.equal(beyond.sequences, whole.sequences)
@@ -259,7 +259,7 @@ def test_canvas_that_a_criterion_stops_does_not_grow(
 ) -> None:
     """The row leaves with what it has."""
     write_ends(monkeypatch, {MIXED_PROMPTS[1].tokens[-1]: 4})
-    monkeypatch.setattr(denoising_dimple, "end_in_sight", lambda logits, places, ends: places.any(dim=1))
+    monkeypatch.setattr(denoising_dimple, "end_in_sight", lambda logits, positions, ends: positions.any(dim=1))
 
     def is_full(sequences: torch.Tensor, scores: None, **kwargs: Any) -> torch.Tensor:
         return ~(sequences == MASK).any(dim=1)
@@ -284,12 +284,12 @@ def test_initial_length_makes_no_difference_to_a_canvas_that_is_given(model: Dim
 
 
 @pytest.mark.usefixtures("mixed_ends")
-def test_cropped_canvas_runs_and_decides_nothing_behind_its_end(
-    long_model: DimpleForConditionalGeneration, watch_places: Callable[[], int]
+def test_cropped_canvas_runs_and_decides_nothing_after_its_end(
+    long_model: DimpleForConditionalGeneration, watch_positions: Callable[[], int]
 ) -> None:
     """
-    The first pass decides the end at place 7 of 32. Then 7 places are left, one a pass, each pass over the last prompt
-    token and the 8 places of the canvas; without cropping, over 33 places.
+    The first pass decides the end at position 7 of 32. Then 7 positions are left, one a pass, each pass over the last
+    prompt token and the 8 positions of the canvas; without cropping, over 33 positions.
     """
     prompt = MIXED_PROMPTS[1]
     options = {"max_new_tokens": 32, "confidence_threshold": 0.999, "max_denoising_steps": 320}
@@ -299,13 +299,13 @@ def test_cropped_canvas_runs_and_decides_nothing_behind_its_end(
         output = answers(long_model, prompt, **options, crop_after_end=crops)
         assert output.sequences[0, -32:].tolist().index(EOS) == 7
         assert output.num_forward_passes.tolist() == [8]
-        costs[crops] = watch_places()
+        costs[crops] = watch_positions()
     assert costs == {False: whole_pass + 7 * 33, True: whole_pass + 7 * 9}
 
 
 @pytest.mark.usefixtures("mixed_ends")
 def test_cropping_is_an_approximation(model: DimpleForConditionalGeneration) -> None:
-    """What is behind an end is context to what is before: its scores change when it goes. Nothing else may change."""
+    """What is after an end is context to what is before: its scores change when it goes. Nothing else may change."""
     options = {"max_new_tokens": 40, "confidence_threshold": 0.999, "cache_policy": "none"}
     cropped = answers(model, *MIXED_PROMPTS, **options, crop_after_end=True)
     whole = answers(model, *MIXED_PROMPTS, **options)
@@ -317,34 +317,36 @@ def test_cropping_is_an_approximation(model: DimpleForConditionalGeneration) -> 
 
 
 def cost_of_a_short_answer(
-    model: DimpleForConditionalGeneration, watch_places: Callable[[], int], **options: Any
+    model: DimpleForConditionalGeneration, watch_positions: Callable[[], int], **options: Any
 ) -> tuple[list[int], int]:
-    """The tokens of a short answer to a prompt of 299 tokens, and the places that went through the model for it."""
-    watch_places()
+    """The tokens of a short answer to a prompt of 299 tokens, and the positions that went through the model for it."""
+    watch_positions()
     output = answers(model, make_prompt(299, seed=5), max_denoising_steps=256, **options)
     answer = output.sequences[0, 299:].tolist()
-    return answer[: answer.index(EOS) + 1], watch_places()
+    return answer[: answer.index(EOS) + 1], watch_positions()
 
 
 @pytest.mark.parametrize("threshold", [0.95, 0.2])
 @EACH_POLICY
 def test_short_answer_under_a_long_limit_costs_at_most_1_3_times_one_in_a_short_canvas(
     long_model: DimpleForConditionalGeneration,
-    watch_places: Callable[[], int],
+    watch_positions: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
     policy: dict[str, Any],
     threshold: float,
 ) -> None:
-    """Counted in places that run through the model: none more, because the look is the first pass; same tokens."""
+    """Counted in positions that run through the model: none more, because the look is the first pass; same tokens."""
     write_ends(monkeypatch, {make_prompt(299, seed=5).tokens[-1]: 9})
     options = policy | {"confidence_threshold": threshold}
-    tokens, cost = cost_of_a_short_answer(long_model, watch_places, max_new_tokens=32, **options)
-    grown = cost_of_a_short_answer(long_model, watch_places, max_new_tokens=256, initial_answer_length=32, **options)
+    tokens, cost = cost_of_a_short_answer(long_model, watch_positions, max_new_tokens=32, **options)
+    grown = cost_of_a_short_answer(
+        long_model, watch_positions, max_new_tokens=256, initial_answer_length=32, **options
+    )
     assert len(tokens) == 10
     assert grown[0] == tokens
     assert grown[1] == cost  # which is less than the 1.3 times that are asked for
     # control: the limit alone is paid for
-    whole = cost_of_a_short_answer(long_model, watch_places, max_new_tokens=256, **options)
+    whole = cost_of_a_short_answer(long_model, watch_positions, max_new_tokens=256, **options)
     assert whole[1] > 1.3 * cost
 
 
@@ -358,7 +360,7 @@ def test_bad_initial_length_is_refused(value: Any) -> None:
         DimpleGenerationConfig(initial_answer_length=value)
 
 
-def test_masks_behind_a_canvas_are_refused(model: DimpleForConditionalGeneration) -> None:
+def test_masks_after_a_canvas_are_refused(model: DimpleForConditionalGeneration) -> None:
     """Nobody sees what stands there, so nothing can be decided there."""
     canvas = torch.tensor([[MASK, MASK, 7, MASK]])
     inputs = model_inputs(MIXED_PROMPTS[0])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Keys and values during denoising: a pass overwrites those of the places that it runs, in memory that stays."""
+"""Keys and values during denoising: a pass overwrites those of the positions that it runs, in memory that stays."""
 
 import pytest
 import torch
@@ -32,11 +32,11 @@ def states(length: int, batch_size: int = 2) -> tuple[torch.Tensor, torch.Tensor
     return torch.randn(batch_size, 2, length, 8), torch.randn(batch_size, 2, length, 8)
 
 
-def filled_cache(num_rows: int, num_places: int) -> tuple[CanvasCache, torch.Tensor, torch.Tensor]:
+def filled_cache(num_rows: int, num_positions: int) -> tuple[CanvasCache, torch.Tensor, torch.Tensor]:
     """A cache of one layer after a whole pass, and what was written."""
-    cache = CanvasCache(1, num_rows, num_places)
-    keys, values = states(num_places, num_rows)
-    cache.direct(torch.arange(num_rows), torch.arange(num_places).expand(num_rows, -1), None)
+    cache = CanvasCache(1, num_rows, num_positions)
+    keys, values = states(num_positions, num_rows)
+    cache.direct(torch.arange(num_rows), torch.arange(num_positions).expand(num_rows, -1), None)
     cache.update(keys, values, 0)
     return cache, keys, values
 
@@ -70,8 +70,8 @@ def test_cache_whole_pass_sees_what_it_computed_and_leaves_it_in_memory() -> Non
         assert torch.equal(memory, torch.stack([now[0], old[1], now[1]]))
 
 
-def test_cache_window_pass_overwrites_its_places_and_sees_the_memory() -> None:
-    """Each row has its own window; a place that comes twice is written twice alike; what lies behind is not seen."""
+def test_cache_window_pass_overwrites_its_positions_and_sees_the_memory() -> None:
+    """Each row has its own window; a position that comes twice is written twice alike; what lies after is not seen."""
     cache, keys, values = filled_cache(2, 9)
     new_keys, new_values = states(3)
     new_keys[1, :, 2], new_values[1, :, 2] = new_keys[1, :, 1], new_values[1, :, 1]
@@ -150,8 +150,8 @@ def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(
         positions = model.get_rope_index(ids, inputs.get("image_grid_thw"), mask)
         start = 0 if step == 0 else prompt_length - 1
         images = {k: v for k, v in inputs.items() if "image" in k or "pixel" in k} if step == 0 else {}
-        places = torch.arange(start, width).expand(num_rows, -1)
-        caches[0].direct(torch.arange(num_rows), places, None if step == 0 else width)
+        positions = torch.arange(start, width).expand(num_rows, -1)
+        caches[0].direct(torch.arange(num_rows), positions, None if step == 0 else width)
         if step > 0:
             caches[1].crop(-(answer_length + 1))
         outputs = [

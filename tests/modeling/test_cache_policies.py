@@ -37,7 +37,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "block": {"cache_policy": "block", "block_length": 4},
     "dual": {"cache_policy": "dual", "block_length": 4},
 }
-#: Every rule, with options under which the tiny model sometimes reveals several places at once, and two measures.
+#: Every rule, with options under which the tiny model sometimes unmasks several positions at once, and two measures.
 WAYS: dict[str, dict[str, Any]] = {
     "schedule": {"confidence_threshold": None},
     "margin": {"unmasking": "margin", "confidence_threshold": 0.2},
@@ -86,7 +86,7 @@ def test_rows_of_a_batch_equal_the_rows_alone_under_every_policy_and_rule(
 def test_rows_with_canvases_of_different_lengths_equal_the_rows_alone(
     model: DimpleForConditionalGeneration, policy: dict[str, Any]
 ) -> None:
-    """As structure priors make them: fixed tokens, whole blocks of them among these, and padding behind."""
+    """As structure priors make them: fixed tokens, whole blocks of them among these, and padding after."""
     lengths = [11, 5, 8, 10]
     canvas = torch.full((4, 11), MASK)
     for row, length in enumerate(lengths):
@@ -100,7 +100,7 @@ def test_rows_with_canvases_of_different_lengths_equal_the_rows_alone(
         steps = [step[:length] for step in history_of(together, row, 11)]
         assert steps[: len(alone.history)] == history_of(alone, 0, length)
         assert together.num_forward_passes[row] == alone.num_forward_passes[0]
-    # control: what stands behind a canvas shows when it is seen
+    # control: what stands after a canvas shows when it is seen
     seen = answers(model, *MIXED_PROMPTS, answer_ids=canvas, **options)
     assert any(history_of(seen, row, 11) != history_of(together, row, 11) for row in range(1, 4))
 
@@ -138,7 +138,7 @@ class ReferenceLayer(DynamicLayer):
 
 class ReferenceRow:
     """
-    One row under a policy, without padding or neighbours: which places run is written out by hand.
+    One row under a policy, without padding or neighbours: which positions run is written out by hand.
 
     Args:
         model (`DimpleForConditionalGeneration`):
@@ -156,7 +156,7 @@ class ReferenceRow:
         self.num_run: list[int] = []
 
     def logits(self, answer: torch.Tensor, block: int) -> torch.Tensor:
-        """Scores of all places of a canvas `(answer_length,)`, as far as the pass computes them; else zeros."""
+        """Scores of all positions of a canvas `(answer_length,)`, as far as the pass computes them; else zeros."""
         name, block_length = self.options["cache_policy"], self.options.get("block_length", 0)
         prompt_length, length = self.inputs["input_ids"].shape[1], len(answer)
         ids = torch.cat([self.inputs["input_ids"], answer[None]], dim=1)
@@ -196,8 +196,8 @@ def run_script(
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
     """
     Feeds a runner, and a reference for each row, with canvases in which tokens come and go and rows change block at
-    different steps; compares all scores. Returns how many places each reference ran, and the shapes of the passes of
-    each step of the runner.
+    different steps; compares all scores. Returns how many positions each reference ran, and the shapes of the passes
+    of each step of the runner.
     """
     inputs = model_inputs(*MIXED_PROMPTS)
     canvas = torch.full((4, answer_length), MASK)
@@ -218,19 +218,19 @@ def run_script(
     for step in range(6):
         answer = torch.where(torch.rand(canvas.shape) < 0.5, MASK, torch.randint(0, 90, canvas.shape))
         blocks = [rows[step] if block_length else 0 for rows in blocks_of_rows]
-        places = torch.rand(canvas.shape) < 0.7
+        positions = torch.rand(canvas.shape) < 0.7
         for row, block in enumerate(blocks):
             first = block * (block_length or 0)
             last = min(first + (block_length or answer_length), answer_length)
-            places[row, :first], places[row, last:], places[row, first] = False, False, True
+            positions[row, :first], positions[row, last:], positions[row, first] = False, False, True
         passes.clear()
-        logits = runner.logits(answer, places)
+        logits = runner.logits(answer, positions)
         passes_of_steps.append(list(passes))
         expected = torch.stack(
             [reference.logits(answer[row], blocks[row]) for row, reference in enumerate(references)]
         )
-        torch.testing.assert_close(logits, expected[places], rtol=1e-4, atol=1e-4)
-        assert expected[places].any(dim=1).all()  # control: the reference has computed all of them
+        torch.testing.assert_close(logits, expected[positions], rtol=1e-4, atol=1e-4)
+        assert expected[positions].any(dim=1).all()  # control: the reference has computed all of them
     handle.remove()
     return [reference.num_run for reference in references], passes_of_steps
 
@@ -248,7 +248,7 @@ def test_runner_scores_equal_a_reference_without_neighbours(
 def test_runner_runs_whole_passes_only_of_rows_that_are_due(model: DimpleForConditionalGeneration) -> None:
     """
     In blocks of 4, 4 and 2, rows come to another block in steps 1 (rows 1 and 3), 2 (rows 2 and 3), 3 (row 0),
-    4 (row 1) and 5 (row 0). A window of the dual cache has 5 places; one of the block cache as many as its longest.
+    4 (row 1) and 5 (row 0). A window of the dual cache has 5 positions; one of the block cache as many as its longest.
     """
     whole = WIDTH + 10
     expected = {
@@ -279,7 +279,7 @@ def test_runner_scores_outside_the_dual_caches_window_come_from_a_whole_pass(
     torch.manual_seed(1)
     inputs = model_inputs(*MIXED_PROMPTS[:2])
     answer = torch.randint(0, 90, (2, 8))
-    places = torch.zeros(2, 8, dtype=torch.bool)
+    positions = torch.zeros(2, 8, dtype=torch.bool)
     runners = {}
     for name in ("dual", "none"):
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1)
@@ -288,16 +288,16 @@ def test_runner_scores_outside_the_dual_caches_window_come_from_a_whole_pass(
         features = torch.cat(model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
         policy = CACHE_POLICIES[name](None, 4)
         runners[name] = CanvasRunner(model, inputs["input_ids"], mask, positions, features, policy)
-        places[:, 5] = True
-        runners[name].logits(torch.full_like(answer, MASK), places)
-    places[0, [1, 2]] = True
-    scores = {name: runner.logits(answer, places) for name, runner in runners.items()}
+        positions[:, 5] = True
+        runners[name].logits(torch.full_like(answer, MASK), positions)
+    positions[0, [1, 2]] = True
+    scores = {name: runner.logits(answer, positions) for name, runner in runners.items()}
     torch.testing.assert_close(scores["dual"][:3], scores["none"][:3], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(scores["dual"][3], scores["none"][3], atol=1e-2)  # control: row 1 had its window
 
 
 def test_policies_that_come_to_the_same_give_the_same(model: DimpleForConditionalGeneration) -> None:
-    """One block is the whole answer, an interval of one is no cache, and a block of one place is always new."""
+    """One block is the whole answer, an interval of one is no cache, and a block of one position is always new."""
     options: dict[str, Any] = {"max_new_tokens": 10, "confidence_threshold": 0.5}
 
     def history(**policy: Any) -> list[list[list[int]]]:
@@ -314,7 +314,7 @@ def test_policies_that_come_to_the_same_give_the_same(model: DimpleForConditiona
     # control: else they differ
     in_blocks = [history(cache_policy=name, block_length=4) for name in ("none", "prompt", "block", "dual")]
     others = [without, with_prompt, history(cache_policy="refresh", cache_refresh_interval=3), *in_blocks]
-    assert all(a != b for place, a in enumerate(others) for b in others[:place])
+    assert all(a != b for position, a in enumerate(others) for b in others[:position])
 
 
 def test_cache_memory_stays_where_it_is_under_every_policy(

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`CanvasRunner`: the scores of an answer's places, from no more work than a step needs."""
+"""`CanvasRunner`: the scores of an answer's positions, from no more work than a step needs."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def runner_of(
 
 
 def whole_logits(model: DimpleForConditionalGeneration, answer: torch.Tensor) -> torch.Tensor:
-    """Logits of the whole sequences, from one plain pass, shifted to the places that they are for."""
+    """Logits of the whole sequences, from one plain pass, shifted to the positions that they are for."""
     inputs = model_inputs(*MIXED_PROMPTS)
     ids = torch.cat([inputs["input_ids"], answer], dim=1)
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1)
@@ -64,22 +64,23 @@ def whole_logits(model: DimpleForConditionalGeneration, answer: torch.Tensor) ->
 
 
 @CACHES
-def test_canvas_logits_are_the_plain_passs_one_place_before(
+def test_canvas_logits_are_the_plain_passs_one_position_before(
     model: DimpleForConditionalGeneration, use_cache: bool
 ) -> None:
-    """The logits at place i - 1 are for the token at place i; the first answer token's are the last prompt token's."""
+    """The logits at position i - 1 are for the token at position i; the first answer token's are the last prompt
+    token's."""
     runner, answer = runner_of(model, use_cache)
-    places = torch.rand(answer.shape) < 0.6
-    logits = runner.logits(answer, places)
-    assert logits.shape == (int(places.sum()), VOCAB_SIZE)
+    positions = torch.rand(answer.shape) < 0.6
+    logits = runner.logits(answer, positions)
+    assert logits.shape == (int(positions.sum()), VOCAB_SIZE)
     assert logits.dtype == torch.float32
     expected = whole_logits(model, answer)
-    torch.testing.assert_close(logits, expected[:, -ANSWER_LENGTH:][places], rtol=1e-4, atol=1e-4)
-    assert 0 < places.sum() < places.numel()  # control: the selection is one
+    torch.testing.assert_close(logits, expected[:, -ANSWER_LENGTH:][positions], rtol=1e-4, atol=1e-4)
+    assert 0 < positions.sum() < positions.numel()  # control: the selection is one
 
 
 @CACHES
-def test_canvas_all_logits_cover_the_places_that_were_run(
+def test_canvas_all_logits_cover_the_positions_that_were_run(
     model: DimpleForConditionalGeneration, use_cache: bool
 ) -> None:
     """First everything; later, with the cache, the last prompt token and the answer, whose first keeps its own."""
@@ -88,7 +89,7 @@ def test_canvas_all_logits_cover_the_places_that_were_run(
     assert ids.shape == (4, WIDTH + ANSWER_LENGTH)
     expected = whole_logits(model, answer)
     is_token = runner.attention_mask.bool()
-    is_token[:, 1:] &= is_token[:, :-1].clone()  # behind padding, the logits are padding's
+    is_token[:, 1:] &= is_token[:, :-1].clone()  # after padding, the logits are padding's
     torch.testing.assert_close(logits[is_token], expected[is_token], rtol=1e-4, atol=1e-4)
     ids, logits = runner.all_logits(answer)
     run = ANSWER_LENGTH + 1 if use_cache else WIDTH + ANSWER_LENGTH
@@ -101,11 +102,11 @@ def test_canvas_without_cache_sees_each_new_answer_and_with_it_the_prompt_stays(
 ) -> None:
     """The cached prompt has seen the first answer: an approximation of the paper, and the two differ a little."""
     answers = [torch.full((4, ANSWER_LENGTH), MASK), torch.randint(0, 90, (4, ANSWER_LENGTH))]
-    places = torch.ones(4, ANSWER_LENGTH, dtype=torch.bool)
+    positions = torch.ones(4, ANSWER_LENGTH, dtype=torch.bool)
     results = {}
     for use_cache in (True, False):
         runner, _ = runner_of(model, use_cache)
-        results[use_cache] = [runner.logits(answer, places) for answer in answers]
+        results[use_cache] = [runner.logits(answer, positions) for answer in answers]
     torch.testing.assert_close(results[True][0], results[False][0], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(results[True][1], results[False][1], rtol=1e-2, atol=1e-2)
     expected = whole_logits(model, answers[1])[:, -ANSWER_LENGTH:].flatten(0, 1)
@@ -114,19 +115,19 @@ def test_canvas_without_cache_sees_each_new_answer_and_with_it_the_prompt_stays(
 
 @CACHES
 def test_canvas_rows_selected_give_the_same_scores(model: DimpleForConditionalGeneration, use_cache: bool) -> None:
-    """Rows leave, change places or come twice, before and after the first pass; images follow their rows."""
+    """Rows leave, change positions or come twice, before and after the first pass; images follow their rows."""
     rows = torch.tensor([3, 1, 1])
     for first_pass_before in (False, True):
         runner, answer = runner_of(model, use_cache)
         whole, _ = runner_of(model, use_cache)
-        places = torch.ones_like(answer, dtype=torch.bool)
+        positions = torch.ones_like(answer, dtype=torch.bool)
         if first_pass_before:
-            runner.logits(answer, places)
-            whole.logits(answer, places)
+            runner.logits(answer, positions)
+            whole.logits(answer, positions)
         runner.select_rows(rows)
         answer = torch.randint(0, 90, answer.shape)
-        expected = whole.logits(answer, places).view(4, ANSWER_LENGTH, -1)[rows]
-        got = runner.logits(answer[rows], places[rows]).view(3, ANSWER_LENGTH, -1)
+        expected = whole.logits(answer, positions).view(4, ANSWER_LENGTH, -1)[rows]
+        got = runner.logits(answer[rows], positions[rows]).view(3, ANSWER_LENGTH, -1)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(got[0], got[1], atol=1e-2)  # control: rows differ
 
@@ -160,13 +161,13 @@ def test_canvas_without_padding_runs_without_a_mask(use_cache: bool) -> None:
 def test_canvas_answer_with_an_image_placeholder_is_text(
     model: DimpleForConditionalGeneration, use_cache: bool
 ) -> None:
-    """A model may write any token; the pictures' features belong to the prompt alone."""
+    """A model may write any token; the images' features belong to the prompt alone."""
     runner, answer = runner_of(model, use_cache)
     answer[:, 1] = IMAGE
-    places = answer == MASK
-    first = runner.logits(answer, places)
-    second = runner.logits(answer, places)
+    positions = answer == MASK
+    first = runner.logits(answer, positions)
+    second = runner.logits(answer, positions)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
     # control: the token has an embedding of its own
     answer[:, 1] = 3
-    assert not torch.allclose(runner.logits(answer, places), second, atol=1e-2)
+    assert not torch.allclose(runner.logits(answer, positions), second, atol=1e-2)

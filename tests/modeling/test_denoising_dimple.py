@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The denoising loop on scripted scores: which place is decided when, and what every row costs.
+"""The denoising loop on scripted scores: which position is decided when, and what every row costs.
 
-The model is replaced by a table that says how probable each place's token is, so that every step can be foreseen.
+The model is replaced by a table that says how probable each position's token is, so that every step can be foreseen.
 """
 
 import math
@@ -39,7 +39,7 @@ class ScriptedRunner(CanvasRunner):
 
     Args:
         tokens (`list[list[int]]`):
-            The most probable token of each row and place.
+            The most probable token of each row and position.
         probabilities (`list[list[float]]`):
             Its probability; the rest is spread evenly.
     """
@@ -52,11 +52,11 @@ class ScriptedRunner(CanvasRunner):
         self.rows_per_pass: list[list[int]] = []
         self.is_static = False
 
-    def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
-        assert places.sum() == num_places
+    def logits(self, answer: torch.Tensor, positions: torch.Tensor, num_positions: int | None = None) -> torch.Tensor:
+        assert positions.sum() == num_positions
         rows = self.input_ids[:, 0]
         self.rows_per_pass.append(rows.tolist())
-        return self.table[rows][places]
+        return self.table[rows][positions]
 
     def all_logits(self, answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.input_ids[:, 0]
@@ -89,21 +89,21 @@ def run(
     return decoded.tolist(), passes.tolist(), [step.tolist() for step in history]
 
 
-def test_denoising_above_the_threshold_reveals_all_confident_places_at_once() -> None:
-    """0.9 and 0.8 pass 0.5 in the first step; none passes in the second, whose schedule reveals the better half."""
+def test_denoising_above_the_threshold_unmasks_all_confident_positions_at_once() -> None:
+    """0.9 and 0.8 pass 0.5 in the first step; none passes in the second, whose schedule unmasks the better half."""
     runner = ScriptedRunner([[1, 2, 3, 4]], [[0.9, 0.2, 0.8, 0.4]])
     decoded, passes, history = run(runner, plan(4, 0.5, eps=0.01))
     assert history[0] == [[1, MASK, 3, MASK]]
-    # 1 - t[2] / t[1] = 1 - 0.505 / 0.7525 = 0.33 of two places: none, a wasted step of the fixed schedule
+    # 1 - t[2] / t[1] = 1 - 0.505 / 0.7525 = 0.33 of two positions: none, a wasted step of the fixed schedule
     assert history[1] == [[1, MASK, 3, MASK]]
-    # 1 - t[3] / t[2] = 1 - 0.2575 / 0.505 = 0.49 of two: none; the last step reveals the rest
+    # 1 - t[3] / t[2] = 1 - 0.2575 / 0.505 = 0.49 of two: none; the last step unmasks the rest
     assert history[2:] == [[[1, MASK, 3, MASK]], [[1, 2, 3, 4]]]
     assert decoded == [[1, 2, 3, 4]]
     assert passes == [4]
 
 
-def test_denoising_with_two_thresholds_differs_by_one_place() -> None:
-    """A threshold between the two confidences reveals one place less; equality does not pass."""
+def test_denoising_with_two_thresholds_differs_by_one_position() -> None:
+    """A threshold between the two confidences unmasks one position less; equality does not pass."""
     probabilities = [[0.75, 0.5, 0.1, 0.1]]
     first = []
     for threshold in (0.4, 0.6, 0.75):
@@ -111,24 +111,24 @@ def test_denoising_with_two_thresholds_differs_by_one_place() -> None:
         first.append(run(runner, plan(2, threshold, unmasking_schedule="fixed"))[2][0])
     assert first[0] == [[1, 2, MASK, MASK]]
     assert first[1] == [[1, MASK, MASK, MASK]]
-    # 0.75 in float32 is exact up to the softmax; none passes, and the schedule reveals 1 - 0.5005 of 4: one place
+    # 0.75 in float32 is exact up to the softmax; none passes, and the schedule unmasks 1 - 0.5005 of 4: one position
     assert first[2] == [[1, MASK, MASK, MASK]]
 
 
-def test_denoising_by_the_adaptive_schedule_always_reveals_something() -> None:
-    """Two places in three steps: t = 1, 0.667, 0.334, 0.001 reveals int(2 * 0.666) = 1, then the rest."""
+def test_denoising_by_the_adaptive_schedule_always_unmasks_something() -> None:
+    """Two positions in three steps: t = 1, 0.667, 0.334, 0.001 unmasks int(2 * 0.666) = 1, then the rest."""
     runner = ScriptedRunner([[1, 2]], [[0.2, 0.3]])
     decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive"))
     assert history[0] == [[MASK, 2]]
     assert decoded == [[1, 2]]
-    # control: the fixed schedule reveals nothing in its first step, 1 - 0.667 of 2
+    # control: the fixed schedule unmasks nothing in its first step, 1 - 0.667 of 2
     assert run(ScriptedRunner([[1, 2]], [[0.2, 0.3]]), plan(3, None))[2][0] == [[MASK, MASK]]
 
 
 def test_denoising_rows_leave_the_batch_when_they_are_finished() -> None:
     """
     Row 0 is sure of everything, row 1 of its end, row 2 of nothing: passes 1, 2 and 3, and no row too many. (The
-    adaptive schedule reveals 1, 1 and 2 of row 2's four places: int(4 * 0.24975) is none, so it looks further.)
+    adaptive schedule unmasks 1, 1 and 2 of row 2's four positions: int(4 * 0.24975) is none, so it looks further.)
     """
     runner = ScriptedRunner(
         [[1, 2, 3, 4], [5, END, 6, 6], [1, 1, 1, 1]],
@@ -152,7 +152,7 @@ def test_denoising_a_row_depends_on_nothing_but_itself() -> None:
     torch.manual_seed(3)
     tokens = torch.randint(0, 7, (5, 8)).tolist()
     probabilities = torch.rand(5, 8).mul(0.9).add(0.05).tolist()
-    # Rows with 2, 4, 8, 5 and 8 places to decide, so that they leave at different times.
+    # Rows with 2, 4, 8, 5 and 8 positions to decide, so that they leave at different times.
     canvas = [[MASK] * count + [5] * (8 - count) for count in (2, 4, 8, 5, 8)]
     for changes in ({"unmasking_schedule": "adaptive"}, {}, {"one_by_one": True, "unmasking": "left_to_right"}):
         for threshold in (None, 0.8):
@@ -167,10 +167,10 @@ def test_denoising_a_row_depends_on_nothing_but_itself() -> None:
 
 
 def test_denoising_fixed_tokens_are_kept_and_not_counted() -> None:
-    """A canvas with tokens of a structure prior: the schedule counts masked places only."""
+    """A canvas with tokens of a structure prior: the schedule counts masked positions only."""
     runner = ScriptedRunner([[1, 2, 3, 4]], [[0.9, 0.2, 0.8, 0.4]])
     decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive"), [[MASK, 5, MASK, 5]])
-    assert history[0] == [[1, 5, MASK, 5]]  # int(2 * 0.666) = 1 place; int(2 * 0.333) would be none
+    assert history[0] == [[1, 5, MASK, 5]]  # int(2 * 0.666) = 1 position; int(2 * 0.333) would be none
     assert decoded == [[1, 5, 3, 5]]
     nothing = run(ScriptedRunner([[1, 2]], [[0.5, 0.5]]), plan(2, None), [[5, 6]])
     assert nothing == ([[5, 6]], [0], [])
@@ -194,8 +194,8 @@ def test_denoising_stopping_criteria_end_rows_one_by_one() -> None:
     assert seen[1] == [[0, 1, 2, MASK]]
 
 
-def test_denoising_logits_processors_see_one_place_a_row_and_change_confidences() -> None:
-    """A processor forbids token 1, so place 0 is no longer sure, and place 1 comes first."""
+def test_denoising_logits_processors_see_one_position_a_row_and_change_confidences() -> None:
+    """A processor forbids token 1, so position 0 is no longer sure, and position 1 comes first."""
     shapes: list[tuple[torch.Size, torch.Size]] = []
 
     def forbid_one(sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_denoising_scores_that_are_no_numbers_raise(value: float | str, do_sampl
 
 
 def test_denoising_samples_tokens_by_their_probabilities() -> None:
-    """4000 places of probability 0.6; the standard error is 0.008. Confidence is taken before the temperature."""
+    """4000 positions of probability 0.6; the standard error is 0.008. Confidence is taken before the temperature."""
     runner = ScriptedRunner([[1] * 4000], [[0.6] * 4000])
     share = {}
     for temperature in (None, 0.5):
@@ -243,30 +243,30 @@ def test_denoising_samples_tokens_by_their_probabilities() -> None:
 
 def test_denoising_filtered_confidence_is_taken_after_the_filters() -> None:
     """Of 0.4 and the rest, top_k=1 leaves probability 1: above any threshold; before the filter it is 0.4."""
-    for filtered, revealed in ((True, [[1, 2]]), (False, [[1, MASK]])):
+    for filtered, unmasked in ((True, [[1, 2]]), (False, [[1, MASK]])):
         runner = ScriptedRunner([[1, 2]], [[0.4, 0.3]])
         history = run(
             runner, plan(4, 0.5, filtered_confidence=filtered, top_k=1, unmasking_schedule="adaptive", eps=0.3)
         )[2]
-        assert history[0] == revealed
+        assert history[0] == unmasked
 
 
-def test_denoising_independent_places_are_revealed_with_the_schedules_share() -> None:
-    """The original's `origin-ratio`: 1 - t[1] / t[0] = 0.25 of 4000 places, each by itself; error 0.007."""
+def test_denoising_independent_positions_are_unmasked_with_the_schedules_share() -> None:
+    """The original's `origin-ratio`: 1 - t[1] / t[0] = 0.25 of 4000 positions, each by itself; error 0.007."""
     runner = ScriptedRunner([[1] * 4000], [[0.5] * 4000])
-    history = run(runner, plan(4, None, independent_places=True, eps=1e-3))[2]
+    history = run(runner, plan(4, None, independent_positions=True, eps=1e-3))[2]
     shares = [step[0].count(1) / 4000 for step in history]
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1], abs=0.03)
     assert shares[0] != 0.25  # control: drawn, not counted
 
 
 def test_denoising_one_by_one_ends_when_the_steps_do() -> None:
-    """The original's autoregressive order reveals one place a step, also in the last one."""
+    """The original's autoregressive order unmasks one position a step, also in the last one."""
     one_by_one = plan(2, None, one_by_one=True, unmasking="left_to_right")
     decoded, passes, _ = run(ScriptedRunner([[1, 2, 3]], [[0.3, 0.2, 0.9]]), one_by_one)
     assert decoded == [[1, 2, MASK]]
     assert passes == [2]
-    # control: with a threshold the last step reveals all
+    # control: with a threshold the last step unmasks all
     assert run(ScriptedRunner([[1, 2, 3]], [[0.4, 0.2, 0.3]]), replace(one_by_one, confidence_threshold=0.95))[0] == [
         [1, 2, 3]
     ]
@@ -306,7 +306,7 @@ def test_denoising_hooks_are_called_before_and_after_each_step() -> None:
 
 
 def test_denoising_hooks_may_mask_again_and_rows_stay_for_them() -> None:
-    """A hook indexes rows, so a finished one keeps its place; what it masks again is decided again."""
+    """A hook indexes rows, so a finished one keeps its position; what it masks again is decided again."""
 
     def mask_again(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
         if step == 1:
@@ -363,8 +363,8 @@ def test_denoising_hook_that_changes_the_prompt_or_the_shape_is_refused(rewrite:
 
 def test_denoising_blocks_are_decided_from_left_to_right() -> None:
     """
-    Blocks of two places and as many steps as places: each reveals the surer place of its block. Without blocks the
-    order is that of the confidences over the whole answer.
+    Blocks of two positions and as many steps as positions: each unmasks the surer position of its block. Without
+    blocks the order is that of the confidences over the whole answer.
     """
     probabilities = [[0.3, 0.4, 0.9, 0.8, 0.7]]
     in_blocks = plan(5, None, unmasking_schedule="adaptive", block_length=2)
@@ -388,9 +388,11 @@ def test_denoising_in_blocks_asks_for_scores_of_one_block_and_confident_rows_go_
     asked: list[list[list[int]]] = []
 
     class Recording(ScriptedRunner):
-        def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
-            asked.append([row.nonzero().flatten().tolist() for row in places])
-            return super().logits(answer, places, num_places)
+        def logits(
+            self, answer: torch.Tensor, positions: torch.Tensor, num_positions: int | None = None
+        ) -> torch.Tensor:
+            asked.append([row.nonzero().flatten().tolist() for row in positions])
+            return super().logits(answer, positions, num_positions)
 
     runner = Recording([[1] * 6, [2] * 6], [[0.9, 0.9, 0.9, 0.9, 0.2, 0.2], [0.4, 0.3, 0.2, 0.2, 0.2, 0.2]])
     decoded, passes, _ = run(runner, plan(6, 0.5, unmasking_schedule="adaptive", block_length=2))
@@ -402,7 +404,7 @@ def test_denoising_in_blocks_asks_for_scores_of_one_block_and_confident_rows_go_
 @pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
 @pytest.mark.parametrize(
     ("num_steps", "expected"),
-    # 8 places in blocks of 4: each block has half of the steps, with 5 rounded down to 2
+    # 8 positions in blocks of 4: each block has half of the steps, with 5 rounded down to 2
     [(8, [1, 1, 1, 1, 1, 1, 1, 1]), (4, [2, 2, 2, 2]), (2, [4, 4]), (5, [2, 2, 2, 2])],
 )
 def test_denoising_in_blocks_divides_the_steps(num_steps: int, expected: list[int], schedule: str) -> None:
@@ -414,7 +416,7 @@ def test_denoising_in_blocks_divides_the_steps(num_steps: int, expected: list[in
     assert passes == [len(expected)]
 
 
-def test_denoising_in_blocks_reveals_all_that_is_left_in_the_last_step() -> None:
+def test_denoising_in_blocks_unmasks_all_that_is_left_in_the_last_step() -> None:
     """Three steps for four blocks: `generate` refuses it, the loop ends all the same."""
     runner = ScriptedRunner([[1] * 8], [[0.2] * 8])
     decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive", block_length=2))
@@ -453,7 +455,7 @@ class ChangingRunner(ScriptedRunner):
 
     Args:
         table (`torch.FloatTensor` of shape `(batch_size, num_passes, answer_length, vocab_size)`):
-            The scores of each row and pass; behind the last pass they stay.
+            The scores of each row and pass; after the last pass they stay.
     """
 
     def __init__(self, table: torch.Tensor) -> None:
@@ -462,10 +464,10 @@ class ChangingRunner(ScriptedRunner):
         self.is_static = False
         self.rows_per_pass: list[list[int]] = []
 
-    def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
+    def logits(self, answer: torch.Tensor, positions: torch.Tensor, num_positions: int | None = None) -> torch.Tensor:
         rows, num_passes = self.input_ids[:, 0], len(self.rows_per_pass)
         self.rows_per_pass.append(rows.tolist())
-        return self.table[rows, min(num_passes, self.table.shape[1] - 1)][places]
+        return self.table[rows, min(num_passes, self.table.shape[1] - 1)][positions]
 
 
 def run_changing(table: torch.Tensor, denoising_plan: DenoisingPlan, answer: list[list[int]]) -> Any:
@@ -475,10 +477,10 @@ def run_changing(table: torch.Tensor, denoising_plan: DenoisingPlan, answer: lis
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_denoising_by_any_rule_ends_and_reveals_something_in_every_pass(rule: str, data: st.DataObject) -> None:
+def test_denoising_by_any_rule_ends_and_unmasks_something_in_every_pass(rule: str, data: st.DataObject) -> None:
     """
     Over random scores, canvases, blocks, steps and ends. A rule that takes back also ends by itself, whatever the
-    scores do: a pass masks fewer places again than the one before revealed.
+    scores do: a pass masks fewer positions again than the one before unmasked.
     """
     random = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20), "seed"))
     num_rows, length = data.draw(st.integers(1, 3), "rows"), data.draw(st.integers(1, 9), "length")
@@ -497,15 +499,15 @@ def test_denoising_by_any_rule_ends_and_reveals_something_in_every_pass(rule: st
     for row in range(num_rows):
         states = [canvas[row], *[step[row] for step in history]]
         for state in states:
-            assert all(state[place] == 5 for place in range(length) if is_fixed[row, place])
+            assert all(state[position] == 5 for position in range(length) if is_fixed[row, position])
         num_masked = [state.count(MASK) for state in states]
         if rule == "wino":
             assert passes[row] <= 2 * num_masked[0]
         else:
             assert all(
-                after[place] in (before[place], MASK) or before[place] == MASK
+                after[position] in (before[position], MASK) or before[position] == MASK
                 for before, after in zip(states, states[1:], strict=False)
-                for place in range(length)
+                for position in range(length)
             )
             assert all(
                 before > after for before, after in zip(num_masked[: passes[row]], num_masked[1:], strict=False)
@@ -520,7 +522,7 @@ def test_denoising_by_any_rule_a_row_depends_on_nothing_but_itself(rule: str, bl
     """What a rule remembers follows its rows when others leave the batch."""
     torch.manual_seed(5)
     table = 3 * torch.randn(5, 30, 9, VOCAB_SIZE)
-    table[..., 1::2, :] = table[:, :1, 1::2]  # every other place hardly moves
+    table[..., 1::2, :] = table[:, :1, 1::2]  # every other position hardly moves
     canvas = [[MASK] * count + [5] * (9 - count) for count in (2, 9, 5, 9, 7)]
     num_left = set()
     for num_steps in (6, 9, 30):
@@ -536,10 +538,10 @@ def test_denoising_by_any_rule_a_row_depends_on_nothing_but_itself(rule: str, bl
     assert any(len(set(passes)) > 1 for passes in num_left)  # control: rows did leave before others
 
 
-def test_denoising_by_klass_waits_until_a_place_is_stable() -> None:
+def test_denoising_by_klass_waits_until_a_position_is_stable() -> None:
     """
-    Places 0 to 2 are unsure, place 3 is sure and still, place 4 sure of another token in every pass. There are two
-    passes to compare from the third on; until then the schedule reveals the leftmost place.
+    Positions 0 to 2 are unsure, position 3 is sure and still, position 4 sure of another token in every pass. There
+    are two passes to compare from the third on; until then the schedule unmasks the leftmost position.
     """
     table = torch.zeros(1, 6, 5, VOCAB_SIZE)
     table[:, :, :3, 4] = 0.1
@@ -557,7 +559,8 @@ def test_denoising_by_klass_waits_until_a_place_is_stable() -> None:
 
 
 def test_denoising_by_prophet_commits_a_row_at_once() -> None:
-    """Gaps of 4 are below 7.5 at first; with 2 of 6 places decided, 5 is asked, with 4 of 6, 2.5: then all comes."""
+    """Gaps of 4 are below 7.5 at first; with 2 of 6 positions decided, 5 is asked, with 4 of 6, 2.5: then all
+    comes."""
     table = torch.zeros(1, 1, 6, VOCAB_SIZE)
     table[..., 1] = 4.0
     options = {"gap_thresholds": (7.5, 5.0, 2.5)}
@@ -572,22 +575,22 @@ def test_denoising_by_prophet_commits_a_row_at_once() -> None:
 
 
 def probability_table(*passes: list[dict[int, float]]) -> torch.Tensor:
-    """Scores of one row: for each pass and place the probabilities of some tokens; the rest is spread evenly."""
+    """Scores of one row: for each pass and position the probabilities of some tokens; the rest is spread evenly."""
     table = torch.zeros(1, len(passes), len(passes[0]), VOCAB_SIZE)
-    for index, places in enumerate(passes):
-        for place, known in enumerate(places):
+    for index, positions in enumerate(passes):
+        for position, known in enumerate(positions):
             others = [token for token in range(VOCAB_SIZE - 1) if token not in known]
             for token in others:
-                table[0, index, place, token] = (1 - sum(known.values())) / len(others)
+                table[0, index, position, token] = (1 - sum(known.values())) / len(others)
             for token, probability in known.items():
-                table[0, index, place, token] = probability
+                table[0, index, position, token] = probability
     return table.log()
 
 
 def test_denoising_by_wino_takes_back_what_its_neighbours_contradict() -> None:
     """
-    Pass 0 drafts places 0 and 1. Pass 1 knows both, finds the token of place 0 improbable and masks it again, while it
-    reveals place 2. Pass 2 reveals another token there, alone. Nothing is left to verify.
+    Pass 0 drafts positions 0 and 1. Pass 1 knows both, finds the token of position 0 improbable and masks it again,
+    while it unmasks position 2. Pass 2 unmasks another token there, alone. Nothing is left to verify.
     """
     table = probability_table(
         [{1: 0.7}, {2: 0.8}, {3: 0.4}],
@@ -615,7 +618,7 @@ def test_denoising_by_wino_verifies_an_answer_before_it_ends() -> None:
     decoded, passes, _ = run_changing(probability_table(first, bad, again), wino, [[MASK] * 3])
     assert decoded[0][:2] == [4, END]
     assert passes == [3]
-    # The last step reveals what is left and verifies nothing; with one step fewer, nothing is run for it.
+    # The last step unmasks what is left and verifies nothing; with one step fewer, nothing is run for it.
     assert run_changing(probability_table(first, bad), replace(wino, num_steps=1), [[MASK] * 3])[1] == [1]
     decoded, passes, _ = run_changing(probability_table(first, bad), replace(wino, num_steps=2), [[MASK] * 3])
     assert decoded[0][:2] == [1, END]
@@ -623,13 +626,15 @@ def test_denoising_by_wino_verifies_an_answer_before_it_ends() -> None:
 
 
 def test_denoising_by_wino_keeps_what_was_fixed_and_earlier_blocks() -> None:
-    """Only generated places of the present block are verified, and a block is left when all in it is."""
+    """Only generated positions of the present block are verified, and a block is left when all in it is."""
     asked: list[list[int]] = []
 
     class Recording(ChangingRunner):
-        def logits(self, answer: torch.Tensor, places: torch.Tensor, num_places: int | None = None) -> torch.Tensor:
-            asked.append(places[0].nonzero().flatten().tolist())
-            return super().logits(answer, places, num_places)
+        def logits(
+            self, answer: torch.Tensor, positions: torch.Tensor, num_positions: int | None = None
+        ) -> torch.Tensor:
+            asked.append(positions[0].nonzero().flatten().tolist())
+            return super().logits(answer, positions, num_positions)
 
     sure = [{1: 0.97}] * 6
     wino = rule_plan("wino", 9, block_length=3, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
@@ -654,11 +659,11 @@ class AllEqual:
         answer: torch.Tensor,
         masked: torch.Tensor,
         logits: torch.Tensor,
-        places: torch.Tensor,
+        positions: torch.Tensor,
     ) -> torch.Tensor:
-        assert not (places & ~masked).any()
-        assert len(logits) == places.sum()
-        decided = answer.masked_fill(masked, -1).amax(dim=1)[places.nonzero()[:, 0]]
+        assert not (positions & ~masked).any()
+        assert len(logits) == positions.sum()
+        decided = answer.masked_fill(masked, -1).amax(dim=1)[positions.nonzero()[:, 0]]
         other = torch.arange(logits.shape[1]) != decided[:, None]
         return logits.masked_fill(other & (decided >= 0)[:, None], -math.inf)
 
@@ -678,7 +683,8 @@ class AllEqual:
 @pytest.mark.parametrize("block_length", [None, 2])
 @pytest.mark.parametrize("rule", RULES)
 def test_denoising_by_any_rule_keeps_to_a_constraint(rule: str, block_length: int | None) -> None:
-    """In blocks it is asked about the places of the present one; what must wait comes in the last step, or before."""
+    """In blocks it is asked about the positions of the present one; what must wait comes in the last step, or
+    before."""
     torch.manual_seed(2)
     table = 4 * torch.randn(3, 9, 7, VOCAB_SIZE)
     for num_steps in (4, 7):

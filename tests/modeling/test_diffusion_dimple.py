@@ -51,7 +51,7 @@ def test_noise_levels_from_equal_generators_are_equal() -> None:
 
 
 def test_masked_positions_follow_each_rows_level_and_stay_in_the_answer() -> None:
-    """Rows of 4000 places, half of them maskable; the standard error of a share is at most 0.012."""
+    """Rows of 4000 positions, half of them maskable; the standard error of a share is at most 0.012."""
     maskable = torch.zeros(4, 4000, dtype=torch.bool)
     maskable[:, 2000:] = True
     levels = torch.tensor([0.0, 0.2, 0.7, 1.0])
@@ -61,8 +61,8 @@ def test_masked_positions_follow_each_rows_level_and_stay_in_the_answer() -> Non
     assert masked.dtype == torch.bool
 
 
-def test_observed_noise_levels_are_shares_of_the_maskable_places() -> None:
-    """Three of four, none, and a row without an answer; a masked place outside the answer does not count."""
+def test_observed_noise_levels_are_shares_of_the_maskable_positions() -> None:
+    """Three of four, none, and a row without an answer; a masked position outside the answer does not count."""
     maskable = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
     masked = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
     levels = observed_noise_levels(masked, maskable)

@@ -27,7 +27,7 @@ from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
 
 LENGTH = 10
 
-#: Every rule, with options under which the tiny model sometimes reveals several places at once.
+#: Every rule, with options under which the tiny model sometimes unmasks several positions at once.
 RULES: dict[str, dict[str, Any]] = {name: {"parallel_rule": name} for name in PARALLEL_RULES}
 RULES["threshold"] |= {"confidence_threshold": 0.3}
 RULES["entropy_bound"] |= {"entropy_bound": 3.0}
@@ -165,14 +165,15 @@ def test_steps_of_several_sequences_and_of_a_canvas(model: DimpleForConditionalG
 def test_steps_of_a_canvas_that_grows_begin_with_the_looks(
     model: DimpleForConditionalGeneration, num_passes: Callable[[], int]
 ) -> None:
-    """They are passes too, after each of which the consumer may leave; no place behind a canvas counts as settled."""
+    """They are passes too, after each of which the consumer may leave; no position after a canvas counts as
+    settled."""
     steps = model.generate_steps(**model_inputs(MIXED_PROMPTS[1]), max_new_tokens=8, initial_answer_length=2)
     seen = []
     for step in steps:
         seen.append((step.step, int((step.answer_ids == MASK).sum()), bool(step.settled.any()), num_passes()))
         if step.step == 1:
             break
-    # The tiny model never ends: after looks at 2 and 4 places the canvas has 8, before and behind the first step.
+    # The tiny model never ends: after looks at 2 and 4 positions the canvas has 8, before and after the first step.
     assert seen[:3] == [(0, 4, False, 1), (0, 8, False, 2), (0, 8, False, 2)]
     assert seen[3][3] == 3
     assert len(seen) == 4

@@ -27,7 +27,7 @@ from dimple_hf.modeling.generation_config_dimple import nearest_name
 
 
 def test_generation_config_defaults_are_confident_decoding() -> None:
-    """The good defaults of the design: threshold 0.95, as many steps as places, cache on unless switched off."""
+    """The good defaults of the design: threshold 0.95, as many steps as positions, cache on unless switched off."""
     config = DimpleGenerationConfig()
     assert config.unmasking == "confidence"
     assert config.unmasking_schedule == "adaptive"

@@ -58,7 +58,7 @@ def tokens_of(output: DimpleGenerationOutput, length: int) -> list[list[int]]:
 
 @pytest.fixture
 def passes() -> Iterator[Callable[[DimpleForConditionalGeneration], list[tuple[int, int]]]]:
-    """Makes a list of the passes of a model's text layers from now on: rows and places of each."""
+    """Makes a list of the passes of a model's text layers from now on: rows and positions of each."""
     handles = []
 
     def watch(model: DimpleForConditionalGeneration) -> list[tuple[int, int]]:
@@ -101,7 +101,7 @@ def test_rows_of_a_batch_equal_the_rows_alone(
 
 
 @pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
-def test_rows_of_a_batch_in_random_order_reveal_as_many_as_alone(
+def test_rows_of_a_batch_in_random_order_unmask_as_many_as_alone(
     model: DimpleForConditionalGeneration, schedule: str
 ) -> None:
     """The order is drawn, so tokens differ; the budget of each step and of each row may not."""
@@ -116,8 +116,8 @@ def test_rows_of_a_batch_in_random_order_reveal_as_many_as_alone(
     together = answers(model, *MIXED_PROMPTS, **options)
     for row, prompt in enumerate(MIXED_PROMPTS):
         assert counts(together, row) == counts(answers(model, prompt, **options), 0)
-    places = (together.history[0][:, -10:] != MASK) | (together.history[1][:, -10:] != MASK)
-    assert len({tuple(row.nonzero().flatten().tolist()) for row in places}) > 1  # control: drawn for each row
+    positions = (together.history[0][:, -10:] != MASK) | (together.history[1][:, -10:] != MASK)
+    assert len({tuple(row.nonzero().flatten().tolist()) for row in positions}) > 1  # control: drawn for each row
 
 
 def test_rows_with_more_padding_give_the_same_answer(model: DimpleForConditionalGeneration) -> None:
@@ -132,11 +132,11 @@ def test_rows_with_more_padding_give_the_same_answer(model: DimpleForConditional
 # Early stop
 
 
-def ending_tokens(model: DimpleForConditionalGeneration, use_cache: bool, place: int = 4) -> tuple[Any, Any, int]:
-    """Answers without an end, and a token that row 1 has at `place` and not before."""
+def ending_tokens(model: DimpleForConditionalGeneration, use_cache: bool, position: int = 4) -> tuple[Any, Any, int]:
+    """Answers without an end, and a token that row 1 has at `position` and not before."""
     endless = answers(model, *MIXED_PROMPTS, max_new_tokens=12, use_cache=use_cache, confidence_threshold=0.5)
     rows = tokens_of(endless, 12)
-    end = next(token for token in rows[1][place:] if token not in rows[1][:place])
+    end = next(token for token in rows[1][position:] if token not in rows[1][:position])
     assert all(PAD not in row and EOS not in row for row in rows)  # as `tiny_model` promises
     return endless, rows, end
 
@@ -145,7 +145,7 @@ def ending_tokens(model: DimpleForConditionalGeneration, use_cache: bool, place:
 def test_early_stop_leaves_the_text_up_to_the_end_as_it_was(
     model: DimpleForConditionalGeneration, use_cache: bool
 ) -> None:
-    """The run without end tokens is the reference; behind the end there is padding."""
+    """The run without end tokens is the reference; after the end there is padding."""
     endless, rows, end = ending_tokens(model, use_cache)
     stopped = answers(
         model, *MIXED_PROMPTS, max_new_tokens=12, use_cache=use_cache, confidence_threshold=0.5,
@@ -154,7 +154,7 @@ def test_early_stop_leaves_the_text_up_to_the_end_as_it_was(
     for row, whole in zip(tokens_of(stopped, 12), rows, strict=True):
         length = whole.index(end) + 1 if end in whole else 12
         assert row == whole[:length] + [PAD] * (12 - length)
-    assert rows[1][-1] != PAD  # control: there was text behind the end
+    assert rows[1][-1] != PAD  # control: there was text after the end
     assert (stopped.num_forward_passes <= endless.num_forward_passes).all()
 
 
@@ -178,7 +178,7 @@ def test_early_stop_saves_passes_and_rows(
 def test_figures_of_a_constructed_case_are_as_counted(model: DimpleForConditionalGeneration) -> None:
     """
     Row 0 is forced to end with its third token, row 1 never ends; left to right in 4 fixed steps with a schedule that
-    reveals 1, 1, 1 and the rest: three passes for three tokens, four passes for four.
+    unmasks 1, 1, 1 and the rest: three passes for three tokens, four passes for four.
     """
 
     class EndRowZero:
@@ -201,7 +201,7 @@ def test_figures_of_a_constructed_case_are_as_counted(model: DimpleForConditiona
 
 
 def test_figures_of_a_sure_model_are_all_tokens_in_one_pass(model: DimpleForConditionalGeneration) -> None:
-    """Everything above the threshold is revealed at once: tokens per forward is the answer's length."""
+    """Everything above the threshold is unmasked at once: tokens per forward is the answer's length."""
     output = answers(model, *MIXED_PROMPTS, max_new_tokens=6, confidence_threshold=1e-6)
     assert output.num_forward_passes.tolist() == [1] * 4
     assert output.tokens_per_forward.tolist() == [6] * 4
@@ -227,8 +227,8 @@ def test_vision_tower_runs_once_for_a_generation(use_cache: bool) -> None:
     assert output.num_forward_passes.max() > 1  # control
 
 
-def test_head_runs_over_masked_places_only(model: DimpleForConditionalGeneration) -> None:
-    """Not over the prompt, not over decided places."""
+def test_head_runs_over_masked_positions_only(model: DimpleForConditionalGeneration) -> None:
+    """Not over the prompt, not over decided positions."""
     sizes: list[int] = []
     handle = model.lm_head.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[:-1].numel()))
     output = answers(model, *MIXED_PROMPTS, max_new_tokens=8, output_history=True, confidence_threshold=0.5)
@@ -304,7 +304,7 @@ def test_generate_with_a_model_in_bfloat16_gives_tokens_and_float32_confidences(
 
 
 def test_generate_returns_prompt_and_answer_as_plain_tokens_by_default(model: DimpleForConditionalGeneration) -> None:
-    """As every transformers model; 64 places when nothing says otherwise."""
+    """As every transformers model; 64 positions when nothing says otherwise."""
     inputs = model_inputs(*MIXED_PROMPTS[:2])
     sequences = model.generate(**inputs)
     assert sequences.shape == (2, inputs["input_ids"].shape[1] + 64)
@@ -332,7 +332,7 @@ def test_generate_history_shows_every_step(model: DimpleForConditionalGeneration
     assert answers(model, MIXED_PROMPTS[0], max_new_tokens=2).history is None
 
 
-def test_generate_with_fewer_steps_reveals_the_rest_in_the_last(model: DimpleForConditionalGeneration) -> None:
+def test_generate_with_fewer_steps_unmasks_the_rest_in_the_last(model: DimpleForConditionalGeneration) -> None:
     """Quality is traded for speed, but an answer is always whole."""
     output = answers(model, *MIXED_PROMPTS, max_new_tokens=8, max_denoising_steps=3, confidence_threshold=None)
     assert output.num_forward_passes.tolist() == [3] * 4
@@ -395,7 +395,7 @@ def test_generate_takes_options_from_a_configuration_object_and_keywords_win(
     changed.generation_config.unmasking, changed.generation_config.confidence_threshold = "margin", None
     assert torch.equal(changed.generate(**inputs, generation_config=plain), expected)
     assert not torch.equal(model.generate(**inputs, generation_config=plain), expected)  # control
-    assert model.generation_config.max_new_tokens is None  # and nothing is left behind
+    assert model.generation_config.max_new_tokens is None  # and nothing is left after
 
 
 def test_generate_accepts_what_transformers_server_and_processors_pass(model: DimpleForConditionalGeneration) -> None:
@@ -445,7 +445,7 @@ def test_answer_ids_without_mask_tokens_need_no_pass(
 def test_generated_image_placeholders_are_tokens_like_any_other(
     model: DimpleForConditionalGeneration, use_cache: bool
 ) -> None:
-    """A model may write one in the middle of decoding; the pictures stay where they are."""
+    """A model may write one in the middle of decoding; the images stay where they are."""
 
     class WriteOne:
         def __call__(self, sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -487,9 +487,9 @@ def test_generate_over_any_canvas_keeps_its_promises(
         assert torch.equal(after[decided], before[decided])
         before = after
     assert (output.num_forward_passes <= steps).all()
-    # What is returned is what was decided, up to and with the first end, and padding behind it.
+    # What is returned is what was decided, up to and with the first end, and padding after it.
     for row, decided in zip(tokens_of(output, length), before.tolist(), strict=True):
-        stop = next((place + 1 for place, token in enumerate(decided) if token in (*eos_token_ids, PAD)), length)
+        stop = next((position + 1 for position, token in enumerate(decided) if token in (*eos_token_ids, PAD)), length)
         assert row == decided[:stop] + [PAD] * (length - stop)
         assert MASK not in row
 
@@ -515,7 +515,7 @@ def test_logits_processors_change_tokens(model: DimpleForConditionalGeneration) 
 
 
 def test_mask_token_is_never_generated() -> None:
-    """Even by a model that prefers it: it would look undecided for ever."""
+    """Even by a model that prefers it: it would look masked for ever."""
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[MASK] = 8 * model.lm_head.weight[3]
@@ -535,7 +535,7 @@ def test_mask_token_is_never_generated() -> None:
 
 
 def test_stopping_criteria_stop_rows_and_padding_fills_the_rest(model: DimpleForConditionalGeneration) -> None:
-    """A row that is stopped keeps what is revealed; the others go on as they would have."""
+    """A row that is stopped keeps what is unmasked; the others go on as they would have."""
 
     def stop_short_prompt(sequences: torch.Tensor, scores: None, **kwargs: Any) -> torch.Tensor:
         is_short = sequences[:, -9] == MIXED_PROMPTS[0].tokens[-1]
@@ -640,7 +640,7 @@ def test_text_diffusion_streamer_shows_drafts_and_the_answer(
 def test_streamed_text_ends_with_the_answers_end(
     model: DimpleForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No padding behind an early end is streamed."""
+    """No padding after an early end is streamed."""
     inputs = model_inputs(MIXED_PROMPTS[1])
     options: dict[str, Any] = {"max_new_tokens": 12, "unmasking": "left_to_right", "confidence_threshold": None}
     end = model.generate(**inputs, **options)[0, -10].item()
@@ -671,7 +671,7 @@ def greedy_reference(model: DimpleForConditionalGeneration, inputs: dict[str, to
 def test_causal_checkpoint_generates_token_by_token(
     causal_model: DimpleForConditionalGeneration, prompts: tuple, use_cache: bool
 ) -> None:
-    """Equal to a loop of whole passes: positions behind images, left padding, transformers' own cache."""
+    """Equal to a loop of whole passes: positions after images, left padding, transformers' own cache."""
     inputs = model_inputs(*prompts)
     expected = greedy_reference(causal_model, inputs, 6)
     assert torch.equal(causal_model.generate(**inputs, max_new_tokens=6, use_cache=use_cache), expected)
@@ -834,7 +834,7 @@ def test_bad_option_of_generate_is_refused_before_any_pass(
 
 
 def test_generate_without_any_padding_token_is_refused() -> None:
-    """Something must stand behind an end."""
+    """Something must stand after an end."""
     model = tiny_model(pad_token_id=None)
     inputs = model_inputs(MIXED_PROMPTS[0])
     model.model.layers[0].register_forward_pre_hook(lambda module, args: pytest.fail("the model was run"))
@@ -856,5 +856,5 @@ def test_causal_generation_beyond_the_positions_is_refused(causal_model: DimpleF
 
 
 def test_long_prompt_at_the_limit_of_positions_is_accepted(model: DimpleForConditionalGeneration) -> None:
-    """128 places in all, not one less."""
+    """128 positions in all, not one less."""
     assert model.generate(**model_inputs(make_prompt(120)), max_new_tokens=8).shape == (1, 128)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What generations leave behind, which is nothing, and two of them at once on one model."""
+"""What generations leave after, which is nothing, and two of them at once on one model."""
 
 import copy
 import gc

@@ -36,7 +36,7 @@ from dimple_hf.modeling.modeling_dimple import (
     DimpleHead,
     DimplePatchProjection,
     multimodal_position_ids,
-    select_places,
+    select_positions,
 )
 from dimple_hf.modeling.weight_files_dimple import is_whole_safetensors_file
 
@@ -96,7 +96,7 @@ def test_patch_projection_is_the_convolution_that_it_stands_for(bias: bool) -> N
 
 @pytest.mark.parametrize("shape", [(1,), (24,), (2, 12), (25,), (0,)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_head_scores_few_places_the_other_way_round(
+def test_head_scores_few_positions_the_other_way_round(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """In bfloat16 on a CPU and without gradients; the scores differ by rounding alone."""
@@ -375,12 +375,12 @@ def test_forward_token_by_token_with_a_cache_equals_forward_at_once(
     with torch.no_grad():
         first = causal_model(ids[:, :split], use_cache=True, **images)
     assert isinstance(first.past_key_values, DynamicCache)
-    for place in range(split, ids.shape[1]):
+    for position in range(split, ids.shape[1]):
         step = logits_of(
-            causal_model, {"input_ids": ids[:, place : place + 1]}, past_key_values=first.past_key_values,
-            position_ids=positions[:, :, place : place + 1],
+            causal_model, {"input_ids": ids[:, position : position + 1]}, past_key_values=first.past_key_values,
+            position_ids=positions[:, :, position : position + 1],
         )  # fmt: skip
-        torch.testing.assert_close(step[:, 0], whole[:, place], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step[:, 0], whole[:, position], rtol=1e-4, atol=1e-4)
     assert causal_model(ids[:, :3]).past_key_values is None  # control: only on request
 
 
@@ -394,7 +394,7 @@ def test_position_ids_of_the_docstrings_example_are_as_written() -> None:
     assert positions[:, 0].tolist() == [[0, 1, 2, 2, 2, 2, 4], [0, 1, 2, 2, 3, 3, 4], [0, 1, 2, 3, 2, 3, 4]]
 
 
-def test_position_ids_behind_a_wide_image_go_on_after_its_longest_side() -> None:
+def test_position_ids_after_a_wide_image_go_on_after_its_longest_side() -> None:
     """1 x 3 merged tokens take three positions of width, so the text starts three later; then a 2 x 1 image."""
     image_mask = torch.tensor([[False, True, True, True, False, True, True, False]])
     positions = multimodal_position_ids(image_mask, None, torch.tensor([[1, 2, 6], [1, 4, 2]]), spatial_merge_size=2)
@@ -471,7 +471,7 @@ def test_forward_with_image_features_equals_forward_with_pixels(model: DimpleFor
 # logits_to_keep
 
 
-def test_logits_to_keep_selects_the_places_asked_for(model: DimpleForConditionalGeneration) -> None:
+def test_logits_to_keep_selects_the_positions_asked_for(model: DimpleForConditionalGeneration) -> None:
     """The head over 152064 tokens is the dearest layer of a short pass."""
     inputs = model_inputs(*MIXED_PROMPTS[:2])
     whole = logits_of(model, inputs)
@@ -500,16 +500,16 @@ def test_logits_to_keep_selects_the_places_asked_for(model: DimpleForConditional
 )
 def test_logits_to_keep_of_another_shape_is_refused(keep: int | torch.Tensor, message: str) -> None:
     """A bool mask of one row is not an index tensor."""
-    select_places(torch.zeros(1, 5, 3), torch.ones(1, 5, dtype=torch.bool))  # control
+    select_positions(torch.zeros(1, 5, 3), torch.ones(1, 5, dtype=torch.bool))  # control
     with pytest.raises(ValueError, match=message):
-        select_places(torch.zeros(1, 5, 3), keep)
+        select_positions(torch.zeros(1, 5, 3), keep)
 
 
 # Losses
 
 
 def test_causal_loss_is_cross_entropy_of_the_next_token(causal_model: DimpleForConditionalGeneration) -> None:
-    """Labels are not shifted by the caller: the logits at place i - 1 are for the label at place i."""
+    """Labels are not shifted by the caller: the logits at position i - 1 are for the label at position i."""
     inputs = labelled(*MIXED_PROMPTS)
     inputs.pop("masked_positions")
     labels = inputs.pop("labels")
@@ -829,7 +829,7 @@ def test_forward_with_contradicting_arguments_is_refused_before_the_language_mod
 
 
 def test_rope_index_of_images_in_another_order_is_refused(model: DimpleForConditionalGeneration) -> None:
-    """The count of placeholders alone is right, but each image stands in the other's place."""
+    """The count of placeholders alone is right, but each image stands in the other's position."""
     prompt = make_prompt(2, [(4, 4), (4, 8)], seed=5)
     ids = model_inputs(prompt)["input_ids"]
     assert model.get_rope_index(ids, prompt.grids).shape == (3, 1, len(prompt.tokens))  # control

@@ -26,7 +26,7 @@ from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig
 
 LENGTH = 11
 
-#: Options under which a model of random weights does decide several places at once.
+#: Options under which a model of random weights does decide several positions at once.
 RULES: dict[str, dict[str, Any]] = {
     "threshold": {"confidence_threshold": 0.3},
     "factor": {"confidence_factor": 2.4},
@@ -67,7 +67,7 @@ def test_rows_of_a_batch_equal_the_rows_alone_under_every_rule(
 
 
 def test_every_rule_and_blocks_decode_in_their_own_way(model: DimpleForConditionalGeneration) -> None:
-    """The control of the test above: the options are read, and each rule reveals several places at once."""
+    """The control of the test above: the options are read, and each rule unmasks several positions at once."""
     histories = {}
     for rule in RULES:
         for block_length in (None, 4):
@@ -104,7 +104,8 @@ def test_steps_and_sequences_and_sampling_work_under_every_rule(
 
 
 def test_threshold_rule_is_what_generate_does_by_default(model: DimpleForConditionalGeneration) -> None:
-    """Naming it changes nothing, nor does a block as long as the answer when the rule finds a place in every pass."""
+    """Naming it changes nothing, nor does a block as long as the answer when the rule finds a position in every
+    pass."""
     inputs = model_inputs(*PROMPTS)
     by_default = model.generate(**inputs, max_new_tokens=LENGTH)
     assert torch.equal(by_default, model.generate(**inputs, max_new_tokens=LENGTH, parallel_rule="threshold"))
@@ -238,17 +239,19 @@ def test_rule_options_have_the_rules_defaults_where_nothing_is_set() -> None:
 
 
 def test_steps_fewer_than_blocks_are_refused(model: DimpleForConditionalGeneration) -> None:
-    """Each block needs one; 11 places are four blocks of 3."""
+    """Each block needs one; 11 positions are four blocks of 3."""
     inputs = model_inputs(PROMPTS[0])
     options = {"max_new_tokens": LENGTH, "block_length": 3}
-    with pytest.raises(ValueError, match=r"`max_denoising_steps` must be at least the 4 blocks of 3 places \(got 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`max_denoising_steps` must be at least the 4 blocks of 3 positions \(got 3\)"
+    ):
         model.generate(**inputs, **options, max_denoising_steps=3)
     model.generate(**inputs, **options, max_denoising_steps=4)  # control
     model.generate(**inputs, max_new_tokens=LENGTH, max_denoising_steps=1)  # control: without blocks one will do
 
 
 def test_cropping_is_refused_with_a_rule_that_takes_back(model: DimpleForConditionalGeneration) -> None:
-    """The end could be masked again, and the answer had no place left to go on."""
+    """The end could be masked again, and the answer had no position left to go on."""
     inputs = model_inputs(PROMPTS[0])
     with pytest.raises(ValueError, match="`crop_after_end` must not be used with `parallel_rule`='wino'"):
         model.generate(**inputs, parallel_rule="wino", crop_after_end=True)

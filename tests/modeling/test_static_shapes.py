@@ -31,7 +31,7 @@ from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
 
 LENGTH = 10
 
-#: Every rule, with options under which the tiny model sometimes reveals several places at once, and other ways.
+#: Every rule, with options under which the tiny model sometimes unmasks several positions at once, and other ways.
 WAYS: dict[str, dict[str, Any]] = {name: {"parallel_rule": name} for name in PARALLEL_RULES}
 WAYS["threshold"] |= {"confidence_threshold": 0.3}
 WAYS["entropy_bound"] |= {"entropy_bound": 3.0}
@@ -56,7 +56,7 @@ def answers(model: DimpleForConditionalGeneration, **options: Any) -> DimpleGene
 
 
 def canvas_of_uneven_rows() -> torch.Tensor:
-    """Rows of 10, 6, 1 and 3 places to decide, which finish at different steps."""
+    """Rows of 10, 6, 1 and 3 positions to decide, which finish at different steps."""
     is_fixed = torch.arange(LENGTH) >= torch.tensor([10, 6, 1, 3])[:, None]
     return torch.full((4, LENGTH), MASK).masked_fill(is_fixed, 7)
 
@@ -118,7 +118,7 @@ def test_rows_that_a_criterion_stops_stay_as_they_are(model: DimpleForConditiona
     assert set(sizes) == {4}
 
 
-def test_only_places_of_unfinished_rows_are_scored(model: DimpleForConditionalGeneration) -> None:
+def test_only_positions_of_unfinished_rows_are_scored(model: DimpleForConditionalGeneration) -> None:
     """The head's cost falls as rows finish, although the layers' does not."""
     canvas = torch.full((4, 6), MASK)
     canvas[1] = 7  # finished before the first step
@@ -127,7 +127,7 @@ def test_only_places_of_unfinished_rows_are_scored(model: DimpleForConditionalGe
     handle = model.lm_head.register_forward_pre_hook(lambda module, args: scored.append(len(args[0])))
     answers(model, answer_ids=canvas, confidence_threshold=None, cache_implementation="static")
     handle.remove()
-    # One place of each row in each pass; the adaptive schedule reveals the last two of six together.
+    # One position of each row in each pass; the adaptive schedule unmasks the last two of six together.
     assert scored == [6 + 2 + 6, 5 + 1 + 5, 4 + 4, 3 + 3, 2 + 2]
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`DraftStreamer`: what a streamer gets while places are decided in any order."""
+"""`DraftStreamer`: what a streamer gets while positions are decided in any order."""
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -57,7 +57,7 @@ def test_streamer_gets_tokens_when_all_before_them_are_decided() -> None:
     assert recorder.received == [[], [1, 2], [], [3, 4], "end"]
 
 
-def test_streamer_gets_nothing_behind_the_end() -> None:
+def test_streamer_gets_nothing_after_the_end() -> None:
     """What was decided there is replaced by padding in the end."""
     recorder = Recorder()
     put(recorder, [1, MASK, 5, MASK], [1, END, 5, 6], [1, END, 5, 6], [1, END, PAD, PAD])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The reverse process as pure functions: confidences, filters, schedules, ranking, revealing, ends."""
+"""The reverse process as pure functions: confidences, filters, schedules, ranking, unmasking, ends."""
 
 import math
 
@@ -24,7 +24,7 @@ from dimple_hf.modeling.unmasking_dimple import (
     CONFIDENCE_MEASURES,
     SCORES_PER_PART,
     TOKENS_PER_GROUP,
-    active_places,
+    active_positions,
     adaptive_fraction,
     block_steps,
     denoising_times,
@@ -35,9 +35,9 @@ from dimple_hf.modeling.unmasking_dimple import (
     in_parts,
     most_probable,
     pad_after_end,
-    place_indices,
+    position_indices,
     present_block,
-    rank_places,
+    rank_positions,
     steps_per_block,
 )
 
@@ -54,25 +54,27 @@ def logits_of(*probabilities: list[float]) -> torch.Tensor:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    num_places=st.integers(0, 3),
+    num_positions=st.integers(0, 3),
     vocab_size=st.integers(1, 3 * TOKENS_PER_GROUP + 1),
     num_values=st.integers(1, 1000),
     seed=st.integers(0, 999),
 )
-def test_most_probable_token_is_that_of_argmax(num_places: int, vocab_size: int, num_values: int, seed: int) -> None:
+def test_most_probable_token_is_that_of_argmax(
+    num_positions: int, vocab_size: int, num_values: int, seed: int
+) -> None:
     """Of equal scores the first, whether groups divide the vocabulary or not; few values make many ties."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randint(num_values, (num_places, vocab_size), generator=generator).float()
+    logits = torch.randint(num_values, (num_positions, vocab_size), generator=generator).float()
     assert torch.equal(most_probable(logits), logits.argmax(dim=-1))
 
 
-@pytest.mark.parametrize("place", [0, TOKENS_PER_GROUP - 1, TOKENS_PER_GROUP, 2 * TOKENS_PER_GROUP + 6])
-def test_most_probable_token_at_the_borders_of_groups(place: int) -> None:
+@pytest.mark.parametrize("position", [0, TOKENS_PER_GROUP - 1, TOKENS_PER_GROUP, 2 * TOKENS_PER_GROUP + 6])
+def test_most_probable_token_at_the_borders_of_groups(position: int) -> None:
     """Also where all others are impossible, and where a score is no number, which is found for its check."""
     for value in (-3.0, math.nan, INF):
         logits = torch.full((1, 2 * TOKENS_PER_GROUP + 7), -INF)
-        logits[0, place] = value
-        assert most_probable(logits).tolist() == [place]
+        logits[0, position] = value
+        assert most_probable(logits).tolist() == [position]
     nothing = torch.full((1, 2 * TOKENS_PER_GROUP + 7), -INF)
     assert most_probable(nothing).tolist() == [0] == nothing.argmax(dim=-1).tolist()  # control
 
@@ -113,10 +115,10 @@ def test_entropy_of_known_distributions_is_in_nats() -> None:
 
 
 @pytest.mark.parametrize("unmasking", ["confidence", "margin", "entropy"])
-@pytest.mark.parametrize(("num_places", "sizes"), [(0, [0]), (1, [1]), (3, [3]), (7, [3, 3, 1])])
-def test_confidence_in_parts_is_that_of_all_at_once(unmasking: str, num_places: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(("num_positions", "sizes"), [(0, [0]), (1, [1]), (3, [3]), (7, [3, 3, 1])])
+def test_confidence_in_parts_is_that_of_all_at_once(unmasking: str, num_positions: int, sizes: list[int]) -> None:
     """To the bit, because histories must not depend on where a part ends."""
-    logits = torch.randn(num_places, SCORES_PER_PART // 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(num_positions, SCORES_PER_PART // 3, generator=torch.Generator().manual_seed(0))
     tokens = logits.argmax(dim=-1)
     seen = []
 
@@ -126,7 +128,7 @@ def test_confidence_in_parts_is_that_of_all_at_once(unmasking: str, num_places: 
 
     assert torch.equal(in_parts(measure, logits, tokens), CONFIDENCE_MEASURES[unmasking](logits, tokens))
     assert seen == sizes
-    # A vocabulary that no part holds goes place by place; what is not on a CPU in one call.
+    # A vocabulary that no part holds goes position by position; what is not on a CPU in one call.
     seen.clear()
     in_parts(measure, torch.zeros(2, SCORES_PER_PART + 1), torch.zeros(2, dtype=torch.long))
     assert seen == [1, 1]
@@ -174,33 +176,33 @@ def test_temperature_comes_before_top_p() -> None:
 # Blocks
 
 
-def test_active_places_are_the_masked_ones_of_each_rows_leftmost_unfinished_block() -> None:
-    """Blocks of 3 over 8 places: the last has two. A row with nothing masked has no active place."""
+def test_active_positions_are_the_masked_ones_of_each_rows_leftmost_unfinished_block() -> None:
+    """Blocks of 3 over 8 positions: the last has two. A row with nothing masked has no active position."""
     masked = torch.tensor(
         [[1, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1, 1], [0] * 8], dtype=torch.bool
     )
-    active = [row.nonzero().flatten().tolist() for row in active_places(masked, 3)]
+    active = [row.nonzero().flatten().tolist() for row in active_positions(masked, 3)]
     assert active == [[0, 2], [4, 5], [6, 7], []]
     block = [row.nonzero().flatten().tolist() for row in present_block(masked, 3)]
     assert block == [[0, 1, 2], [3, 4, 5], [6, 7], [0, 1, 2]]
     for whole in (None, 8, 100):
-        assert torch.equal(active_places(masked, whole), masked)
-    assert torch.equal(active_places(masked[1:2], 3), active_places(masked, 3)[1:2])
+        assert torch.equal(active_positions(masked, whole), masked)
+    assert torch.equal(active_positions(masked[1:2], 3), active_positions(masked, 3)[1:2])
 
 
 @pytest.mark.parametrize(
     ("num_steps", "block_length", "expected"),
     [(32, None, 32), (32, 8, 8), (16, 8, 4), (20, 8, 5), (18, 8, 4), (4, 8, 1), (2, 8, 1), (32, 32, 32), (7, 100, 7)],
 )
-def test_steps_per_block_are_in_proportion_to_its_places(
+def test_steps_per_block_are_in_proportion_to_its_positions(
     num_steps: int, block_length: int | None, expected: int
 ) -> None:
-    """Of 32 places, rounded down, at least one."""
+    """Of 32 positions, rounded down, at least one."""
     assert steps_per_block(num_steps, 32, block_length) == expected
 
 
 def test_block_steps_count_from_the_blocks_first_step() -> None:
-    """Blocks of 2 places with 3 steps: block 0 has steps 0 to 2, block 1 steps 3 to 5. Early rows wait, late ones
+    """Blocks of 2 positions with 3 steps: block 0 has steps 0 to 2, block 1 steps 3 to 5. Early rows wait, late ones
     are at the last."""
     masked = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
     steps = [block_steps(step, 3, masked, 2).tolist() for step in range(7)]
@@ -231,7 +233,7 @@ def test_fixed_fraction_follows_the_step_alone() -> None:
 
 
 def test_adaptive_fraction_of_a_full_row_follows_the_steps() -> None:
-    """10 places, times 1, 0.8, 0.6, 0.4, 0.2: with all masked, the first time below 1 reveals 2 of 10."""
+    """10 positions, times 1, 0.8, 0.6, 0.4, 0.2: with all masked, the first time below 1 unmasks 2 of 10."""
     times = denoising_times(4, 0.2)
     fraction = adaptive_fraction(at(0), times, torch.tensor([10]), torch.tensor([10]))
     assert fraction.item() == pytest.approx(0.2)
@@ -239,8 +241,9 @@ def test_adaptive_fraction_of_a_full_row_follows_the_steps() -> None:
     assert adaptive_fraction(at(1), times, torch.tensor([8]), torch.tensor([10])).item() == pytest.approx(0.25)
 
 
-def test_adaptive_fraction_reveals_at_least_one_place() -> None:
-    """2 places over the times 1, 0.8, ..: 1 - 0.8 of 2 is none, so the time goes on to 0.4 (0.6 of 2: one place)."""
+def test_adaptive_fraction_unmasks_at_least_one_position() -> None:
+    """2 positions over the times 1, 0.8, ..: 1 - 0.8 of 2 is none, so the time goes on to 0.4 (0.6 of 2: one
+    position)."""
     times = denoising_times(4, 0.2)
     two = torch.tensor([2])
     assert adaptive_fraction(at(0), times, two, two).item() == pytest.approx(0.6)
@@ -253,7 +256,7 @@ def test_adaptive_fraction_of_a_row_that_is_ahead_waits_for_its_time() -> None:
     assert adaptive_fraction(at(0), times, torch.tensor([3]), torch.tensor([10])).item() == 1
 
 
-def test_adaptive_fraction_of_a_row_that_is_behind_catches_up() -> None:
+def test_adaptive_fraction_of_a_row_that_is_after_catches_up() -> None:
     """All of 10 masked at step 2 (times 1, 0.8, 0.6, 0.4, 0.2): not before this step's next time, 0.4."""
     times = denoising_times(4, 0.2)
     assert adaptive_fraction(at(2), times, torch.tensor([10]), torch.tensor([10])).item() == pytest.approx(0.6)
@@ -285,41 +288,43 @@ ALL_MASKED = torch.ones(1, 4, dtype=torch.bool)
         ("left_to_right", [0, 1, 2, 3]),
     ],
 )
-def test_rank_of_masked_places_is_by_the_rule(unmasking: str, expected: list[int]) -> None:
-    """The most confident place comes first; from left to right confidence does not matter."""
-    assert rank_places(unmasking, CONFIDENCE, ALL_MASKED).tolist() == [expected]
+def test_rank_of_masked_positions_is_by_the_rule(unmasking: str, expected: list[int]) -> None:
+    """The most confident position comes first; from left to right confidence does not matter."""
+    assert rank_positions(unmasking, CONFIDENCE, ALL_MASKED).tolist() == [expected]
 
 
-def test_rank_of_decided_places_is_behind_all_masked_ones() -> None:
+def test_rank_of_decided_positions_is_after_all_masked_ones() -> None:
     """Whatever their confidence; otherwise a budget would be spent on them."""
     masked = torch.tensor([[True, False, True, False]])
     for unmasking in CONFIDENCE_MEASURES:
-        ranks = rank_places(unmasking, CONFIDENCE, masked, ranking_temperature=1.0)
+        ranks = rank_positions(unmasking, CONFIDENCE, masked, ranking_temperature=1.0)
         assert sorted(ranks[masked].tolist()) == [0, 1], unmasking
         assert sorted(ranks[~masked].tolist()) == [2, 3], unmasking
 
 
 def test_rank_of_equal_confidences_is_from_left_to_right() -> None:
     """A tie must not be broken by chance, or a run could not be repeated."""
-    assert rank_places("confidence", torch.full((1, 6), 0.5), torch.ones(1, 6, dtype=torch.bool)).tolist() == [
+    assert rank_positions("confidence", torch.full((1, 6), 0.5), torch.ones(1, 6, dtype=torch.bool)).tolist() == [
         [0, 1, 2, 3, 4, 5]
     ]
 
 
-def test_random_ranks_give_every_place_the_same_chance() -> None:
-    """Of 4000 rows each place is first in a quarter; the standard error is 0.007."""
-    ranks = rank_places("random", CONFIDENCE.expand(4000, 4), ALL_MASKED.expand(4000, 4))
+def test_random_ranks_give_every_position_the_same_chance() -> None:
+    """Of 4000 rows each position is first in a quarter; the standard error is 0.007."""
+    ranks = rank_positions("random", CONFIDENCE.expand(4000, 4), ALL_MASKED.expand(4000, 4))
     first = (ranks == 0).float().mean(dim=0)
     torch.testing.assert_close(first, torch.full((4,), 0.25), rtol=0, atol=0.03)
 
 
 def test_ranking_temperature_draws_by_the_softmax_of_the_confidences() -> None:
-    """Places are drawn without replacement with weights softmax(c / T); T = 0.2 makes the odds of 0.9 to 0.7 e."""
+    """Positions are drawn without replacement with weights softmax(c / T); T = 0.2 makes the odds of 0.9 to 0.7 e."""
     weights = (CONFIDENCE / 0.2).softmax(dim=-1)[0]
-    ranks = rank_places("confidence", CONFIDENCE.expand(8000, 4), ALL_MASKED.expand(8000, 4), ranking_temperature=0.2)
+    ranks = rank_positions(
+        "confidence", CONFIDENCE.expand(8000, 4), ALL_MASKED.expand(8000, 4), ranking_temperature=0.2
+    )
     first = (ranks == 0).float().mean(dim=0)
     torch.testing.assert_close(first, weights, rtol=0, atol=0.025)
-    # The second is drawn from what is left: given that place 1 came first, by the weights of the others.
+    # The second is drawn from what is left: given that position 1 came first, by the weights of the others.
     second = (ranks[ranks[:, 1] == 0] == 1).float().mean(dim=0)
     rest = weights.clone()
     rest[1] = 0
@@ -329,7 +334,7 @@ def test_ranking_temperature_draws_by_the_softmax_of_the_confidences() -> None:
 def test_ranking_temperature_of_entropy_takes_the_negative_entropy() -> None:
     """The original's weights are softmax(-H / T), and our confidence is exp(-H)."""
     confidence = torch.tensor([[0.9, 0.3]]).expand(8000, 2)
-    ranks = rank_places("entropy", confidence, torch.ones(8000, 2, dtype=torch.bool), ranking_temperature=1.0)
+    ranks = rank_positions("entropy", confidence, torch.ones(8000, 2, dtype=torch.bool), ranking_temperature=1.0)
     first = (ranks == 0).float().mean(dim=0)
     torch.testing.assert_close(first, torch.tensor([0.75, 0.25]), rtol=0, atol=0.02)  # 0.9 to 0.3
 
@@ -364,14 +369,14 @@ def test_row_without_end_tokens_is_finished_when_nothing_is_masked() -> None:
 
 
 def test_padding_replaces_what_follows_the_first_end() -> None:
-    """Not the end itself, and whatever was decided behind it, mask tokens included."""
+    """Not the end itself, and whatever was decided after it, mask tokens included."""
     rows = torch.tensor([[1, END, 2, END], [1, 2, 3, 4], [PAD, 1, MASK, 2], [1, 2, 3, END]])
     assert pad_after_end(rows, ENDS, PAD).tolist() == [
         [1, END, PAD, PAD], [1, 2, 3, 4], [PAD, PAD, PAD, PAD], [1, 2, 3, END],
     ]  # fmt: skip
 
 
-def test_place_indices_are_those_of_nonzero_without_asking() -> None:
+def test_position_indices_are_those_of_nonzero_without_asking() -> None:
     """In the order in which logits are packed."""
-    places = torch.tensor([[False, True, True], [True, False, False], [False, False, True]])
-    assert place_indices(places, 4).tolist() == places.flatten().nonzero().flatten().tolist() == [1, 2, 3, 8]
+    positions = torch.tensor([[False, True, True], [True, False, False], [False, False, True]])
+    assert position_indices(positions, 4).tolist() == positions.flatten().nonzero().flatten().tolist() == [1, 2, 3, 8]

@@ -116,6 +116,6 @@ def test_loading_that_fails_names_the_file_that_is_cut_off(tmp_path: Path, weigh
 def test_loading_that_fails_without_damage_raises_what_it_raised(checkpoint: str | None, tmp_path: Path) -> None:
     """Missing files, wrong shapes and the like have their own messages."""
     (tmp_path / "directory").mkdir()
-    place = tmp_path / checkpoint if checkpoint == "directory" else checkpoint
-    with pytest.raises(KeyError, match="shape"), refuse_damaged_files(place, cache_dir=tmp_path):
+    position = tmp_path / checkpoint if checkpoint == "directory" else checkpoint
+    with pytest.raises(KeyError, match="shape"), refuse_damaged_files(position, cache_dir=tmp_path):
         raise KeyError("shape")

@@ -80,19 +80,17 @@ def test_processor_on_upstream_chats_gives_upstream_inputs(
     golden = read_json(parity_dir / "tokenizer" / "tokenizer_goldens.json")["chats"][case]
     text = processor.apply_chat_template(golden["messages"], add_generation_prompt=True)
     assert text == golden["text"]
-    pictures = [images[index] for index in golden["images"]]
-    inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
+    images = [images[index] for index in golden["images"]]
+    inputs = processor(text=[text], images=images or None, return_tensors="pt")
     assert inputs["input_ids"].tolist() == golden["input_ids"]
     assert inputs["attention_mask"].tolist() == golden["attention_mask"]
-    if pictures:
+    if images:
         assert inputs["image_grid_thw"].tolist() == golden["image_grid_thw"]
-        patches = [processor.image_processor(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
+        patches = [processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in images]
         assert torch.equal(inputs["pixel_values"], torch.cat(patches))
-    assert set(inputs) == {"input_ids", "attention_mask"} | ({"pixel_values", "image_grid_thw"} if pictures else set())
-    assert_equal_features(
-        processor.apply_chat_template(with_images(golden["messages"], pictures), **AS_TENSORS), inputs
-    )
-    assert_equal_features(processor.apply_chat_template(golden["messages"], images=pictures, **AS_TENSORS), inputs)
+    assert set(inputs) == {"input_ids", "attention_mask"} | ({"pixel_values", "image_grid_thw"} if images else set())
+    assert_equal_features(processor.apply_chat_template(with_images(golden["messages"], images), **AS_TENSORS), inputs)
+    assert_equal_features(processor.apply_chat_template(golden["messages"], images=images, **AS_TENSORS), inputs)
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -127,8 +125,8 @@ def test_processor_placeholders_fill_the_runs_of_upstreams_model_inputs(
     ids = load_file(parity_dir / "tiny" / "goldens.safetensors")[f"forward.{case}.input_ids"].flatten()
     is_image = torch.cat([torch.zeros(1), (ids == goldens["ids"]["image_token_id"]).float(), torch.zeros(1)]).diff()
     runs = (is_image.nonzero().flatten()[1::2] - is_image.nonzero().flatten()[::2]).tolist()
-    pictures = [images[index] for index in goldens["cases"][f"forward.{case}"]["images"]]
-    features, replacements = processor._process_images(pictures)
+    images = [images[index] for index in goldens["cases"][f"forward.{case}"]["images"]]
+    features, replacements = processor._process_images(images)
     assert [text.count(IMAGE) for text in replacements] == runs
     assert features["image_grid_thw"].prod(-1).tolist() == [4 * run for run in runs]
 
@@ -222,8 +220,8 @@ def test_processor_on_any_images_has_one_placeholder_for_each_merged_patch(
     rows = [
         [(height, width) for height, width in row if max(height, width) <= 200 * min(height, width)] for row in rows
     ]
-    pictures = [[PIL.Image.new("RGB", (width, height)) for height, width in row] for row in rows]
-    inputs = toy(text=["a" + IMAGE * len(row) for row in rows], images=pictures, return_tensors="pt")
+    images = [[PIL.Image.new("RGB", (width, height)) for height, width in row] for row in rows]
+    inputs = toy(text=["a" + IMAGE * len(row) for row in rows], images=images, return_tensors="pt")
     tokens = [toy.image_processor.get_number_of_image_patches(*size) // 4 for row in rows for size in row]
     counts = (inputs["input_ids"] == toy.image_token_id).sum(1).tolist()
     assert sum(counts) == sum(tokens)
@@ -304,11 +302,11 @@ def test_processor_continues_the_last_message_when_asked(processor: DimpleProces
 def test_processor_passes_variables_on_to_the_template(
     processor: DimpleProcessor, images: list[PIL.Image.Image]
 ) -> None:
-    """Upstream's template can number the pictures."""
+    """Upstream's template can number the images."""
     text = processor.apply_chat_template(user(images[0], images[1]), add_vision_id=True)
-    assert "Picture 1: " in text
-    assert "Picture 2: " in text
-    assert "Picture" not in processor.apply_chat_template(user(images[0], images[1]))
+    assert "Image 1: " in text
+    assert "Image 2: " in text
+    assert "Image" not in processor.apply_chat_template(user(images[0], images[1]))
 
 
 def test_processor_sanitizing_control_tokens_takes_typed_placeholders_for_text(
@@ -457,7 +455,7 @@ def test_processor_batch_of_chats_with_flat_images_is_refused(
 def test_processor_truncation_that_cuts_image_tokens_is_refused(
     processor: DimpleProcessor, images: list[PIL.Image.Image]
 ) -> None:
-    """The model would have more features than places."""
+    """The model would have more features than positions."""
     with pytest.raises(ValueError, match="truncation"):
         processor(text=[f"a{IMAGE}"], images=images[0], truncation=True, max_length=3)
     assert (
@@ -594,14 +592,14 @@ def test_processor_registered_for_the_hub_saves_its_code_and_that_of_its_parts(
     DimpleProcessor.register_for_auto_class()
     processor.save_pretrained(tmp_path / "with")
     assert {path.name for path in (tmp_path / "with").glob("*.py")} == {
-        "answer_canvas_dimple.py",
+        "answer_layout_dimple.py",
         "answer_parts_dimple.py",
-        "automaton_dimple.py",
+        "byte_dfa_dimple.py",
         "image_processing_dimple.py",
         "processing_dimple.py",
         "schema_dimple.py",
         "structure_prior_dimple.py",
-        "token_automaton_dimple.py",
+        "token_dfa_dimple.py",
         "tokenization_dimple.py",
     }
     maps = {

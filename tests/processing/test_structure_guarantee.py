@@ -29,10 +29,10 @@ from random_schemas import random_schema
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.processing import DimpleProcessor, StructurePrior
-from dimple_hf.processing.answer_canvas_dimple import CanvasConstraint
+from dimple_hf.processing.answer_layout_dimple import CanvasConstraint
 
 #: Longer canvases only cost time.
-MAX_PLACES = 200
+MAX_POSITIONS = 200
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def models(processor: DimpleProcessor) -> list[DimpleForConditionalGeneration]:
     return models
 
 
-#: Rules that reveal places together, each with options under which random weights make use of it.
+#: Rules that unmask positions together, each with options under which random weights make use of it.
 RULES: dict[str, dict[str, Any]] = {
     "factor": {"confidence_factor": 3.0},
     "entropy_bound": {"entropy_bound": 4.0},
@@ -70,7 +70,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
-    """Options of `generate`, among them few steps, in which places that exclude each other are decided together."""
+    """Options of `generate`, among them few steps, in which positions that exclude each other are decided together."""
     rule = rng.choice(("threshold", "threshold", *RULES))
     threshold = rng.choice((0.3, 0.5, 0.7, 0.9, 0.95, 1.0, None))
     options: dict[str, Any] = RULES.get(rule, {"confidence_threshold": threshold}) | {
@@ -82,7 +82,7 @@ def random_options(rng: random.Random) -> dict[str, Any]:
     }
     if rng.random() < 0.3:
         # Each block needs a step.
-        options["block_length"] = rng.choice((2, 5, 1)) * -(-MAX_PLACES // options["max_denoising_steps"])
+        options["block_length"] = rng.choice((2, 5, 1)) * -(-MAX_POSITIONS // options["max_denoising_steps"])
     if rng.random() < 0.5:
         options |= {"do_sample": True, "temperature": rng.choice((0.5, 1.0, 2.0)), "top_p": rng.choice((0.5, 1.0))}
         options["num_return_sequences"] = rng.choice((1, 2))
@@ -105,7 +105,7 @@ def check_random_schemas(
             schema = random_schema(rng)
             Draft202012Validator.check_schema(schema)
             prior = StructurePrior.from_json_schema(schema, max_items=2, layout=rng.choice(("aligned", "compact")))
-            if len(prior.canvas(processor.tokenizer).ids) <= MAX_PLACES:
+            if len(prior.canvas(processor.tokenizer).ids) <= MAX_POSITIONS:
                 schemas.append(schema)
                 priors.append(prior)
         inputs = processor(

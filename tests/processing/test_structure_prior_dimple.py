@@ -34,7 +34,7 @@ REASONING = "Reasoning: {reasoning:12}\nThe answer is {answer:4}."
 
 @pytest.fixture(scope="module")
 def model(parity_dir: Path) -> DimpleForConditionalGeneration:
-    """Random weights behind the toy tokenizer, with confidences all over the range."""
+    """Random weights after the toy tokenizer, with confidences all over the range."""
     tokenizer = DimpleTokenizer.from_pretrained(parity_dir / "tokenizer")
     torch.manual_seed(0)
     config = tiny_config(
@@ -75,7 +75,7 @@ def canvas_text(prior: StructurePrior, tokenizer: DimpleTokenizer) -> str:
 # Templates
 
 
-def test_template_places_its_text_and_leaves_room_for_slots(tokenizer: DimpleTokenizer) -> None:
+def test_template_positions_its_text_and_leaves_room_for_slots(tokenizer: DimpleTokenizer) -> None:
     """The space before a word belongs to the word's token, so the slot takes it; the text decodes exactly all the
     same."""
     prior = StructurePrior.from_template(REASONING)
@@ -140,7 +140,7 @@ def test_slots_with_choices_and_patterns_hold_nothing_else(
 def test_range_of_length_asks_for_that_many_tokens(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration
 ) -> None:
-    """`{x:3-5}`: fillers never before the fourth place, and never more than two."""
+    """`{x:3-5}`: fillers never before the fourth position, and never more than two."""
     filler = processor.tokenizer.pad_token_id
     counts = {}
     for length in ("3-5", "5-5", "0-5"):
@@ -203,7 +203,7 @@ def test_special_tokens_in_a_template_are_text(tokenizer: DimpleTokenizer) -> No
 def test_anchors_fix_the_beginning_the_middle_and_the_end(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration
 ) -> None:
-    """Length control: an ending that must begin k places before the end does."""
+    """Length control: an ending that must begin k positions before the end does."""
     tokenizer = processor.tokenizer
     ending = tokenizer.encode("\nThe answer is")
     prior = StructurePrior.from_anchors(
@@ -250,9 +250,9 @@ def test_anchors_fix_the_beginning_the_middle_and_the_end(
         (lambda: RepeatedPart("a", "{b:3}", at_most=0), "must satisfy 0 <= at_least <= at_most"),
         (lambda: RepeatedPart("a", "{b:3}", at_least=3, at_most=2), "must satisfy 0 <= at_least <= at_most"),
         (lambda: StructurePrior.from_anchors({}, length=0), "`length` must be at least 1"),
-        (lambda: StructurePrior.from_anchors({8: "x"}, length=8), r"different places of 8 \(got 8\)"),
-        (lambda: StructurePrior.from_anchors({-9: "x"}, length=8), r"different places of 8 \(got -9\)"),
-        (lambda: StructurePrior.from_anchors({7: "x", -1: "y"}, length=8), r"different places of 8 \(got -1\)"),
+        (lambda: StructurePrior.from_anchors({8: "x"}, length=8), r"different positions of 8 \(got 8\)"),
+        (lambda: StructurePrior.from_anchors({-9: "x"}, length=8), r"different positions of 8 \(got -9\)"),
+        (lambda: StructurePrior.from_anchors({7: "x", -1: "y"}, length=8), r"different positions of 8 \(got -1\)"),
     ],
 )
 def test_bad_template_is_refused_when_it_is_made(build: Callable[[], object], message: str) -> None:
@@ -288,7 +288,7 @@ def test_bad_template_is_refused_when_it_is_made(build: Callable[[], object], me
         (lambda: StructurePrior.from_template("{a:9000}"), "must need at most 8192 tokens"),
         (
             lambda: StructurePrior.from_anchors({0: "Reasoning: long", 1: "x"}, length=9),
-            "the text before 'x' must begin before place 1",
+            "the text before 'x' must begin before position 1",
         ),
         (
             lambda: StructurePrior.from_json_schema({"type": "string", "pattern": "^x{9}$", "x-max-tokens": 4}),
@@ -351,7 +351,7 @@ def test_rows_with_different_priors_equal_the_rows_alone(
     assert len(set(together.num_forward_passes.tolist())) > 1  # control: rows do leave the batch at different times
 
 
-def test_places_with_one_possible_token_are_revealed_at_once(
+def test_positions_with_one_possible_token_are_unmasked_at_once(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration
 ) -> None:
     """Confidences are taken under the constraint: what is certain passes every threshold below 1."""
@@ -360,7 +360,7 @@ def test_places_with_one_possible_token_are_revealed_at_once(
     output = model.generate(**inputs, confidence_threshold=0.99, return_dict_in_generate=True, output_history=True)
     length = inputs["answer_ids"].shape[1]
     masked = [(step[0, -length:] == 423).sum().item() for step in output.history]
-    # The first decided place decides whether the text stands there, and so all of it.
+    # The first decided position decides whether the text stands there, and so all of it.
     assert output.num_forward_passes[0] < length // 2
     assert masked[-1] == 0
 
@@ -507,7 +507,7 @@ def test_parse_refuses_what_is_no_answer_of_the_prior(
     free = model.generate(**processor(text="question", return_tensors="pt"), max_new_tokens=30)
     with pytest.raises(ValueError, match="must be a complete filling"):
         processor.parse(free, prior)
-    with pytest.raises(ValueError, match=r"must hold the answer's 13 places \(got 3\)"):
+    with pytest.raises(ValueError, match=r"must hold the answer's 13 positions \(got 3\)"):
         processor.parse(free[:, :3], StructurePrior.from_template("{x:13}"))
     with pytest.raises(ValueError, match=r"`prior` must hold one for each of 3 rows \(got 2\)"):
         processor.parse(free.repeat(3, 1), [prior, prior])
@@ -560,7 +560,7 @@ def test_diffusion_generate_keeps_the_form_with_all_its_habits(
 @pytest.mark.parametrize("case", ["generate.structure_prior.cache0", "generate.structure_prior.cache1"])
 @pytest.mark.parametrize("through", ["answer_ids", "hook", "generate"])
 def test_fixed_tokens_give_the_originals_answers(parity_dir: Path, case: str, through: str) -> None:
-    """The original places a prior by a hook of its user; canvases must decode to the same tokens, step by step."""
+    """The original positions a prior by a hook of its user; canvases must decode to the same tokens, step by step."""
     goldens = load_file(parity_dir / "tiny" / "goldens.safetensors")
     settings = json.loads((parity_dir / "tiny" / "goldens.json").read_text())["cases"][case]
     model = AutoModel.from_pretrained(parity_dir / "tiny").eval()
@@ -572,8 +572,8 @@ def test_fixed_tokens_give_the_originals_answers(parity_dir: Path, case: str, th
     }
     options = dict(settings["kwargs"])
     canvas = torch.full((1, options["max_new_tokens"]), model.config.mask_token_id)
-    for place, token in settings["prior"].items():
-        canvas[0, int(place)] = token
+    for position, token in settings["prior"].items():
+        canvas[0, int(position)] = token
 
     def hook(step: int | None, x: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
         if step is None:

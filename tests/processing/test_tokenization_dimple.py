@@ -90,7 +90,7 @@ def test_tokenizer_round_trip_of_decomposed_text_changes_it(toy: DimpleTokenizer
 def test_tokenizer_special_tokens_between_texts_leave_the_texts_alone(
     toy: DimpleTokenizer, parts: list[str], token: str
 ) -> None:
-    """What a model reveals around masks and padding must come back whole when these are skipped."""
+    """What a model unmasks around masks and padding must come back whole when these are skipped."""
     ids = toy(token.join(parts))["input_ids"]
     assert ids.count(toy.convert_tokens_to_ids(token)) == max(len(parts) - 1, 0)
     assert toy.decode(ids, skip_special_tokens=True) == "".join(unicodedata.normalize("NFC", part) for part in parts)

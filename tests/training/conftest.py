@@ -21,7 +21,7 @@ from training_run import CHECKPOINT
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
 
-#: `Q:`, the parts of a user turn, ` A:`, and behind an earlier answer the end of a turn. Short enough for a docstring.
+#: `Q:`, the parts of a user turn, ` A:`, and after an earlier answer the end of a turn. Short enough for a docstring.
 SHORT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}Q:{% endif %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"

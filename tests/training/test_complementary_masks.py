@@ -24,14 +24,14 @@ from dimple_hf.training import DimpleDataCollator
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    """Two rows with pictures, padded on the right, and a mask that leaves and takes tokens in each."""
+    """Two rows with images, padded on the right, and a mask that leaves and takes tokens in each."""
     batch = DimpleDataCollator(DimpleProcessor.from_pretrained(CHECKPOINT))(make_rows(4)[2:])
     maskable = batch["labels"] != -100
     return batch | {"masked_positions": maskable & (torch.rand(maskable.shape) < 0.5)}
 
 
 def test_add_complements_hides_what_the_mask_shows() -> None:
-    """Only maskable places; the levels add up to 1 and never fall below the least one."""
+    """Only maskable positions; the levels add up to 1 and never fall below the least one."""
     maskable = torch.tensor([[False, True, True, True], [False, True, True, False]])
     masked = torch.tensor([[False, True, False, False], [False, True, True, False]])
     masks, levels = add_complements(masked, maskable, torch.tensor([0.25, 1.0]))
@@ -54,7 +54,7 @@ def test_add_complements_hides_what_the_mask_shows() -> None:
 def test_diffusion_loss_complements_count_each_row_twice(
     weighting: str, num_items: int | None, complementary: bool, expected: float
 ) -> None:
-    """Half of all places are masked exactly, so the uniform loss is the mean over maskable tokens."""
+    """Half of all positions are masked exactly, so the uniform loss is the mean over maskable tokens."""
     loss = diffusion_loss(torch.tensor([2.0, 4.0]), torch.tensor([0.5, 0.25]), 6, weighting, num_items, complementary)
     assert float(loss) == pytest.approx(expected)
 
@@ -108,10 +108,10 @@ def test_complementary_masks_logits_are_those_of_the_first_mask(
     model: DimpleForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> None:
     """A caller who asks for logits knows nothing of the doubled rows."""
-    places = batch["labels"] != -100
-    expected = model(**batch, logits_to_keep=places).logits
+    positions = batch["labels"] != -100
+    expected = model(**batch, logits_to_keep=positions).logits
     model.config.complementary_masks = True
-    torch.testing.assert_close(model(**batch, logits_to_keep=places).logits, expected)
+    torch.testing.assert_close(model(**batch, logits_to_keep=positions).logits, expected)
 
 
 def test_complementary_masks_leave_the_causal_loss(

@@ -30,8 +30,8 @@ from transformers import AutoModel
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.cli.main import main
+from dimple_hf.data.examples import read_row
 from dimple_hf.training import load_recipe, lora_config
-from dimple_hf.training.rows import read_row
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "fine_tuning.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

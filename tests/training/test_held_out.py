@@ -31,7 +31,7 @@ from dimple_hf.training.held_out import HeldOutAnswer
 
 @pytest.fixture
 def callback() -> GenerationCallback:
-    """Three rows, the last without a picture."""
+    """Three rows, the last without an image."""
     rows = make_rows(3)
     rows[2]["messages"][0]["content"] = "What?"
     rows[2]["images"] = []
@@ -80,7 +80,7 @@ def test_generation_callback_row_with_a_prior_is_answered_under_it(
 def test_generation_callback_causal_passes_count_up_to_the_end(
     callback: GenerationCallback, model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Token by token each token is a pass, the end too, and what is behind it is not."""
+    """Token by token each token is a pass, the end too, and what is after it is not."""
 
     def generate(input_ids: torch.Tensor, **kwargs: Any) -> dict[str, torch.Tensor]:
         answers = torch.tensor([[64, 65, 420, 420], [64, 65, 66, 67], [422, 420, 420, 420]])
@@ -133,26 +133,26 @@ def test_generation_callback_several_data_sets_are_answered_once(
     assert trainer.state.log_history[0]["eval_a_exact_match"] == 1.0  # but for spaces
 
 
-def test_generation_callback_shows_pictures_where_a_reporter_can(
+def test_generation_callback_shows_images_where_a_reporter_can(
     callback: GenerationCallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table for Weights & Biases while a run of it is on, pictures for TensorBoard's writer."""
+    """A table for Weights & Biases while a run of it is on, images for TensorBoard's writer."""
     logged, rows, shown = [], [], []
     table = types.SimpleNamespace(add_data=lambda *row: rows.append(row))
     wandb = types.ModuleType("wandb")
     wandb.run = None
-    wandb.Table, wandb.Image = (lambda columns: table), (lambda picture: picture.shape)
+    wandb.Table, wandb.Image = (lambda columns: table), (lambda image: image.shape)
     wandb.log = lambda values, commit: logged.append(values)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(held_out, "is_wandb_available", lambda: True)
     callback.summary_writer = types.SimpleNamespace(
-        add_image=lambda tag, picture, step, dataformats: shown.append((tag, picture, step, dataformats))
+        add_image=lambda tag, image, step, dataformats: shown.append((tag, image, step, dataformats))
     )
     answers = [HeldOutAnswer("Q", "yes", "no", 2)] * 3
-    callback._show_pictures(answers, step=4)
+    callback._show_images(answers, step=4)
     assert not logged
     wandb.run = object()
-    callback._show_pictures(answers, step=5)
+    callback._show_images(answers, step=5)
     assert logged == [{"held_out_answers": table}]
     assert rows == [
         ((28, 56, 3), "Q", "no", "yes", 2),

@@ -60,7 +60,7 @@ def test_logged_prefix_tells_entries_apart() -> None:
 
 
 def test_metrics_callback_adds_each_phases_numbers_for_reporters(tmp_path: Path) -> None:
-    """A reporter, the progress bar behind it and the history that checkpoints keep show the same."""
+    """A reporter, the progress bar after it and the history that checkpoints keep show the same."""
     reporter = Reporter()
     trainer = make_trainer(tmp_path, callbacks=(reporter,), eval_strategy="steps", eval_steps=3)
     add_before_reporters(trainer, MetricsCallback(num_noise_bins=1))
@@ -91,7 +91,7 @@ def test_metrics_callback_numbers_are_those_of_the_forward_pass(tmp_path: Path) 
     assert metrics["eval_phase"] == 1
 
 
-def test_metrics_callback_behind_the_reporters_is_seen_by_the_history_only(tmp_path: Path) -> None:
+def test_metrics_callback_after_the_reporters_is_seen_by_the_history_only(tmp_path: Path) -> None:
     """Control of `add_before_reporters`: the Trainer's own argument appends."""
     reporter = Reporter()
     trainer = make_trainer(tmp_path, callbacks=(reporter, MetricsCallback()), max_steps=1)

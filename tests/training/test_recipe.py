@@ -23,9 +23,9 @@ from datasets import Dataset, DatasetDict
 from training_run import CHECKPOINT
 
 from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf.data.sources import JsonLines, Source, read_source
 from dimple_hf.training import recipe as recipe_module
 from dimple_hf.training.recipe import Recipe, load_recipe
-from dimple_hf.training.sources import JsonLines, Source, read_source
 from dimple_hf.training.stages import STAGES
 
 WriteRecipe = Callable[..., Path]
@@ -77,7 +77,7 @@ def test_recipe_with_names_of_stages_alone_has_the_papers_figures(write_recipe: 
 
 
 def test_recipe_with_changed_stage_keeps_the_other_figures(write_recipe: WriteRecipe) -> None:
-    """`max_steps` takes the place of the preset's epoch."""
+    """`max_steps` takes the position of the preset's epoch."""
     entry = {"name": "diffusion", "max_steps": 5, "learning_rate": 1e-4, "train": ["language_model"]}
     stage = load_recipe(write_recipe(stages=[entry])).plans[0].stage
     assert (stage.max_steps, stage.num_epochs, stage.learning_rate) == (5, None, 1e-4)
@@ -228,7 +228,7 @@ def test_recipe_held_out_follows_evaluation_data(write_recipe: WriteRecipe) -> N
         ),
     ],
 )
-def test_recipe_with_fault_is_refused_with_its_place(
+def test_recipe_with_fault_is_refused_with_its_position(
     write_recipe: WriteRecipe, changes: dict[str, Any], message: str
 ) -> None:
     """Control: without the changes the recipe is good. No model is loaded either way."""
@@ -304,7 +304,7 @@ def test_recipe_of_the_project_is_good(
             load_recipe(path)
 
 
-def test_json_lines_reads_rows_by_place_and_names_them(tmp_path: Path) -> None:
+def test_json_lines_reads_rows_by_position_and_names_them(tmp_path: Path) -> None:
     """A row without an id is named by its line, so that an error about it finds it; empty lines do not count."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"id": "own", "text": "ä"}\n\n{"text": "second"}'.encode())
@@ -394,13 +394,13 @@ def test_source_on_the_hub_is_loaded_by_its_split(tmp_path: Path, monkeypatch: p
         asked.append((location, split))
         return Dataset.from_dict({"a": [1]})
 
-    monkeypatch.setattr("dimple_hf.training.sources.load_dataset", load)
+    monkeypatch.setattr("dimple_hf.data.sources.load_dataset", load)
     for source in (Source("owner/name"), Source("owner/name", split="validation")):
         source.check(tmp_path)
         assert len(source.load(tmp_path)) == 1
     assert asked == [("owner/name", "train"), ("owner/name", "validation")]
     monkeypatch.setattr(
-        "dimple_hf.training.sources.load_dataset", lambda location, split: load(location, split).to_iterable_dataset()
+        "dimple_hf.data.sources.load_dataset", lambda location, split: load(location, split).to_iterable_dataset()
     )
     with pytest.raises(ValueError, match=r"counted and indexed.*\(got IterableDataset\)"):
         Source("owner/name").load(tmp_path)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from dimple_hf.training import last_complete_checkpoint
 
 #: Saved every 2 steps, switched after 5: one kill before the switch, one between the switch and the next checkpoint,
-#: whose repetition crosses the switch, and one behind both.
+#: whose repetition crosses the switch, and one after both.
 RUN = {
     "max_steps": 10,
     "save_steps": 2,

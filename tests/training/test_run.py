@@ -95,7 +95,7 @@ def test_train_recipe_chains_its_stages(tmp_path: Path) -> None:
         {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
         for before, after in zip(weights, weights[1:], strict=False)
     ]
-    # Had a stage started from another place, the parts that it does not train would differ, too.
+    # Had a stage started from another position, the parts that it does not train would differ, too.
     assert moved == [{"img_projector"}, {"img_projector", "model", "lm_head"}, {"model", "lm_head"}]
 
 
@@ -142,7 +142,7 @@ def test_train_recipe_interrupted_in_each_stage_ends_with_the_same_losses_and_we
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_train_recipe_killed_behind_its_last_step_takes_no_other(
+def test_train_recipe_killed_after_its_last_step_takes_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last checkpoint and the model's own files the Trainer, left to itself, would train once more."""
@@ -233,7 +233,7 @@ def test_train_recipe_with_refused_collator_option_loads_no_model(
 def test_train_recipe_on_several_devices_without_launcher_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`DataParallel`, which the Trainer would take, cannot split a batch of pictures."""
+    """`DataParallel`, which the Trainer would take, cannot split a batch of images."""
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
     with pytest.raises(ValueError, match=r"one process must use one device \(got 2\): run `accelerate launch"):
         train_recipe(load_recipe(write_recipe(tmp_path)))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Draws depend on where a run is, and leave no trace behind."""
+"""Draws depend on where a run is, and leave no trace after."""
 
 import torch
 

@@ -41,7 +41,7 @@ PHASES = {
 
 
 def make_rows(num_rows: int = 16) -> list[dict[str, Any]]:
-    """Questions about pictures of one color; answers of different lengths."""
+    """Questions about images of one color; answers of different lengths."""
     return [
         {
             "id": f"row-{index}",

@@ -59,7 +59,7 @@ def train_step(model: DimpleForConditionalGeneration, rank: int, world_size: int
 
 
 def answers(model: DimpleForConditionalGeneration) -> list[list[int]]:
-    """Tokens of answers to two questions with pictures."""
+    """Tokens of answers to two questions with images."""
     processor = DimpleProcessor.from_pretrained(training_run.CHECKPOINT)
     chats = [[row["messages"][0]] for row in training_run.make_rows(2)]
     text = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)

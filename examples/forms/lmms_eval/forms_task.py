@@ -14,7 +14,7 @@
 """The handwritten forms as a task of lmms-eval: which rows, what is asked, how answers are scored.
 
 Named by `forms.yaml` beside this file, whose `--include_path` is this folder. Rows and scores are those of
-`forms_dataset.py` and `forms_scores.py`, so that a score here is a score of `forms_evaluation.py`. Pictures are drawn
+`forms_dataset.py` and `forms_scores.py`, so that a score here is a score of `forms_evaluation.py`. Images are drawn
 when a row is read: nothing is downloaded or stored.
 """
 
@@ -42,7 +42,7 @@ def compose_rows(described: Dataset) -> Dataset:
         described (`Dataset`): Its only row says how many `forms` there are and of which `split`.
 
     Returns:
-        `Dataset`: Rows of `forms_dataset`, with the picture as `image`, drawn when they are read.
+        `Dataset`: Rows of `forms_dataset`, with the image as `image`, drawn when they are read.
     """
     split, num_forms = described[0]["split"], described[0]["forms"]
     columns = {"kind": list(KINDS) * num_forms, "index": [form for form in range(num_forms) for _ in KINDS]}
@@ -56,7 +56,7 @@ def compose_rows(described: Dataset) -> Dataset:
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
-    """The picture, which comes before the question."""
+    """The image, which comes before the question."""
     return [doc["image"]]
 
 

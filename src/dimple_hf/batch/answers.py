@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Batches of prompts in, a line for each out: `generate` behind a thread that reads ahead.
+"""Batches of prompts in, a line for each out: `generate` after a thread that reads ahead.
 
 Decoding is greedy, and each row of a batch is decoded as if it were alone, so that answers do not depend, but for
 rounding, on which rows share a batch. Imported by `run`, the command `extract` and the benchmark.

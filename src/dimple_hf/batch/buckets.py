@@ -44,7 +44,7 @@ def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> f
             Indices of each batch, none of them empty.
 
     Returns:
-        `float`: The share of places that hold padding when each batch is padded to its longest row.
+        `float`: The share of positions that hold padding when each batch is padded to its longest row.
     """
-    places = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    return 1 - sum(lengths[index] for batch in batches for index in batch) / places
+    positions = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    return 1 - sum(lengths[index] for batch in batches for index in batch) / positions

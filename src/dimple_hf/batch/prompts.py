@@ -26,9 +26,9 @@ import PIL.Image
 from datasets import Dataset
 from transformers import ProcessorMixin
 
+from ..data.examples import Conversation, read_prompt
+from ..data.sources import Source
 from ..processing.image_processing_dimple import load_pil_image
-from ..training.rows import Conversation, read_prompt
-from ..training.sources import Source
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Prompt:
         label (`dict[str, Any]`):
             What names the row in its line of the results.
         text (`str`, defaults to `""`):
-            The chat as the template writes it, with one placeholder for each picture.
+            The chat as the template writes it, with one placeholder for each image.
         images (`list[PIL.Image.Image]`, *optional*):
-            The pictures, decoded, in the order of their placeholders.
+            The images, decoded, in the order of their placeholders.
         error (`str`, *optional*):
-            Why the row cannot be asked; it has neither text nor pictures then.
+            Why the row cannot be asked; it has neither text nor images then.
     """
 
     label: dict[str, Any]
@@ -68,7 +68,7 @@ def make_prompt(
             What relative paths are relative to.
 
     Returns:
-        [`Prompt`]: With an error if the row or one of its pictures is bad.
+        [`Prompt`]: With an error if the row or one of its images is bad.
     """
     try:
         chat = read_prompt(row, image_folder)
@@ -123,7 +123,7 @@ class PromptReader:
                 Which row.
 
         Returns:
-            `int`: Tokens of its prompt, those of its pictures included, of which only the headers are read; 0 for a
+            `int`: Tokens of its prompt, those of its images included, of which only the headers are read; 0 for a
             row that cannot be asked. It decides which rows share a batch, and answers do not depend on that.
         """
         try:
@@ -138,12 +138,12 @@ def count_image_tokens(source: Any, processor: ProcessorMixin) -> int:
     """
     Args:
         source (`PIL.Image.Image`, `str` or `os.PathLike`):
-            A picture, or its path or URL.
+            An image, or its path or URL.
         processor ([`DimpleProcessor`]):
             The model's.
 
     Returns:
-        `int`: Tokens of the picture; those of the largest where its size is not known, as of a URL or a broken file.
+        `int`: Tokens of the image; those of the largest where its size is not known, as of a URL or a broken file.
 
     Raises:
         ValueError: If it is too long and narrow for the model.
@@ -164,7 +164,7 @@ def count_image_tokens(source: Any, processor: ProcessorMixin) -> int:
 
 class UndecodedRows:
     """
-    Rows of a data set without its own decoding of pictures, so that a broken one is found as the fault of its row.
+    Rows of a data set without its own decoding of images, so that a broken one is found as the fault of its row.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -188,7 +188,7 @@ def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]
             Where rows come from; checked.
 
     Returns:
-        `tuple[Sequence[Mapping[str, Any]], Path | None]`: Rows whose pictures are not decoded yet, and the folder that
+        `tuple[Sequence[Mapping[str, Any]], Path | None]`: Rows whose images are not decoded yet, and the folder that
         paths in them are relative to: that of a file.
 
     Raises:

@@ -35,7 +35,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a row's line is: the file, the byte that it begins at, and whether it is an error."""
 
     path: Path
@@ -69,10 +69,10 @@ class ResultFiles:
         self.settings = dict(settings) | {"rows": num_rows}
         self._check_settings()
 
-    def find_lines(self) -> dict[int, Place]:
+    def find_lines(self) -> dict[int, Position]:
         """
         Returns:
-            `dict[int, Place]`: Row -> its line, for the rows that have one.
+            `dict[int, Position]`: Row -> its line, for the rows that have one.
 
         Raises:
             ValueError: If a file holds what this class has not written.
@@ -103,19 +103,19 @@ class ResultFiles:
             except FileExistsError:
                 start += 1
 
-    def merge(self) -> dict[int, Place]:
+    def merge(self) -> dict[int, Position]:
         """
         Puts all lines together, in the order of the rows, if every row has one. Any process may call it at any time,
         several at once, too: as soon as every row has a line, all of them would write the same file, and whatever a
         process may still write is there already.
 
         Returns:
-            `dict[int, Place]`: As [`~ResultFiles.find_lines`]; where the lines were found.
+            `dict[int, Position]`: As [`~ResultFiles.find_lines`]; where the lines were found.
         """
         lines = self.find_lines()
         if len(lines) < self.num_rows:
             return lines
-        if any(place.path != self.output for place in lines.values()):
+        if any(position.path != self.output for position in lines.values()):
             # Under a name of its own, as two processes may be here at once.
             unfinished = self.output.with_name(f"{self._merge_prefix}{uuid.uuid4().hex}")
             try:
@@ -135,15 +135,15 @@ class ResultFiles:
         parts = self._named(self._part_prefix)
         return [*([self.output] if self.output.exists() else []), *parts]
 
-    def _find_lines(self, paths: Sequence[Path]) -> dict[int, Place]:
-        lines: dict[int, Place] = {}
+    def _find_lines(self, paths: Sequence[Path]) -> dict[int, Position]:
+        lines: dict[int, Position] = {}
         for path in paths:
             for offset, line in whole_lines(path):
                 row = line.get("row")
                 if type(row) is not int or not 0 <= row < self.num_rows:
                     raise ValueError(f"{path} must hold lines with a `row` below {self.num_rows} (got {row!r})")
                 # The first one stays: a process that outlived its run may have answered a row once more.
-                lines.setdefault(row, Place(path, offset, "error" in line))
+                lines.setdefault(row, Position(path, offset, "error" in line))
         return lines
 
     def _check_settings(self) -> None:
@@ -243,14 +243,14 @@ def whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             offset += len(data)
 
 
-def _copy_lines(places: Sequence[Place], target: Path) -> None:
-    """Writes the lines at `places` into a new file, whole and on disk when it returns."""
-    files = {path: path.open("rb") for path in {place.path for place in places}}
+def _copy_lines(positions: Sequence[Position], target: Path) -> None:
+    """Writes the lines at `positions` into a new file, whole and on disk when it returns."""
+    files = {path: path.open("rb") for path in {position.path for position in positions}}
     try:
         with target.open("wb") as merged:
-            for place in places:
-                files[place.path].seek(place.offset)
-                merged.write(files[place.path].readline())
+            for position in positions:
+                files[position.path].seek(position.offset)
+                merged.write(files[position.path].readline())
             merged.flush()
             os.fsync(merged.fileno())
     finally:

@@ -21,5 +21,5 @@ from pathlib import Path
 #: Directory with weights (bfloat16), configuration, processor and model card.
 FORMS_CHECKPOINT = Path(__file__).parent / "forms"
 
-#: A picture that it can read: `examples/forms/sample.png`, for those who have the package only.
+#: An image that it can read: `examples/forms/sample.png`, for those who have the package only.
 FORMS_SAMPLE = Path(__file__).parent / "forms_sample.png"

@@ -30,11 +30,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..batch.answers import Answerer
 from ..batch.prompts import PromptReader, open_rows
-from ..batch.results import Place, ResultFiles
+from ..batch.results import Position, ResultFiles
 from ..batch.run import answer_rows, rows_of_process
+from ..data.sources import Source
 from ..modeling.generation_config_dimple import DimpleGenerationConfig
 from ..processing import StructurePrior
-from ..training.sources import Source
 from .arguments import add_model_argument
 from .extract import read_schema
 
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--schema", type=Path, help="file with a JSON schema that all answers are to be valid for")
     parser.add_argument("--batch-size", type=int, default=8, help="rows at a time (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, help="places of an answer (default: the model's)")
-    parser.add_argument("--confidence-threshold", type=float, help="reveal every place surer than this")
+    parser.add_argument("--max-new-tokens", type=int, help="positions of an answer (default: the model's)")
+    parser.add_argument("--confidence-threshold", type=float, help="unmask every position surer than this")
     parser.add_argument("--device", help="default: the GPU of this process, or the CPU")
     parser.add_argument("--json", action="store_true", help="print the final counts as a JSON object")
 
@@ -139,10 +139,10 @@ def default_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def count_lines(lines: Mapping[int, Place], num_rows: int) -> dict[str, int]:
+def count_lines(lines: Mapping[int, Position], num_rows: int) -> dict[str, int]:
     """
     Args:
-        lines (`Mapping[int, Place]`):
+        lines (`Mapping[int, Position]`):
             Row -> its line.
         num_rows (`int`):
             Rows of the data set.

@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..hub.model_card import write_model_card
+from ..hub.card import write_model_card
 
 HELP = "write the model card of a model or an adapter"
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="model or adapter; README.md is written there")
     parser.add_argument("--repo-id", help="Hub id that the snippet loads (default: the directory's name)")
     parser.add_argument("--description", help="what it was trained for; stands first")
-    parser.add_argument("--question", default="What is in the picture?", help="what the snippet asks")
+    parser.add_argument("--question", default="What is in the image?", help="what the snippet asks")
     parser.add_argument("--scores", type=Path, help='JSON file: name -> number, such as {"text/fields": 0.97}')
     parser.add_argument(
         "--scores-data",

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import convert_file_size_to_int
 
-from ..hub.conversion import QUANTIZATIONS, convert_checkpoint
+from ..hub.convert import QUANTIZATIONS, convert_checkpoint
 
 HELP = "check a checkpoint and write it anew"
 

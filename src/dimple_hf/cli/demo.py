@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Serve a page to play with a model: ask about a picture, watch the answer being denoised, give it a form. Needs
+"""Serve a page to play with a model: ask about an image, watch the answer being denoised, give it a form. Needs
 `pip install 'dimple_hf[demo]'`."""
 
 import argparse
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             "`dimple-hf demo` must have gradio: run `pip install 'dimple_hf[demo]'` (got no such library)"
         )
     refuse_taken_address(args.host, args.port)
-    from ..integrations.demo import build_page, launch_page
+    from ..demo.page import build_page, launch_page
 
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
@@ -78,5 +78,5 @@ def refuse_taken_address(host: str, port: int | None) -> None:
         with socket.create_server(address[:2], family=family):
             pass
     except OSError as error:
-        place = host if port is None else f"{host}, port {port}"
-        raise OSError(f"nothing can listen at {place}: {error.strerror}") from error
+        position = host if port is None else f"{host}, port {port}"
+        raise OSError(f"nothing can listen at {position}: {error.strerror}") from error

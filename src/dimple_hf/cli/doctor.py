@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..hub.doctor import check_checkpoint
 from ..hub.environment import check_environment, describe_environment
 from ..hub.findings import Finding
-from ..hub.inspection import check_checkpoint
 
 HELP = "check this machine, and a checkpoint"
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Read pictures into JSON of a given form: one line for each picture, valid for the schema by construction."""
+"""Read images into JSON of a given form: one line for each image, valid for the schema by construction."""
 
 import argparse
 import json
@@ -33,9 +33,9 @@ from ..batch.results import encode_line, whole_lines
 from ..processing import StructurePrior
 from .arguments import add_model_argument
 
-HELP = "read pictures into JSON that is valid for a schema"
+HELP = "read images into JSON that is valid for a schema"
 
-#: Files of a folder that are pictures.
+#: Files of a folder that are images.
 IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
 
 
@@ -44,25 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--schema", type=Path, required=True, help="file with a JSON schema")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, nargs="+", help="pictures, or folders of pictures")
+    source.add_argument("--image", type=Path, nargs="+", help="images, or folders of images")
     source.add_argument("--dataset", help="data set: directory or Hub id")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
-    parser.add_argument("--image-column", default="image", help="its column of pictures (default: %(default)s)")
-    parser.add_argument("--question", default="Read the picture as JSON.", help="what to ask (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="file to add lines to; pictures that have one are left out")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--image-column", default="image", help="its column of images (default: %(default)s)")
+    parser.add_argument("--question", default="Read the image as JSON.", help="what to ask (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="file to add lines to; images that have one are left out")
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
     parser.add_argument("--room", type=int, default=16, help="most tokens of a string (default: %(default)s)")
     parser.add_argument("--layout", choices=("compact", "aligned"), default="compact", help="where fillers stand")
-    parser.add_argument("--confidence-threshold", type=float, help="reveal every place surer than this")
+    parser.add_argument("--confidence-threshold", type=float, help="unmask every position surer than this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command: a line for each picture, then the counts on stderr."""
+    """Runs the command: a line for each image, then the counts on stderr."""
     if args.batch_size < 1:
         raise ValueError(f"`--batch-size` must be at least 1 (got {args.batch_size})")
     prior = StructurePrior.from_json_schema(read_schema(args.schema), room=args.room, layout=args.layout)
-    pictures = dataset_pictures(args) if args.dataset is not None else file_pictures(args.image)
+    images = dataset_images(args) if args.dataset is not None else file_images(args.image)
     done = set() if args.output is None else finished_sources(args.output)
     processor = AutoProcessor.from_pretrained(args.model)
     prior.canvas(processor.tokenizer)  # refuses what has no room, before the model is loaded
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     counts = {"read": 0, "failed": 0}
     prompts = (
-        make_prompt({"source": source}, {"messages": messages, "images": [picture]}, processor)
-        for source, picture in pictures
+        make_prompt({"source": source}, {"messages": messages, "images": [image]}, processor)
+        for source, image in images
         if source not in done
     )
     batches = iter(lambda: list(islice(prompts, args.batch_size)), [])
@@ -106,14 +106,14 @@ def read_schema(path: Path) -> dict[str, Any]:
         raise ValueError(f"`--schema` must be a file with a JSON schema ({path}: {error})") from error
 
 
-def file_pictures(paths: list[Path]) -> Iterator[tuple[str, Any]]:
+def file_images(paths: list[Path]) -> Iterator[tuple[str, Any]]:
     """
     Args:
         paths (`list[Path]`):
-            Files, and folders, whose pictures come in the order of their names, those of inner folders too.
+            Files, and folders, whose images come in the order of their names, those of inner folders too.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: The path of each picture, twice: what names it and what is opened.
+        `Iterator[tuple[str, Any]]`: The path of each image, twice: what names it and what is opened.
     """
     for path in paths:
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -122,14 +122,14 @@ def file_pictures(paths: list[Path]) -> Iterator[tuple[str, Any]]:
                 yield str(file), file
 
 
-def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+def dataset_images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """
     Args:
         args (`argparse.Namespace`):
             With `dataset`, `split` and `image_column`.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: `DATASET/SPLIT/INDEX` and the picture as the data set holds it, undecoded.
+        `Iterator[tuple[str, Any]]`: `DATASET/SPLIT/INDEX` and the image as the data set holds it, undecoded.
 
     Raises:
         ValueError: If the data set has no such column.
@@ -141,7 +141,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         raise ValueError(
             f"`--image-column` must be one of {', '.join(dataset.column_names)} (got {args.image_column!r})"
         )
-    # Undecoded, so that a broken picture fails alone.
+    # Undecoded, so that a broken image fails alone.
     dataset = dataset.cast_column(args.image_column, Image(decode=False))
     return ((f"{args.dataset}/{args.split}/{index}", row[args.image_column]) for index, row in enumerate(dataset))
 

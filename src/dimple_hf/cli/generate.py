@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Ask a model about pictures. In a terminal the answer is shown as it is denoised, in a pipe only when it is done."""
+"""Ask a model about images. In a terminal the answer is shown as it is denoised, in a pipe only when it is done."""
 
 import argparse
 import json
@@ -30,24 +30,24 @@ from transformers.utils import logging
 from ..training.adapters import load_adapter
 from .arguments import add_model_argument
 
-HELP = "ask a model about pictures"
+HELP = "ask a model about images"
 
 #: Shown in place of a token that is not yet decided.
 MASK_SIGN = "░"
 
-#: Colours of revealed tokens, by the pass that revealed them, over and over.
+#: Colours of unmasked tokens, by the pass that unmasked them, over and over.
 STEP_STYLES = ("green", "cyan", "blue", "magenta", "yellow")
 
 
 class LiveAnswer(BaseStreamer):
     """
-    Shows an answer while it is denoised: undecided places as shades, decided ones in the colour of their pass.
+    Shows an answer while it is denoised: masked positions as shades, decided ones in the colour of their pass.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
             Decodes single tokens.
         mask_token_id (`int`):
-            The token of undecided places.
+            The token of masked positions.
         live (`rich.live.Live`):
             Where to draw.
     """
@@ -56,7 +56,7 @@ class LiveAnswer(BaseStreamer):
         self.tokenizer = tokenizer
         self.mask_token_id = mask_token_id
         self.live = live
-        self.pass_of_place: list[int | None] = []
+        self.pass_of_position: list[int | None] = []
         self.num_passes = 0
 
     def put(self, value: torch.Tensor) -> None:
@@ -65,11 +65,11 @@ class LiveAnswer(BaseStreamer):
     def put_draft(self, value: torch.Tensor) -> None:
         """Draws `value` (`torch.LongTensor` of shape `(1, answer_length)`), the answer after a pass."""
         tokens = value[0].tolist()
-        if not self.pass_of_place:
-            self.pass_of_place = [None] * len(tokens)
-        for place, token in enumerate(tokens):
-            if token != self.mask_token_id and self.pass_of_place[place] is None:
-                self.pass_of_place[place] = self.num_passes
+        if not self.pass_of_position:
+            self.pass_of_position = [None] * len(tokens)
+        for position, token in enumerate(tokens):
+            if token != self.mask_token_id and self.pass_of_position[position] is None:
+                self.pass_of_position[position] = self.num_passes
         self.num_passes += 1
         self.live.update(self.render(tokens), refresh=True)
 
@@ -87,11 +87,11 @@ class LiveAnswer(BaseStreamer):
         """
         text = Text()
         special = set(self.tokenizer.all_special_ids)
-        for token, revealed_in in zip(tokens, self.pass_of_place, strict=True):
-            if revealed_in is None:
+        for token, unmasked_in in zip(tokens, self.pass_of_position, strict=True):
+            if unmasked_in is None:
                 text.append(MASK_SIGN, style="dim")
             elif token not in special:
-                text.append(self.tokenizer.decode([token]), style=STEP_STYLES[revealed_in % len(STEP_STYLES)])
+                text.append(self.tokenizer.decode([token]), style=STEP_STYLES[unmasked_in % len(STEP_STYLES)])
         return text
 
 
@@ -100,9 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", help="what to ask")
     add_model_argument(parser)
     parser.add_argument("--adapter", help="directory or Hub id of a PEFT adapter for the model")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="picture; may be given several times")
-    parser.add_argument("--max-new-tokens", type=int, help="places of the answer")
-    parser.add_argument("--confidence-threshold", type=float, help="reveal every place surer than this")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="image; may be given several times")
+    parser.add_argument("--max-new-tokens", type=int, help="positions of the answer")
+    parser.add_argument("--confidence-threshold", type=float, help="unmask every position surer than this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -163,7 +163,7 @@ def message_content(question: str, images: list[Path]) -> list[dict[str, str]]:
         question (`str`):
             What to ask.
         images (`list[Path]`):
-            Pictures, which come before the question.
+            Images, which come before the question.
 
     Returns:
         `list[dict[str, str]]`: Content of a chat message.

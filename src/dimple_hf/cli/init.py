@@ -16,7 +16,7 @@
 import argparse
 from pathlib import Path
 
-from ..training.initialization import initialize_dimple
+from ..hub.init import initialize_dimple
 
 HELP = "build an untrained Dimple from public parts"
 

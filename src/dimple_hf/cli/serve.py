@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Answer OpenAI's clients: chat completions with pictures, streamed or at once, free or by a JSON schema."""
+"""Answer OpenAI's clients: chat completions with images, streamed or at once, free or by a JSON schema."""
 
 import argparse
 import importlib.util
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the weights (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--allow-remote-images", action="store_true", help="fetch pictures from addresses, public ones only"
+        "--allow-remote-images", action="store_true", help="fetch images from addresses, public ones only"
     )
     parser.add_argument("--max-requests", type=int, default=128, help="at a time; more get 429 (default: %(default)s)")
     parser.add_argument("--max-batch-size", type=int, default=8, help="answered together (default: %(default)s)")
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-body-mib", type=int, default=12, help="of a request (default: %(default)s)")
     parser.add_argument("--max-image-mib", type=int, default=8, help="of a request's files (default: %(default)s)")
     parser.add_argument(
-        "--max-image-pixels", type=int, default=1 << 24, help="of a request's pictures (default: %(default)s)"
+        "--max-image-pixels", type=int, default=1 << 24, help="of a request's images (default: %(default)s)"
     )
     parser.add_argument(
         "--grace-seconds", type=int, default=30, help="for running requests on SIGTERM (default: %(default)s)"
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
     import uvicorn
 
-    from ..integrations.serving import build_app
-    from ..integrations.serving.limits import MIB, Limits
+    from ..serve import build_app
+    from ..serve.limits import MIB, Limits
 
     limits = Limits(
         max_requests=args.max_requests,

@@ -16,11 +16,11 @@
 Imported by the command line and users; `dimple_hf` itself does not import it.
 """
 
-from .conversion import convert_checkpoint
+from .card import build_model_card, write_model_card
+from .convert import convert_checkpoint
+from .doctor import check_checkpoint
 from .environment import check_environment, describe_environment
 from .findings import Finding
-from .inspection import check_checkpoint
-from .model_card import build_model_card, write_model_card
 
 __all__ = [
     "Finding",

@@ -36,7 +36,7 @@ DISTRIBUTIONS = (
     "datasets", "numpy", "pillow", "torchvision", "bitsandbytes", "torchao", "flash_attn", "kernels", "triton",
 )  # fmt: skip
 
-#: Memory for the released model: 8.3 billion numbers in bfloat16 are 15.5 GiB, and a picture's cache fits beside them.
+#: Memory for the released model: 8.3 billion numbers in bfloat16 are 15.5 GiB, and an image's cache fits beside them.
 RELEASED_MODEL_GIB = 16
 
 #: What a processor calls its bfloat16 instructions.

@@ -14,7 +14,7 @@
 """Settings of an evaluation: presets, what the user names, what the task asks for, and which of them wins.
 
 Functions of data that need no evaluation library. The presets are those of the paper's evaluation (arXiv 2505.16990,
-section 5: MaskGIT order, one token per step, answers of 4, 8 or 16 places) and of confident decoding. Imported by
+section 5: MaskGIT order, one token per step, answers of 4, 8 or 16 positions) and of confident decoding. Imported by
 `lmms_eval`.
 """
 
@@ -27,7 +27,8 @@ from ..modeling.generation_config_dimple import DIFFUSION_OPTIONS, DimpleGenerat
 
 ANSWER_LENGTHS = (4, 8, 16)
 
-#: How many places a pass reveals. The order is the same for both: the place that the model is surest of comes first.
+#: How many positions a pass unmasks. The order is the same for both: the position that the model is surest of comes
+#: first.
 DECODINGS: dict[str, dict[str, Any]] = {
     "paper": {"unmasking": "confidence", "parallel_rule": "threshold", "confidence_threshold": None},
     "confident": {"unmasking": "confidence", "parallel_rule": "threshold", "confidence_threshold": 0.95},

@@ -162,7 +162,7 @@ def ask(
         model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
             What is asked.
         chats (`Sequence[list[dict]]`):
-            Messages, pictures in them.
+            Messages, images in them.
         options:
             Options of `generate`.
 

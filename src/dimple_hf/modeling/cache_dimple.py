@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 @dataclass(frozen=True)
 class CachePolicy:
     """
-    When a row's keys and values are all computed anew, and which of its places run in the passes between.
+    When a row's keys and values are all computed anew, and which of its positions run in the passes between.
 
     ```text
     whole pass               | prompt                       | answer                                   |
@@ -38,15 +38,15 @@ class CachePolicy:
       with `keeps_suffix`     .............................. | ......... x | its block | .............. |
     ```
 
-    Dots are places whose keys and values are kept. The place x before the others runs with them, because its output
-    predicts the first of them. All of it is exact only in the pass that renews them: afterwards, what is kept has
-    seen an older answer.
+    Dots are positions whose keys and values are kept. The position x before the others runs with them, because its
+    output predicts the first of them. All of it is exact only in the pass that renews them: afterwards, what is kept
+    has seen an older answer.
 
     Args:
         interval (`int`, *optional*):
             Passes from one renewal to the next; never again when missing.
         block_length (`int`, *optional*):
-            Also renew a row when it comes to another block of this many places, and keep the blocks before.
+            Also renew a row when it comes to another block of this many positions, and keep the blocks before.
         keeps_suffix (`bool`, defaults to `False`):
             Keep what follows the block, too.
     """
@@ -74,17 +74,17 @@ BLOCK_POLICIES = ("block", "dual")
 
 class CanvasCacheLayer(CacheLayerMixin):
     """
-    Keys and values of one layer, for every place of prompt and answer, in memory that is allocated once.
+    Keys and values of one layer, for every position of prompt and answer, in memory that is allocated once.
 
-    Each pass writes the entries of the places that it runs over what lay there. A pass of whole rows sees what it
-    has just computed, any other the memory. In memory all heads of a place are neighbours, as the layers make them,
-    so that writing a place is copying one stretch.
+    Each pass writes the entries of the positions that it runs over what lay there. A pass of whole rows sees what it
+    has just computed, any other the memory. In memory all heads of a position are neighbours, as the layers make them,
+    so that writing a position is copying one stretch.
 
     Args:
         num_rows (`int`):
             Rows of the batch.
-        num_places (`int`):
-            Places of each row.
+        num_positions (`int`):
+            Positions of each row.
         is_static (`bool`, defaults to `False`):
             Whether the rows stay until the end, so that compiled code may rely on where the memory lies.
     """
@@ -92,16 +92,16 @@ class CanvasCacheLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, num_rows: int, num_places: int, is_static: bool = False):
+    def __init__(self, num_rows: int, num_positions: int, is_static: bool = False):
         super().__init__()
-        self.num_rows, self.num_places, self.is_compileable = num_rows, num_places, is_static
-        self.rows = self.places = torch.empty(0, dtype=torch.long)
+        self.num_rows, self.num_positions, self.is_compileable = num_rows, num_positions, is_static
+        self.rows = self.positions = torch.empty(0, dtype=torch.long)
         self.width: int | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         # Zeros, because attention multiplies what it does not see by 0, which leaves NaN what was NaN.
-        shape = (self.num_rows, self.num_places, key_states.shape[1], key_states.shape[3])
+        shape = (self.num_rows, self.num_positions, key_states.shape[1], key_states.shape[3])
         self.keys = key_states.new_zeros(shape).transpose(1, 2)
         self.values = value_states.new_zeros(shape).transpose(1, 2)
         if self.is_compileable:  # `torch.compile` records no graph otherwise, because the pass writes into these
@@ -115,28 +115,28 @@ class CanvasCacheLayer(CacheLayerMixin):
         """
         Args:
             key_states, value_states (`torch.FloatTensor`, each `(batch_size, num_key_value_heads, length, head_dim)`):
-                Of the places that the pass runs, which [`CanvasCache.direct`] has named.
+                Of the positions that the pass runs, which [`CanvasCache.direct`] has named.
 
         Returns:
             `tuple(torch.FloatTensor, torch.FloatTensor)`: Keys and values that the pass sees.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, places = self.rows.to(self.device)[:, None], self.places.to(self.device)
-        self.keys[rows, :, places] = key_states.transpose(1, 2)
-        self.values[rows, :, places] = value_states.transpose(1, 2)
+        rows, positions = self.rows.to(self.device)[:, None], self.positions.to(self.device)
+        self.keys[rows, :, positions] = key_states.transpose(1, 2)
+        self.values[rows, :, positions] = value_states.transpose(1, 2)
         if self.width is None:
             return key_states, value_states
         return self.keys[:, :, : self.width], self.values[:, :, : self.width]
 
     def get_seq_length(self) -> int:
-        return self.num_places if self.is_initialized else 0
+        return self.num_positions if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length if self.width is None else self.width, 0
 
     def get_max_length(self) -> int:
-        return self.num_places
+        return self.num_positions
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps only the rows `indices` (`torch.LongTensor` of shape `(num_rows,)`) of the batch."""
@@ -155,27 +155,29 @@ class CanvasCache(Cache):
             Layers of the language model.
         num_rows (`int`):
             Rows of the batch.
-        num_places (`int`):
-            Places of each row: prompt and longest answer.
+        num_positions (`int`):
+            Positions of each row: prompt and longest answer.
         is_static (`bool`, defaults to `False`):
             See [`CanvasCacheLayer`].
     """
 
-    def __init__(self, num_hidden_layers: int, num_rows: int, num_places: int, is_static: bool = False):
-        super().__init__(layers=[CanvasCacheLayer(num_rows, num_places, is_static) for _ in range(num_hidden_layers)])
+    def __init__(self, num_hidden_layers: int, num_rows: int, num_positions: int, is_static: bool = False):
+        super().__init__(
+            layers=[CanvasCacheLayer(num_rows, num_positions, is_static) for _ in range(num_hidden_layers)]
+        )
 
-    def direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
+    def direct(self, rows: torch.LongTensor, positions: torch.LongTensor, width: int | None) -> None:
         """
         Says what the next pass runs and sees.
 
         Args:
             rows (`torch.LongTensor` of shape `(num_run_rows,)`):
                 The rows that it runs.
-            places (`torch.LongTensor` of shape `(num_run_rows, length)`):
-                The places of each that it runs. One may come twice, if it does with the same token and position.
+            positions (`torch.LongTensor` of shape `(num_run_rows, length)`):
+                The positions of each that it runs. One may come twice, if it does with the same token and position.
             width (`int`, *optional*):
-                It sees the first `width` places of all rows in memory, which are then the rows that it runs; when
+                It sees the first `width` positions of all rows in memory, which are then the rows that it runs; when
                 missing, what it computes itself, for which it must run whole rows.
         """
         for layer in self.layers:
-            layer.rows, layer.places, layer.width = rows, places, width
+            layer.rows, layer.positions, layer.width = rows, positions, width

@@ -27,8 +27,8 @@ import torch
 from transformers import CompileConfig, PreTrainedModel
 
 from .cache_dimple import CachePolicy, CanvasCache
-from .recorded_pass_dimple import RecordedPass, without_graphs
-from .unmasking_dimple import place_indices
+from .cuda_graph_dimple import RecordedPass, without_graphs
+from .unmasking_dimple import position_indices
 
 
 class CanvasRunner:
@@ -36,12 +36,12 @@ class CanvasRunner:
     One prompt batch with room for an answer.
 
     The images are encoded before, once, and the prompt is embedded once: an image placeholder that the model writes
-    into the answer is a token like any other. A whole pass runs all places of a row and fills its part of the cache;
-    any other pass runs a window of each row: what the policy does not keep, and the place before it, whose output
-    predicts the first of these. Each row is renewed on its own account, so that it does not depend on its neighbours:
-    in a step in which only some rows are due, a whole pass of these comes before the window of all.
+    into the answer is a token like any other. A whole pass runs all positions of a row and fills its part of the
+    cache; any other pass runs a window of each row: what the policy does not keep, and the position before it, whose
+    output predicts the first of these. Each row is renewed on its own account, so that it does not depend on its
+    neighbours: in a step in which only some rows are due, a whole pass of these comes before the window of all.
 
-    Places behind the longest canvas of the batch are not run. The attention mask of each kind of pass is prepared
+    Positions after the longest canvas of the batch are not run. The attention mask of each kind of pass is prepared
     once; without padding there is none, which lets sdpa take its fastest kernels.
 
     Args:
@@ -50,7 +50,7 @@ class CanvasRunner:
         input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`):
             Prompt tokens, padded on the left.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length + answer_length)`):
-            1 at tokens, 0 at padding: before a prompt, and behind a canvas that is shorter than `answer_length`.
+            1 at tokens, 0 at padding: before a prompt, and after a canvas that is shorter than `answer_length`.
         position_ids (`torch.LongTensor` of shape `(3, batch_size, prompt_length + answer_length)`):
             Positions on the three axes.
         image_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
@@ -98,7 +98,7 @@ class CanvasRunner:
     def compile(self, compile_config: CompileConfig | None) -> None:
         """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
         records the pass over a window, where CUDA graphs are wanted. The whole pass comes once in an answer; the head
-        runs at another number of places in each pass."""
+        runs at another number of positions in each pass."""
         text_model = self.model.model
         unrecorded = without_graphs(compile_config, text_model)
         self._recorded = None if unrecorded is None else RecordedPass()
@@ -117,66 +117,66 @@ class CanvasRunner:
 
         Returns:
             `tuple(torch.BoolTensor, torch.FloatTensor)` of shapes `(batch_size, answer_length)` and
-            `(num_places, vocab_size)`: The places of these canvases, and their logits, row by row.
+            `(num_positions, vocab_size)`: The positions of these canvases, and their logits, row by row.
         """
         lengths = [length if row in rows else 0 for row, length in enumerate(self.canvas_lengths)]
-        places = (
+        positions = (
             torch.arange(answer.shape[1], device=answer.device) < torch.tensor(lengths, device=answer.device)[:, None]
         )
-        logits = self.whole_logits(answer, places, rows, [0] * len(answer), sum(lengths))
+        logits = self.whole_logits(answer, positions, rows, [0] * len(answer), sum(lengths))
         self._seen.update(zip(rows, logits.split([lengths[row] for row in rows]), strict=True))
-        return places, logits
+        return positions, logits
 
     def logits(
-        self, answer: torch.LongTensor, places: torch.BoolTensor, num_places: int | None = None
+        self, answer: torch.LongTensor, positions: torch.BoolTensor, num_positions: int | None = None
     ) -> torch.FloatTensor:
         """
-        Scores for some places of the answer, from one pass over each row.
+        Scores for some positions of the answer, from one pass over each row.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
                 Answer tokens, masked where not yet decided.
-            places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            positions (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
                 `True` where scores are wanted. The first of a row is in its present block.
-            num_places (`int`, *optional*):
+            num_positions (`int`, *optional*):
                 How many they are, if that is known: then the device need not be waited for.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in the model's dtype, row by row.
+            `torch.FloatTensor` of shape `(num_positions, vocab_size)`: Logits in the model's dtype, row by row.
         """
-        blocks, last_blocks = self._blocks(places)
+        blocks, last_blocks = self._blocks(positions)
         if self._seen:
-            return self._logits_behind_looks(answer, places, blocks)
+            return self._logits_after_looks(answer, positions, blocks)
         due = [row for row, block in enumerate(blocks) if self._is_due(row, block)]
         if self.policy.keeps_suffix:  # the window ends with the block
             due = [row for row, block in enumerate(blocks) if row in due or last_blocks[row] > block]
         are_all_due = len(due) == len(answer)
         whole_logits = None
         if due:
-            whole_logits = self.whole_logits(answer, places, due, blocks, num_places if are_all_due else None)
+            whole_logits = self.whole_logits(answer, positions, due, blocks, num_positions if are_all_due else None)
         self._ages = [age + 1 for age in self._ages]
         if are_all_due:
             return whole_logits
         if whole_logits is None:
-            return self._run_window(answer, places, blocks, num_places)
+            return self._run_window(answer, positions, blocks, num_positions)
         # The rows that are due run once more with the others, for nothing: else the others' cache had to be copied.
-        of_others = places.clone()
+        of_others = positions.clone()
         of_others[due] = False
         window_logits = self._run_window(answer, of_others, blocks)
-        is_window = of_others[places]
+        is_window = of_others[positions]
         logits = window_logits.new_empty(len(is_window), window_logits.shape[1])
         logits[is_window], logits[~is_window] = window_logits, whole_logits
         return logits
 
-    def _logits_behind_looks(
-        self, answer: torch.LongTensor, places: torch.BoolTensor, blocks: list[int]
+    def _logits_after_looks(
+        self, answer: torch.LongTensor, positions: torch.BoolTensor, blocks: list[int]
     ) -> torch.FloatTensor:
         """As `logits`, for rows that were looked at and for others, whose canvases have grown since."""
-        of_row = {row: logits[places[row, : len(logits)]] for row, logits in self._seen.items()}
+        of_row = {row: logits[positions[row, : len(logits)]] for row, logits in self._seen.items()}
         due = [row for row in range(len(answer)) if row not in of_row]
         if due:
-            whole_logits = self.whole_logits(answer, places, due, blocks)
-            of_row.update(zip(due, whole_logits.split(places[due].sum(dim=1).tolist()), strict=True))
+            whole_logits = self.whole_logits(answer, positions, due, blocks)
+            of_row.update(zip(due, whole_logits.split(positions[due].sum(dim=1).tolist()), strict=True))
         self._seen.clear()
         self._ages = [age + 1 for age in self._ages]
         return torch.cat([of_row[row] for row in range(len(answer))])
@@ -184,37 +184,37 @@ class CanvasRunner:
     def whole_logits(
         self,
         answer: torch.LongTensor,
-        places: torch.BoolTensor,
+        positions: torch.BoolTensor,
         rows: list[int],
         blocks: list[int],
-        num_places: int | None = None,
+        num_positions: int | None = None,
     ) -> torch.FloatTensor:
         """
-        Scores for some places of some rows' answers, from a pass that renews these rows' keys and values.
+        Scores for some positions of some rows' answers, from a pass that renews these rows' keys and values.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
                 Answer tokens, masked where not yet decided.
-            places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            positions (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
                 `True` where scores are wanted; of other rows than `rows` nothing is returned.
             rows (`list[int]`):
                 The rows to run, in ascending order.
             blocks (`list[int]`):
                 The block that each row of the batch is in.
-            num_places (`int`, *optional*):
+            num_positions (`int`, *optional*):
                 See [`CanvasRunner.logits`].
 
         Returns:
-            `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits in the model's dtype, row by row.
+            `torch.FloatTensor` of shape `(num_positions, vocab_size)`: Logits in the model's dtype, row by row.
         """
         for row in rows:
             self._renewed_for[row], self._ages[row] = (blocks[row], self.canvas_lengths[row]), 0
         width = self._width()
-        return self._run_whole(answer, width, rows, self._predictors(places, width), num_places)
+        return self._run_whole(answer, width, rows, self._predictors(positions, width), num_positions)
 
     def all_logits(self, answer: torch.LongTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """
-        Scores for every place that this pass runs: the whole sequence, or with a filled cache its end. Only under
+        Scores for every position that this pass runs: the whole sequence, or with a filled cache its end. Only under
         policies without blocks.
 
         Args:
@@ -223,8 +223,8 @@ class CanvasRunner:
 
         Returns:
             `tuple(torch.LongTensor, torch.FloatTensor)` of shapes `(batch_size, length)` and
-            `(batch_size, length, vocab_size)`: Tokens, and float32 logits shifted so that those at place j are for the
-            token at place j (the first place keeps its own).
+            `(batch_size, length, vocab_size)`: Tokens, and float32 logits shifted so that those at position j are for
+            the token at position j (the first position keeps its own).
         """
         rows, width = list(range(len(answer))), self.attention_mask.shape[1]
         if self._is_due(0, 0):  # then all are: they have run together since the first pass
@@ -250,7 +250,7 @@ class CanvasRunner:
         self._masks.clear()
 
     def resize_canvases(self, lengths: list[int]) -> None:
-        """Gives each row a canvas of its length in `lengths`, in places. One that has grown is renewed in its next
+        """Gives each row a canvas of its length in `lengths`, in positions. One that has grown is renewed in its next
         pass; the keys and values of one that has shrunk stay, though they have seen what is now gone."""
         for row, (before, after) in enumerate(zip(self.canvas_lengths, lengths, strict=True)):
             if after != before:
@@ -260,16 +260,16 @@ class CanvasRunner:
                 self._renewed_for[row] = (renewed_for[0], after)
         self.canvas_lengths = lengths
         prompt_mask, answer_mask = self.attention_mask.tensor_split([self.prompt_length], dim=1)
-        places = torch.arange(answer_mask.shape[1], device=answer_mask.device)
-        in_canvas = places < torch.tensor(lengths, device=answer_mask.device)[:, None]
+        positions = torch.arange(answer_mask.shape[1], device=answer_mask.device)
+        in_canvas = positions < torch.tensor(lengths, device=answer_mask.device)[:, None]
         self.attention_mask = torch.cat([prompt_mask, in_canvas.to(prompt_mask.dtype)], dim=1)
         self._masks.clear()
 
-    def _blocks(self, places: torch.BoolTensor) -> tuple[list[int], list[int]]:
-        """The blocks of each row's first and last place; one for all without blocks."""
+    def _blocks(self, positions: torch.BoolTensor) -> tuple[list[int], list[int]]:
+        """The blocks of each row's first and last position; one for all without blocks."""
         if self.policy.block_length is None:
-            return [0] * len(places), [0] * len(places)
-        first, last = places.int().argmax(dim=1), places.shape[1] - 1 - places.flip(1).int().argmax(dim=1)
+            return [0] * len(positions), [0] * len(positions)
+        first, last = positions.int().argmax(dim=1), positions.shape[1] - 1 - positions.flip(1).int().argmax(dim=1)
         first_blocks, last_blocks = (torch.stack([first, last]) // self.policy.block_length).tolist()
         return first_blocks, last_blocks
 
@@ -278,17 +278,18 @@ class CanvasRunner:
         return is_old or self._renewed_for[row] != (block, self.canvas_lengths[row])
 
     def _width(self) -> int:
-        """Places of the prompt and of the longest canvas: what lies behind is nothing to anybody."""
+        """Positions of the prompt and of the longest canvas: what lies after is nothing to anybody."""
         return self.prompt_length + max(self.canvas_lengths)
 
-    def _predictors(self, places: torch.BoolTensor, width: int) -> torch.BoolTensor:
-        """From places of the answer to those, of `width` in the sequence, whose outputs predict them: one before."""
-        predictors = places.new_zeros(len(places), width)
-        predictors[:, self.prompt_length - 1 : -1] = places[:, : width - self.prompt_length]
+    def _predictors(self, positions: torch.BoolTensor, width: int) -> torch.BoolTensor:
+        """From positions of the answer to those, of `width` in the sequence, whose outputs predict them: one
+        before."""
+        predictors = positions.new_zeros(len(positions), width)
+        predictors[:, self.prompt_length - 1 : -1] = positions[:, : width - self.prompt_length]
         return predictors
 
     def _window(self, blocks: list[int], width: int) -> torch.LongTensor:
-        """Which places of each row to run, `(batch_size, length)`; a row that has fewer repeats its last one."""
+        """Which positions of each row to run, `(batch_size, length)`; a row that has fewer repeats its last one."""
         block_length = self.policy.block_length or 0
         starts = [self.prompt_length - 1 + block * block_length for block in blocks]
         stops = [min(start + 1 + block_length, width) if self.policy.keeps_suffix else width for start in starts]
@@ -306,9 +307,10 @@ class CanvasRunner:
         width: int,
         rows: list[int],
         predictors: torch.BoolTensor | None,
-        num_places: int | None = None,
+        num_positions: int | None = None,
     ) -> torch.FloatTensor:
-        """Runs `width` places of some rows; scores where `predictors`, which is for all rows, says, or everywhere."""
+        """Runs `width` positions of some rows; scores where `predictors`, which is for all rows, says, or
+        everywhere."""
         is_whole_batch = len(rows) == len(answer)
         index = torch.arange(len(answer), device=answer.device)
         if not is_whole_batch:
@@ -326,27 +328,28 @@ class CanvasRunner:
             "past_key_values": self.cache,
             "is_causal": False,
         }
-        return self._run(inputs, None if predictors is None else predictors[index], num_places)
+        return self._run(inputs, None if predictors is None else predictors[index], num_positions)
 
     def _run_window(
         self,
         answer: torch.LongTensor,
-        places: torch.BoolTensor | None,
+        positions: torch.BoolTensor | None,
         blocks: list[int],
-        num_places: int | None = None,
+        num_positions: int | None = None,
     ) -> torch.FloatTensor:
-        """Runs a window of all rows; scores some places of the answer, or what predicts each place of the window."""
+        """Runs a window of all rows; scores some positions of the answer, or what predicts each position of the
+        window."""
         width = self._width()
         window = self._window(blocks, width)
-        if places is None:
+        if positions is None:
             return self._run(self._window_inputs(answer, width, window), None, None)
         if self._compiled_text_model is None:
-            keep = self._predictors(places, width).gather(1, window)
-            return self._run(self._window_inputs(answer, width, window), keep, num_places)
-        # The layers first, so that the device has something to do while it is told which places to score.
+            keep = self._predictors(positions, width).gather(1, window)
+            return self._run(self._window_inputs(answer, width, window), keep, num_positions)
+        # The layers first, so that the device has something to do while it is told which positions to score.
         run = partial(self._static_states, self._compiled_text_model)
         states = run(answer) if self._recorded is None else self._recorded(run, answer)
-        kept = _kept(self._predictors(places, width).gather(1, window), num_places)
+        kept = _kept(self._predictors(positions, width).gather(1, window), num_positions)
         return self.model.lm_head(states[kept]).to(self.input_ids.device)
 
     def _static_states(self, text_model: Callable[..., Any], answer: torch.LongTensor) -> torch.FloatTensor:
@@ -356,7 +359,7 @@ class CanvasRunner:
         return text_model(**self._window_inputs(answer, width, window)).last_hidden_state
 
     def _window_inputs(self, answer: torch.LongTensor, width: int, window: torch.LongTensor) -> dict[str, Any]:
-        """What the text model is called with for the places `window` of all rows, which see `width`."""
+        """What the text model is called with for the positions `window` of all rows, which see `width`."""
         index = torch.arange(len(answer), device=answer.device)
         self._direct(index, window, width)
         start = self.prompt_length - 1  # no window begins before
@@ -370,9 +373,9 @@ class CanvasRunner:
             "is_causal": False,
         }
 
-    def _direct(self, rows: torch.LongTensor, places: torch.LongTensor, width: int | None) -> None:
+    def _direct(self, rows: torch.LongTensor, positions: torch.LongTensor, width: int | None) -> None:
         if self.cache is not None:
-            self.cache.direct(rows, places, width)
+            self.cache.direct(rows, positions, width)
 
     def _run(self, inputs: dict[str, Any], keep: torch.BoolTensor | None, num_kept: int | None) -> torch.FloatTensor:
         """Runs the model; scores what `keep`, which has the shape of its tokens, says, or everything."""
@@ -380,7 +383,7 @@ class CanvasRunner:
         return self.model(**inputs, logits_to_keep=kept).logits.to(self.input_ids.device)
 
     def _mask(self, num_queries: int, width: int) -> dict[str, torch.Tensor | None]:
-        """What the attention backend wants for so many places of all rows that see `width`; made once."""
+        """What the attention backend wants for so many positions of all rows that see `width`; made once."""
         if (num_queries, width) not in self._masks:
             self._masks[num_queries, width] = self._make_mask(self.attention_mask[:, :width], num_queries)
         return self._masks[num_queries, width]
@@ -395,14 +398,15 @@ class CanvasRunner:
 
 
 def _canvas_lengths(answer_mask: torch.LongTensor) -> list[int]:
-    """Places of each row up to the last that is no padding; `answer_mask` has shape `(batch_size, answer_length)`."""
-    places = torch.arange(1, answer_mask.shape[1] + 1, device=answer_mask.device)
-    return ((answer_mask != 0) * places).amax(dim=1).tolist()
+    """Positions of each row up to the last that is no padding; `answer_mask` has shape `(batch_size,
+    answer_length)`."""
+    positions = torch.arange(1, answer_mask.shape[1] + 1, device=answer_mask.device)
+    return ((answer_mask != 0) * positions).amax(dim=1).tolist()
 
 
 def _kept(keep: torch.BoolTensor, num_kept: int | None) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """An index of the places where `keep`, of two dimensions, is `True`."""
+    """An index of the positions where `keep`, of two dimensions, is `True`."""
     if num_kept is None:
         return keep
-    flat = place_indices(keep, num_kept)
+    flat = position_indices(keep, num_kept)
     return flat // keep.shape[1], flat % keep.shape[1]

@@ -111,7 +111,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         pad_token_id (`int`, defaults to 151643):
             Fills batches, and ends answers: the released model closes an answer with a run of it.
         image_token_id, video_token_id, vision_start_token_id, vision_end_token_id, vision_token_id (`int`):
-            Placeholder ids around and for picture features. Video is not supported by the model.
+            Placeholder ids around and for image features. Video is not supported by the model.
 
     Raises:
         ValueError: If a size is not positive, `loss_weighting` is unknown, a sliding window is asked for,
@@ -163,7 +163,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super().convert_rope_params_to_dict(**kwargs)
         # The original keeps the sections at the top level, transformers' rotary embedding reads them from here. Our
-        # own files carry them in both places, and then they are equal.
+        # own files carry them in both positions, and then they are equal.
         self.rope_parameters.setdefault("mrope_section", list(self.mrope_section))
         self.mrope_section = list(self.rope_parameters["mrope_section"])
         return kwargs

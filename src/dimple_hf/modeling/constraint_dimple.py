@@ -23,17 +23,17 @@ import torch
 
 class AnswerConstraint(Protocol):
     """
-    Says which tokens an answer's places can still take, given what is decided of it.
+    Says which tokens an answer's positions can still take, given what is decided of it.
 
-    It must have no dead ends: as long as what is decided was admitted, every masked place has a possible token. And it
-    must answer from what it is given alone, because some rules mask places again.
+    It must have no dead ends: as long as what is decided was admitted, every masked position has a possible token. And
+    it must answer from what it is given alone, because some rules mask positions again.
     """
 
     @property
     def constrained_rows(self) -> torch.BoolTensor:
         """
         `torch.BoolTensor` of shape `(batch_size,)`: `True` at rows that are under a constraint. They are filled up to
-        their last place, and end tokens mean nothing in them.
+        their last position, and end tokens mean nothing in them.
         """
         ...
 
@@ -47,7 +47,7 @@ class AnswerConstraint(Protocol):
         answer: torch.LongTensor,
         masked: torch.BoolTensor,
         logits: torch.FloatTensor,
-        places: torch.BoolTensor | None = None,
+        positions: torch.BoolTensor | None = None,
     ) -> torch.FloatTensor:
         """
         Called before tokens and confidences are taken.
@@ -58,14 +58,14 @@ class AnswerConstraint(Protocol):
             answer (`torch.LongTensor` of shape `(num_rows, answer_length)`):
                 Answer tokens.
             masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` where a place is not yet decided.
-            logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
-                Scores of `places`, row by row; may be changed in place.
-            places (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
-                `True` at those of the masked places that this pass can decide; all of them when missing.
+                `True` where a position is not yet decided.
+            logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
+                Scores of `positions`, row by row; may be changed in place.
+            positions (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
+                `True` at those of the masked positions that this pass can decide; all of them when missing.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_places, vocab_size)`: The scores, -inf at impossible tokens.
+            `torch.FloatTensor` of shape `(num_positions, vocab_size)`: The scores, -inf at impossible tokens.
         """
         ...
 
@@ -79,17 +79,17 @@ class AnswerConstraint(Protocol):
         confidence: torch.FloatTensor,
     ) -> torch.BoolTensor:
         """
-        Called before places are revealed, because tokens that are possible one by one may not be so together.
+        Called before positions are unmasked, because tokens that are possible one by one may not be so together.
 
         Args:
             rows, answer, masked:
                 As above.
             proposed (`torch.LongTensor` of shape `(num_rows, answer_length)`):
-                The answer with a token at every place.
+                The answer with a token at every position.
             chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` at the masked places to reveal.
+                `True` at the masked positions to unmask.
             confidence (`torch.FloatTensor` of shape `(num_rows, answer_length)`):
-                Confidence of each masked place.
+                Confidence of each masked position.
 
         Returns:
             `torch.BoolTensor` of shape `(num_rows, answer_length)`: Those of `chosen` that are possible together, at

@@ -15,7 +15,7 @@
 
 Source: Dimple, section 4 (arXiv 2505.16990) and the released decoding loop. What runs the model is in
 `canvas_dimple`, the decisions are in `unmasking_dimple` and `rules_dimple`; here they are put together. Imported by
-`generation_dimple` and `upstream_dimple`.
+`generation_dimple` and `original_dimple`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +27,13 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .canvas_dimple import CanvasRunner
 from .constraint_dimple import AnswerConstraint
-from .length_dimple import LengthPlan, end_in_sight, fitted_lengths, last_places, longer, resized
+from .length_dimple import LengthPlan, end_in_sight, fitted_lengths, last_positions, longer, resized
 from .rules_dimple import PARALLEL_RULES, ParallelRule, PassMemory, PassScores, spread
 from .streaming_dimple import DraftStreamer
 from .unmasking_dimple import (
     CONFIDENCE_MEASURES,
     SCHEDULES,
-    active_places,
+    active_positions,
     block_steps,
     denoising_times,
     filter_logits,
@@ -41,7 +41,7 @@ from .unmasking_dimple import (
     in_parts,
     most_probable,
     present_block,
-    rank_places,
+    rank_positions,
     steps_per_block,
 )
 
@@ -81,11 +81,11 @@ class DenoisingPlan:
         filtered_confidence (`bool`):
             Take confidences after temperature, top-p and top-k.
         ranking_temperature (`float`, *optional*):
-            Draw the order of places, see `rank_places`.
-        independent_places (`bool`):
-            Reveal each place with the schedule's share as probability, instead of that share of the places.
+            Draw the order of positions, see `rank_positions`.
+        independent_positions (`bool`):
+            Unmask each position with the schedule's share as probability, instead of that share of the positions.
         one_by_one (`bool`):
-            Let the schedule reveal exactly one place, also in the last step.
+            Let the schedule unmask exactly one position, also in the last step.
         run_all_steps (`bool`):
             Go on to the last step when nothing is masked any more.
         generates_mask_token (`bool`):
@@ -110,28 +110,28 @@ class DenoisingPlan:
     eps: float = DEFAULT_EPS
     filtered_confidence: bool = False
     ranking_temperature: float | None = None
-    independent_places: bool = False
+    independent_positions: bool = False
     one_by_one: bool = False
     run_all_steps: bool = False
     generates_mask_token: bool = False
 
     @property
     def rule(self) -> ParallelRule:
-        """The rule that decides what a pass reveals beyond its schedule."""
+        """The rule that decides what a pass unmasks beyond its schedule."""
         return PARALLEL_RULES[self.parallel_rule]
 
     def choose_tokens(self, logits: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """
         Args:
-            logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
-                Scores of the masked places.
+            logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
+                Scores of the masked positions.
 
         Returns:
-            `tuple(torch.LongTensor, torch.FloatTensor)`, each of shape `(num_places,)`: The token and the confidence
-            of each place; NaN where it has NaN, an infinite score or no possible token.
+            `tuple(torch.LongTensor, torch.FloatTensor)`, each of shape `(num_positions,)`: The token and the
+            confidence of each position; NaN where it has NaN, an infinite score or no possible token.
 
         Raises:
-            ValueError: If tokens are drawn and there is such a place.
+            ValueError: If tokens are drawn and there is such a position.
         """
         filtered = logits
         if self.do_sample or self.filtered_confidence:
@@ -145,62 +145,62 @@ class DenoisingPlan:
         scored = filtered if self.filtered_confidence else logits
         return tokens, in_parts(CONFIDENCE_MEASURES[self.unmasking], scored, tokens)
 
-    def choose_places(
-        self, step: int, open_places: torch.BoolTensor, maskable: torch.BoolTensor, scores: PassScores
+    def choose_positions(
+        self, step: int, open_positions: torch.BoolTensor, maskable: torch.BoolTensor, scores: PassScores
     ) -> torch.BoolTensor:
         """
-        What the rule reveals; in a row where that is nothing, what the schedule does; in a row that is closing,
+        What the rule unmasks; in a row where that is nothing, what the schedule does; in a row that is closing,
         everything in its present block.
 
         Args:
             step (`int`):
                 Index of the step, from 0.
-            open_places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-                `True` where a place is masked or, under a rule that takes back, not yet verified.
+            open_positions (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+                `True` where a position is masked or, under a rule that takes back, not yet verified.
             maskable (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-                `True` where a place was masked before the first step.
+                `True` where a position was masked before the first step.
             scores (`PassScores`):
-                What the pass says about the places of each row's present block.
+                What the pass says about the positions of each row's present block.
 
         Returns:
-            `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the places to reveal now.
+            `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the positions to unmask now.
         """
         masked = scores.masked
         if self.is_last(step) and not (self.one_by_one and self.confidence_threshold is None):
             return masked
         num_steps = steps_per_block(self.num_steps, masked.shape[1], self.block_length)
-        steps = block_steps(step, num_steps, open_places, self.block_length)
-        # Down to eps, the last two places come together where there are as many steps as places. That is the
+        steps = block_steps(step, num_steps, open_positions, self.block_length)
+        # Down to eps, the last two positions come together where there are as many steps as positions. That is the
         # original's habit and happens once in an answer; in every block it would be many, so there the grid goes on
-        # below 0, where each step reveals one.
+        # below 0, where each step unmasks one.
         eps = self.eps if self.block_length is None else -self.eps
         times = denoising_times(num_steps, eps, masked.device)
         num_masked = masked.sum(dim=1)
-        num_maskable = (maskable & present_block(open_places, self.block_length)).sum(dim=1)
+        num_maskable = (maskable & present_block(open_positions, self.block_length)).sum(dim=1)
         fraction = SCHEDULES[self.unmasking_schedule](steps, times, num_masked, num_maskable)
-        if self.independent_places:
+        if self.independent_positions:
             scheduled = masked & (torch.rand(masked.shape, device=masked.device) < fraction[:, None])
         else:
             counts = torch.ones_like(num_masked) if self.one_by_one else (num_masked * fraction).int()
-            ranks = rank_places(self.unmasking, scores.confidence, masked, self.ranking_temperature)
+            ranks = rank_positions(self.unmasking, scores.confidence, masked, self.ranking_temperature)
             scheduled = masked & (ranks < counts[:, None])
         options = {"confidence_threshold": self.confidence_threshold, **self.rule_options}
         chosen = self.rule.choose(scores, **{name: options[name] for name in self.rule.options})
         chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, scheduled)
         if self.block_length is not None:
-            chosen = torch.where(self.is_closing(step, open_places)[:, None], masked, chosen)
+            chosen = torch.where(self.is_closing(step, open_positions)[:, None], masked, chosen)
         return chosen
 
     def is_last(self, step: int) -> bool:
         """Whether no step follows `step`."""
         return step == self.num_steps - 1
 
-    def is_closing(self, step: int, open_places: torch.BoolTensor) -> torch.BoolTensor:
+    def is_closing(self, step: int, open_positions: torch.BoolTensor) -> torch.BoolTensor:
         """Which rows are in the last step of the answer, or of their present block; of shape `(batch_size,)`."""
         if self.block_length is None:
-            return torch.full((len(open_places),), self.is_last(step), device=open_places.device)
-        num_steps = steps_per_block(self.num_steps, open_places.shape[1], self.block_length)
-        steps = block_steps(step, num_steps, open_places, self.block_length)
+            return torch.full((len(open_positions),), self.is_last(step), device=open_positions.device)
+        num_steps = steps_per_block(self.num_steps, open_positions.shape[1], self.block_length)
+        steps = block_steps(step, num_steps, open_positions, self.block_length)
         return (steps == num_steps - 1) | self.is_last(step)
 
 
@@ -212,7 +212,7 @@ def _check_sound(is_sound: bool) -> None:
     """Refuses scores that are no numbers. An argmax over NaN is a token like any other."""
     if not is_sound:
         raise ValueError(
-            "the logits must never be NaN or +inf, and finite for at least one token of each place; "
+            "the logits must never be NaN or +inf, and finite for at least one token of each position; "
             "check the weights, the dtype and custom logits processors"
         )
 
@@ -227,7 +227,7 @@ class DenoisingHooks:
             `(step, sequences, logits) -> sequences`; first with `(None, sequences, None)`, then after each step. May
             rewrite the answer, not the prompt.
         logits (`Callable`):
-            `(step, sequences, logits) -> logits`, both over the places that the pass ran.
+            `(step, sequences, logits) -> logits`, both over the positions that the pass ran.
     """
 
     tokens: Callable[[int | None, torch.LongTensor, torch.FloatTensor | None], torch.LongTensor]
@@ -269,35 +269,37 @@ def _restricted(
     rows: torch.LongTensor,
     answer: torch.LongTensor,
     masked: torch.BoolTensor,
-    places: torch.BoolTensor,
+    positions: torch.BoolTensor,
     logits: torch.FloatTensor,
 ) -> torch.FloatTensor:
     """
-    Returns the `logits` of `places` as the constraint leaves them: at masked places given what is decided, at decided
-    ones, which only a rule that takes back has among them, given what such a rule cannot take back.
+    Returns the `logits` of `positions` as the constraint leaves them: at masked positions given what is decided, at
+    decided ones, which only a rule that takes back has among them, given what such a rule cannot take back.
     """
-    is_masked = masked[places]
+    is_masked = masked[positions]
     if bool(is_masked.all()):
-        return constraint.restrict(rows, answer, masked, logits, places)
+        return constraint.restrict(rows, answer, masked, logits, positions)
     restricted = torch.empty_like(logits)
-    restricted[is_masked] = constraint.restrict(rows, answer, masked, logits[is_masked], places & masked)
-    restricted[~is_masked] = constraint.restrict(rows, answer, masked | places, logits[~is_masked], places & ~masked)
+    restricted[is_masked] = constraint.restrict(rows, answer, masked, logits[is_masked], positions & masked)
+    restricted[~is_masked] = constraint.restrict(
+        rows, answer, masked | positions, logits[~is_masked], positions & ~masked
+    )
     return restricted
 
 
-def _reveal(
+def _unmask(
     plan: DenoisingPlan,
     step: int,
     answer: torch.LongTensor,
-    places: torch.BoolTensor,
-    open_places: torch.BoolTensor,
+    positions: torch.BoolTensor,
+    open_positions: torch.BoolTensor,
     logits: torch.FloatTensor,
     rows: torch.LongTensor,
     memory: PassMemory,
     constraint: AnswerConstraint | None,
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    Returns the answer behind steps 3 and 4 of [`denoising_states`], whose variables the arguments are; and whether all
+    Returns the answer after steps 3 and 4 of [`denoising_states`], whose variables the arguments are; and whether all
     scores were numbers, of shape `(1,)`, which is not asked here, because that would wait for the device.
     """
     is_sound = torch.ones(1, dtype=torch.bool, device=answer.device)
@@ -305,7 +307,7 @@ def _reveal(
         # 3.
         masked = answer == plan.mask_token_id
         if constraint is not None:
-            logits = _restricted(constraint, rows, answer, masked, places, logits)
+            logits = _restricted(constraint, rows, answer, masked, positions, logits)
         tokens, confidence = plan.choose_tokens(logits)
         is_sound &= confidence.isfinite().all()
         if constraint is not None:  # it waits for the device anyway, and needs possible tokens
@@ -313,18 +315,18 @@ def _reveal(
 
         # 4.
         if plan.rule.compares_passes:
-            memory.compare(places, logits, plan.rule_options["kl_threshold"])
+            memory.compare(positions, logits, plan.rule_options["kl_threshold"])
         num_maskable = memory.maskable.sum(dim=1)
         progress = (num_maskable - masked.sum(dim=1)) / num_maskable.clamp(min=1)
         scores = PassScores(
-            masked & places, places, logits, spread(places, confidence), progress, memory.stable_passes
+            masked & positions, positions, logits, spread(positions, confidence), progress, memory.stable_passes
         )
-        chosen = plan.choose_places(step, open_places, memory.maskable, scores)
-        proposed = answer.masked_scatter(places, tokens)
+        chosen = plan.choose_positions(step, open_positions, memory.maskable, scores)
+        proposed = answer.masked_scatter(positions, tokens)
         if constraint is not None:
             chosen = constraint.admit(rows, answer, masked, proposed, chosen, scores.confidence)
         if plan.rule.takes_back:
-            closing = plan.is_closing(step, open_places)[:, None]
+            closing = plan.is_closing(step, open_positions)[:, None]
             suspicious = memory.verify(scores, answer, plan.rule_options["verify_threshold"]) & ~closing
             memory.drafted = chosen & ~closing
             proposed, chosen = proposed.masked_fill(suspicious, plan.mask_token_id), chosen | suspicious
@@ -332,10 +334,10 @@ def _reveal(
         if constraint is None or not plan.is_last(step):
             return answer, is_sound
         # The last step decides everything, so what had to wait chooses again among what is still possible.
-        undecided = (answer == plan.mask_token_id)[places]
-        if not bool(undecided.any()):
+        masked = (answer == plan.mask_token_id)[positions]
+        if not bool(masked.any()):
             return answer, is_sound
-        logits, places = logits[undecided], places & (answer == plan.mask_token_id)
+        logits, positions = logits[masked], positions & (answer == plan.mask_token_id)
 
 
 def _processed(
@@ -343,16 +345,16 @@ def _processed(
     processors: LogitsProcessorList,
     runner: CanvasRunner,
     answer: torch.LongTensor,
-    places: torch.BoolTensor,
+    positions: torch.BoolTensor,
     logits: torch.FloatTensor,
 ) -> torch.FloatTensor:
-    """Returns the `logits` of `places` without the mask token, as the processors leave them."""
+    """Returns the `logits` of `positions` without the mask token, as the processors leave them."""
     if not plan.generates_mask_token:
         logits[:, plan.mask_token_id] = -torch.inf  # in place: a copy of a whole vocabulary costs more than its sum
     if not len(processors):
         return logits
     sequences = torch.cat([runner.input_ids, answer], dim=1)
-    return processors(sequences[places.nonzero()[:, 0]], logits.float())
+    return processors(sequences[positions.nonzero()[:, 0]], logits.float())
 
 
 def _resize(
@@ -383,10 +385,10 @@ def _look_for_end(
     is in sight, the pass is that of the first step, and counted there.
     """
     lengths = torch.tensor(runner.canvas_lengths, device=answer.device)
-    places, logits = runner.look(answer, looking)
-    logits = _processed(plan, processors, runner, answer, places, logits)
-    last = places & last_places(lengths, answer.shape[1])
-    grows = places.any(dim=1) & ~end_in_sight(logits[last[places]], last, plan.end_token_ids)
+    positions, logits = runner.look(answer, looking)
+    logits = _processed(plan, processors, runner, answer, positions, logits)
+    last = positions & last_positions(lengths, answer.shape[1])
+    grows = positions.any(dim=1) & ~end_in_sight(logits[last[positions]], last, plan.end_token_ids)
     num_passes += grows
     lengths = torch.where(grows, longer(lengths, answer.shape[1]), lengths)
     looks_again = (grows & (lengths < answer.shape[1])).nonzero().squeeze(1).tolist()
@@ -403,7 +405,7 @@ def _fit_canvases(
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
     Fits canvases to what is decided of them, which `verified` shows: the answer where all else is masked. Returns the
-    answer, and `True` at the places behind canvases that may grow over them.
+    answer, and `True` at the positions after canvases that may grow over them.
     """
     lengths = torch.tensor(runner.canvas_lengths, device=answer.device)
     fitted, may_grow = fitted_lengths(verified, lengths, plan.mask_token_id, plan.end_token_ids, length_plan)
@@ -459,11 +461,12 @@ def denoising_states(
     Each step:
 
     1. Canvases are fitted to what is decided; rows that are finished leave the batch or, where shapes are static, stay
-       without places to score.
-    2. One pass of the model: scores of the masked places of each row's present block, the leftmost unfinished one.
+       without positions to score.
+    2. One pass of the model: scores of the masked positions of each row's present block, the leftmost unfinished one.
     3. A token and a confidence for each of them.
-    4. Reveal the places that the rule chooses, or the schedule; what is revealed never changes, unless the rule takes
-       back. Such a rule also scores what it revealed in the block, and a row is not finished before all up to its end
+    4. Unmask the positions that the rule chooses, or the schedule; what is unmasked never changes, unless the rule
+    takes
+       back. Such a rule also scores what it unmasked in the block, and a row is not finished before all up to its end
        has been verified.
     5. Record the answer, ask the stopping criteria.
 
@@ -475,7 +478,8 @@ def denoising_states(
         plan (`DenoisingPlan`):
             What to do.
         processors (`LogitsProcessorList`):
-            Called with `(num_places, length)` sequences and `(num_places, vocab_size)` scores of the masked places.
+            Called with `(num_positions, length)` sequences and `(num_positions, vocab_size)` scores of the masked
+            positions.
         criteria (`StoppingCriteriaList`):
             Called with the sequences of the rows in the batch after each step; `True` ends a row.
         hooks (`DenoisingHooks`, *optional*):
@@ -505,7 +509,7 @@ def denoising_states(
 
     memory = PassMemory(answer == plan.mask_token_id)
     decoded = answer.clone()
-    unused = torch.zeros_like(all_settled)  # places behind a canvas that may grow over them
+    unused = torch.zeros_like(all_settled)  # positions after a canvas that may grow over them
     if constraint is not None:
         filled_to_end = constraint.constrained_rows.to(answer.device)
     for step in range(plan.num_steps):
@@ -517,48 +521,48 @@ def denoising_states(
             answer, unused = _fit_canvases(plan, length_plan, runner, answer, verified, memory)
             decoded[rows] = answer
             verified = answer.masked_fill(memory.unverified, plan.mask_token_id) if takes_back else answer
-        open_places = verified == plan.mask_token_id
-        places = active_places(open_places, block_length)
+        open_positions = verified == plan.mask_token_id
+        positions = active_positions(open_positions, block_length)
         if takes_back:
-            places = memory.maskable & present_block(open_places, block_length)
+            positions = memory.maskable & present_block(open_positions, block_length)
         ended = finished_rows(verified, plan.mask_token_id, plan.end_token_ids)
         if constraint is not None:
-            ended &= ~filled_to_end[rows] | ~open_places.any(dim=1)
+            ended &= ~filled_to_end[rows] | ~open_positions.any(dim=1)
         finished = stopped | ended
-        all_finished[rows], all_settled[rows] = finished, ~(open_places | places | unused) | finished[:, None]
-        num_places = places.sum(dim=1).masked_fill(finished, -1)
+        all_finished[rows], all_settled[rows] = finished, ~(open_positions | positions | unused) | finished[:, None]
+        num_positions = positions.sum(dim=1).masked_fill(finished, -1)
         # Before the device is waited for, so that it has what the caller does with a state in its queue.
         yield DenoisingState(step, decoded, all_settled, all_finished, num_passes)
-        # The one question of a step that waits for the device: which rows go on, with how many places.
-        *row_places, was_sound = torch.cat([num_places, is_sound]).tolist()
+        # The one question of a step that waits for the device: which rows go on, with how many positions.
+        *row_positions, was_sound = torch.cat([num_positions, is_sound]).tolist()
         _check_sound(was_sound)
-        unfinished = [row for row, number in enumerate(row_places) if number >= 0]
+        unfinished = [row for row, number in enumerate(row_positions) if number >= 0]
         if not unfinished and not plan.run_all_steps:
             return
         if not unfinished and hooks is None:  # a hook may still mask something again
             continue
         if runner.is_static:
-            places = places & ~finished[:, None]
+            positions = positions & ~finished[:, None]
         # A hook of the user's indexes rows, so they stay where they are for it.
         elif len(unfinished) < len(rows) and hooks is None:
             kept = torch.tensor(unfinished, device=rows.device)
             runner.select_rows(kept)
             memory.select_rows(kept)
             answer, rows, finished = answer[kept], rows[kept], finished[kept]
-            open_places, places, unused = open_places[kept], places[kept], unused[kept]
+            open_positions, positions, unused = open_positions[kept], positions[kept], unused[kept]
         num_passes[rows] += ~finished
 
         # 2.
         if hooks is None:
-            logits = runner.logits(answer, places, num_places=sum(row_places[row] for row in unfinished))
+            logits = runner.logits(answer, positions, num_positions=sum(row_positions[row] for row in unfinished))
         else:
             sequences, all_logits = runner.all_logits(answer)
             all_logits = hooks.logits(step, sequences, all_logits)
-            logits = all_logits[:, -answer.shape[1] :][places]
-        logits = _processed(plan, processors, runner, answer, places, logits)
+            logits = all_logits[:, -answer.shape[1] :][positions]
+        logits = _processed(plan, processors, runner, answer, positions, logits)
 
         # 3. and 4.
-        answer, is_sound = _reveal(plan, step, answer, places, open_places, logits, rows, memory, constraint)
+        answer, is_sound = _unmask(plan, step, answer, positions, open_positions, logits, rows, memory, constraint)
         if hooks is not None:
             answer = hooks.rewrite(step, runner.input_ids, answer, all_logits)
 

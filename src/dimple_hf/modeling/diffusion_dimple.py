@@ -121,7 +121,7 @@ def token_cross_entropy(
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(num_tokens, hidden_size)`):
-            Outputs of the language model at the places that predict the targets.
+            Outputs of the language model at the positions that predict the targets.
         lm_head (`nn.Module`):
             Maps `(n, hidden_size)` to `(n, vocab_size)`.
         targets (`torch.LongTensor` of shape `(num_tokens,)`):
@@ -166,8 +166,8 @@ def diffusion_loss(
     micro-batches and processes. Then N is that number and M its expectation, N * E[t], so that the losses of the
     parts of a step add up to the loss of the step, however it was divided.
 
-    With complementary masks each row counts twice. Exactly half of its 2 N places are masked, each token once, so that
-    `"uniform"` is the mean over all maskable tokens, and `"elbo"` the mean of the two masks' estimates.
+    With complementary masks each row counts twice. Exactly half of its 2 N positions are masked, each token once, so
+    that `"uniform"` is the mean over all maskable tokens, and `"elbo"` the mean of the two masks' estimates.
 
     Args:
         token_losses (`torch.FloatTensor` of shape `(num_masked,)`):

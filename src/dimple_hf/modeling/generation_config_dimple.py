@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation options of Dimple. Imported by `generation_dimple` and, for its names, by `upstream_dimple`."""
+"""Generation options of Dimple. Imported by `generation_dimple` and, for its names, by `original_dimple`."""
 
 import difflib
 import math
@@ -101,60 +101,61 @@ class DimpleGenerationConfig(GenerationConfig):
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to 64):
-            Places of the answer.
+            Positions of the answer.
         max_denoising_steps (`int`, *optional*):
-            Most passes of the model; as many as places when missing. The last one reveals all that is left.
+            Most passes of the model; as many as positions when missing. The last one unmasks all that is left.
         unmasking (`str`, defaults to `"confidence"`):
-            Which places are revealed first: `"confidence"` (largest top probability), `"margin"` (largest difference
-            of the two top probabilities), `"entropy"` (lowest entropy), `"random"`, `"left_to_right"`.
+            Which positions are unmasked first: `"confidence"` (largest top probability), `"margin"` (largest
+            difference of the two top probabilities), `"entropy"` (lowest entropy), `"random"`, `"left_to_right"`.
         parallel_rule (`str`, defaults to `"threshold"`):
-            Which places a pass reveals together: `"threshold"` (confident decoding), `"factor"` (Fast-dLLM),
+            Which positions a pass unmasks together: `"threshold"` (confident decoding), `"factor"` (Fast-dLLM),
             `"entropy_bound"` (EB-Sampler), `"klass"` (stable and confident), `"prophet"` (commits early) or `"wino"`
             (drafts, and takes back what does not stand up). A row in which it finds none follows the schedule. The
             options below belong to the rules that they name and are refused with any other; see
             `docs/decoding.md`.
         confidence_threshold (`float`, *optional*, defaults to 0.95):
-            `"threshold"`, `"klass"`, `"prophet"`: every place whose confidence is above it, in (0, 1]. The confidence
-            is the top probability, for `unmasking="margin"` the difference, for `"entropy"` exp(-H), all taken before
-            temperature, top-p and top-k. `None`: none, so the schedule alone; for `"klass"`, any confidence.
+            `"threshold"`, `"klass"`, `"prophet"`: every position whose confidence is above it, in (0, 1]. The
+            confidence is the top probability, for `unmasking="margin"` the difference, for `"entropy"` exp(-H), all
+            taken before temperature, top-p and top-k. `None`: none, so the schedule alone; for `"klass"`, any
+            confidence.
         confidence_factor (`float`, *optional*):
-            `"factor"`: n places are revealed as long as (n + 1) (1 - the least of their confidences) stays below it;
-            positive, 1 when missing.
+            `"factor"`: n positions are unmasked as long as (n + 1) (1 - the least of their confidences) stays below
+            it; positive, 1 when missing.
         entropy_bound (`float`, *optional*):
-            `"entropy_bound"`: how much the places of lowest entropy may sum up to, the largest not counted; in nats,
-            at least 0, 0.1 when missing.
+            `"entropy_bound"`: how much the positions of lowest entropy may sum up to, the largest not counted; in
+            nats, at least 0, 0.1 when missing.
         kl_threshold (`float`, *optional*):
             `"klass"`: how far a distribution may move from one pass to the next; in nats, positive, 0.01 when missing.
         kl_history_length (`int`, *optional*):
             `"klass"`: in how many passes; 2 when missing.
         gap_thresholds (`list[float]`, *optional*):
-            `"prophet"`: the mean gap of the two largest logits at which everything is revealed, for the first, the
+            `"prophet"`: the mean gap of the two largest logits at which everything is unmasked, for the first, the
             second and the last third of the answer; [7.5, 5, 2.5] when missing.
         draft_threshold (`float`, *optional*):
-            `"wino"`: every place whose confidence is above it is revealed; in (0, 1], 0.6 when missing.
+            `"wino"`: every position whose confidence is above it is unmasked; in (0, 1], 0.6 when missing.
         verify_threshold (`float`, *optional*):
             `"wino"`: a token that becomes less probable is masked again; in (0, 1], 0.9 when missing.
         unmasking_schedule (`str`, defaults to `"adaptive"`):
-            How many places a pass reveals: `"adaptive"`, from what is still masked, at least one; `"fixed"`, by the
+            How many positions a pass unmasks: `"adaptive"`, from what is still masked, at least one; `"fixed"`, by the
             number of the step alone, which may be none.
         block_length (`int`, *optional*):
-            Blocks of so many places are decided from left to right, each with its share of the steps; within a block
-            the places are free. `None`: the whole answer at once.
+            Blocks of so many positions are decided from left to right, each with its share of the steps; within a
+            block the positions are free. `None`: the whole answer at once.
         cache_policy (`str`, *optional*):
             Which keys and values a pass takes over from earlier ones: `"none"`; `"prompt"`, the prompt's of the first
             pass (as the original does); `"refresh"`, the same, all computed anew every `cache_refresh_interval`
             passes; `"block"` and `"dual"`, those before the row's present block, or all outside it, computed anew
-            when the row comes to another block of `block_length` places (Fast-dLLM, arXiv 2505.22618). When missing,
-            `"prompt"`, or `"none"` with `use_cache=False`.
+            when the row comes to another block of `block_length` positions (Fast-dLLM, arXiv 2505.22618). When
+            missing, `"prompt"`, or `"none"` with `use_cache=False`.
         cache_refresh_interval (`int`, *optional*):
             Passes from one renewal to the next, 8 when missing; with `cache_policy="refresh"` only.
         initial_answer_length (`int`, *optional*):
-            Start with a canvas of so many places, and double it for as long as the end is not in sight, or when it is
-            full without an end, up to `max_new_tokens` (after DAEDAL, arXiv 2508.00819). `None`, and wherever
+            Start with a canvas of so many positions, and double it for as long as the end is not in sight, or when it
+            is full without an end, up to `max_new_tokens` (after DAEDAL, arXiv 2508.00819). `None`, and wherever
             `answer_ids` are given: the whole canvas at once.
         crop_after_end (`bool`, defaults to `False`):
-            End a canvas with its first decided end token, so that nothing behind it is run or decided any more. An
-            approximation: the places before it lose what they saw there.
+            End a canvas with its first decided end token, so that nothing after it is run or decided any more. An
+            approximation: the positions before it lose what they saw there.
         cache_implementation (`str`, *optional*):
             `"static"`: all steps but the first have the same shapes, for which finished rows stay in the batch, and
             the text layers are compiled for them, as transformers does it: on a GPU, unless `disable_compile`, and

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation with Dimple: confident diffusion decoding behind `generate`, and the original's call behind an adapter.
+"""Generation with Dimple: confident diffusion decoding after `generate`, and the original's call after an adapter.
 
 Source: Dimple, section 4 (arXiv 2505.16990) and the released `diffusion_generate`. Options are in
-`generation_config_dimple` and `upstream_dimple`; both calls end in the one loop of `denoising_dimple`. Imported by
+`generation_config_dimple` and `original_dimple`; both calls end in the one loop of `denoising_dimple`. Imported by
 `modeling_dimple`.
 """
 
@@ -45,9 +45,9 @@ from .generation_config_dimple import (
     nearest_name,
 )
 from .length_dimple import LengthPlan
+from .original_dimple import REPLACEMENTS, UpstreamOptions
 from .streaming_dimple import DimpleGenerationStep, DraftStreamer
 from .unmasking_dimple import pad_after_end
-from .upstream_dimple import REPLACEMENTS, UpstreamOptions
 
 #: What the processor makes of a structure prior.
 CANVAS_INPUTS = ("answer_ids", "answer_attention_mask", "answer_constraint")
@@ -64,7 +64,7 @@ class DimpleGenerationOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(batch_size * num_return_sequences, prompt_length + answer_length)`):
             Prompt and answer; padding after an answer's end.
         history (`tuple(torch.LongTensor)`, *optional*):
-            The sequences after each step, with mask tokens at places not yet decided. On request.
+            The sequences after each step, with mask tokens at positions not yet decided. On request.
         tokens_per_forward (`torch.FloatTensor` of shape `(batch_size * num_return_sequences,)`, *optional*):
             Answer tokens that were generated, up to and with the end token, by passes of the model, for each row.
         num_forward_passes (`torch.LongTensor` of shape `(batch_size * num_return_sequences,)`, *optional*):
@@ -90,13 +90,13 @@ class _PreparedCall:
     constraint: AnswerConstraint | None
     pad_token_id: int
 
-    def behind_end(self, decoded: torch.LongTensor) -> torch.BoolTensor:
+    def after_end(self, decoded: torch.LongTensor) -> torch.BoolTensor:
         """`True` at what is no part of a row's answer any more; both of shape `(batch_size, answer_length)`."""
         is_end = torch.isin(decoded, self.plan.end_token_ids)
         return torch.where(self._filled_to_end(decoded), is_end, _after_first(is_end))
 
     def padded(self, decoded: torch.LongTensor) -> torch.LongTensor:
-        """The answers of finished rows as they are returned: padding behind the end, and where nothing is decided."""
+        """The answers of finished rows as they are returned: padding after the end, and where nothing is decided."""
         padded = pad_after_end(decoded, self.plan.end_token_ids, self.pad_token_id)
         decoded = torch.where(self._filled_to_end(decoded), decoded, padded)
         return decoded.masked_fill(decoded == self.plan.mask_token_id, self.pad_token_id)
@@ -116,14 +116,14 @@ class DimpleGenerationMixin(GenerationMixin):
       prompt | mask mask mask mask mask          the canvas
          |
          v                                        one denoising step
-      model -> logits at masked places -> token and confidence of each
+      model -> logits at masked positions -> token and confidence of each
          ^                                                |
          |                                                v
-         |                        above the threshold, else what the schedule says: reveal
+         |                        above the threshold, else what the schedule says: unmask
          |                                                |
          +--- some still masked --- prompt | a mask c mask mask
                                                           |
-                                            end token and all before it revealed: finished
+                                            end token and all before it unmasked: finished
     ```
     """
 
@@ -150,11 +150,11 @@ class DimpleGenerationMixin(GenerationMixin):
             generation_config (`GenerationConfig`, *optional*):
                 Options; those that it leaves at `None` are the model's.
             logits_processor (`LogitsProcessorList`, *optional*):
-                Called before confidences are taken, with the sequences and scores of all masked places, one a row:
-                `(num_places, length)` and `(num_places, vocab_size)`.
+                Called before confidences are taken, with the sequences and scores of all masked positions, one a row:
+                `(num_positions, length)` and `(num_positions, vocab_size)`.
             stopping_criteria (`StoppingCriteriaList`, *optional*):
                 Called after each step with the sequences of the unfinished rows (with static shapes, of all rows); a
-                row that is stopped keeps what is revealed, and padding elsewhere.
+                row that is stopped keeps what is unmasked, and padding elsewhere.
             streamer (`BaseStreamer`, *optional*):
                 Gets the prompt, then the answer as it is decided (see [`DraftStreamer`]).
             attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
@@ -165,11 +165,11 @@ class DimpleGenerationMixin(GenerationMixin):
                 The canvas to start from: fixed tokens, and the mask token where one is to be generated. Sets the
                 answer's length.
             answer_attention_mask (`torch.LongTensor` of shape `(batch_size, answer_length)`, *optional*):
-                1 at the canvas, 0 at padding behind a canvas that is shorter than its neighbours'. All ones when
+                1 at the canvas, 0 at padding after a canvas that is shorter than its neighbours'. All ones when
                 missing.
             answer_constraint (`AnswerConstraint`, *optional*):
-                What the processor makes of a structure prior, together with `answer_ids`: says which tokens a place
-                can still take. Rows under it are filled to their last place.
+                What the processor makes of a structure prior, together with `answer_ids`: says which tokens a position
+                can still take. Rows under it are filled to their last position.
             kwargs:
                 Options of [`DimpleGenerationConfig`], which win over `generation_config`. `tokenizer` is accepted and
                 ignored, because transformers' server passes it.
@@ -211,9 +211,9 @@ class DimpleGenerationMixin(GenerationMixin):
             constraint=call.constraint,
         )
 
-        # 3. Padding behind the end
+        # 3. Padding after the end
         is_generated = (call.answer == plan.mask_token_id) & (decoded != plan.mask_token_id)
-        is_generated &= ~call.behind_end(decoded)
+        is_generated &= ~call.after_end(decoded)
         decoded = call.padded(decoded)
         if drafts is not None:
             drafts.end(decoded)
@@ -246,7 +246,7 @@ class DimpleGenerationMixin(GenerationMixin):
                 difference.
 
         Returns:
-            `Iterator[DimpleGenerationStep]`: Before the first step, and behind each one. The last item has the answers
+            `Iterator[DimpleGenerationStep]`: Before the first step, and after each one. The last item has the answers
             that `generate` returns. Options and inputs are checked, and images encoded, when it is made.
 
         Raises:
@@ -295,7 +295,7 @@ class DimpleGenerationMixin(GenerationMixin):
             generation_config (`GenerationConfig`, *optional*):
                 An object with any of the options below as attributes.
             max_new_tokens (`int`, *optional*):
-                Places of the answer; wins over `max_length` (default 20), which counts the prompt too.
+                Positions of the answer; wins over `max_length` (default 20), which counts the prompt too.
             steps (`int`, defaults to 512):
                 Denoising steps.
             eps (`float`, defaults to 1e-3):
@@ -307,7 +307,7 @@ class DimpleGenerationMixin(GenerationMixin):
             alg (`str`, defaults to `"origin"`):
                 `"origin"`, `"origin-ratio"`, `"maskgit_plus"`, `"topk_margin"`, `"entropy"` or `"autoregressive"`.
             alg_temp (`float`, *optional*):
-                Draws the order of places by confidence at this temperature.
+                Draws the order of positions by confidence at this temperature.
             alg_p_threshold (`float`, *optional*):
                 Confidence threshold, `decoding_pipeline="dim"` only. With `alg="entropy"` it never fires, as in the
                 original, whose confidences are then negative.
@@ -609,11 +609,12 @@ class DimpleGenerationMixin(GenerationMixin):
         if plan.rule.takes_back and crops_after_end:
             raise ValueError(
                 f"`crop_after_end` must not be used with `parallel_rule`={plan.parallel_rule!r}, which may take the "
-                "end back when there is no room left behind it"
+                "end back when there is no room left after it"
             )
         if crops_after_end and constraint is not None:
             raise ValueError(
-                "`crop_after_end` must not be used under a structure prior, whose answers are filled to the last place"
+                "`crop_after_end` must not be used under a structure prior, whose answers are filled to the "
+                "last position"
             )
         if plan.lengths is not None and plan.lengths.grows and len(plan.end_token_ids) == 0:
             raise ValueError(
@@ -623,7 +624,7 @@ class DimpleGenerationMixin(GenerationMixin):
         num_blocks = math.ceil(answer.shape[1] / (plan.block_length or answer.shape[1]))
         if plan.num_steps < num_blocks:
             raise ValueError(
-                f"`max_denoising_steps` must be at least the {num_blocks} blocks of {plan.block_length} places "
+                f"`max_denoising_steps` must be at least the {num_blocks} blocks of {plan.block_length} positions "
                 f"(got {plan.num_steps})"
             )
 
@@ -641,7 +642,7 @@ class DimpleGenerationMixin(GenerationMixin):
         length = config.max_new_tokens or config.max_length - inputs.shape[1]
         if length < 1:
             raise ValueError(
-                f"`max_length` must leave room for an answer behind the prompt of {inputs.shape[1]} tokens "
+                f"`max_length` must leave room for an answer after the prompt of {inputs.shape[1]} tokens "
                 f"(got {config.max_length})"
             )
         return inputs.new_full((len(inputs), length), mask_token_id)
@@ -704,7 +705,7 @@ class DimpleGenerationMixin(GenerationMixin):
         for row in (is_token[:, :-1] & ~is_token[:, 1:]).any(dim=1).nonzero()[:1, 0].tolist():
             raise ValueError(
                 '`attention_mask` must be padded on the left for generation; use padding_side="left" '
-                f"(got padding behind a token in row {row})"
+                f"(got padding after a token in row {row})"
             )
         for row in ((inputs == mask_token_id) & is_token).any(dim=1).nonzero()[:1, 0].tolist():
             raise ValueError(
@@ -716,7 +717,7 @@ class DimpleGenerationMixin(GenerationMixin):
     def _check_windows(
         self, cache_policy: CachePolicy, plan: DenoisingPlan, answer_attention_mask: torch.LongTensor | None
     ) -> None:
-        """Refuses what flash attention would run wrongly: it takes the mask's last columns for those of the places
+        """Refuses what flash attention would run wrongly: it takes the mask's last columns for those of the positions
         that run, and the windows of a policy with blocks lie elsewhere."""
         has_padding = answer_attention_mask is not None and not bool(answer_attention_mask.all())
         lengths_differ = has_padding or plan.lengths is not None
@@ -772,7 +773,7 @@ def check_no_video(inputs: dict[str, Any]) -> None:
 
 
 def _after_first(flags: torch.BoolTensor) -> torch.BoolTensor:
-    """`True` behind the first `True` of each row; both of shape `(batch_size, length)`."""
+    """`True` after the first `True` of each row; both of shape `(batch_size, length)`."""
     counts = flags.long()
     return counts.cumsum(dim=1) - counts > 0
 

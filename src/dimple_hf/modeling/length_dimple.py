@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import torch
 
-#: The end is in sight when the end tokens have this probability, on average, at so many last places of a canvas that
-#: is still all masked. The last one alone says little: a model that has learned to end answers with padding puts some
-#: there even where the canvas is too short.
+#: The end is in sight when the end tokens have this probability, on average, at so many last positions of a canvas
+#: that is still all masked. The last one alone says little: a model that has learned to end answers with padding puts
+#: some there even where the canvas is too short.
 END_PROBABILITY = 0.5
-NUM_LAST_PLACES = 4
+NUM_LAST_POSITIONS = 4
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class LengthPlan:
 
     Args:
         pad_token_id (`int`):
-            The padding token, which stands behind a canvas.
+            The padding token, which stands after a canvas.
         initial_answer_length (`int`, *optional*):
-            Places that canvases start with, fewer than the answer's; they do not grow when missing.
+            Positions that canvases start with, fewer than the answer's; they do not grow when missing.
         crops_after_end (`bool`, defaults to `False`):
             Whether a canvas ends with its first decided end token.
     """
@@ -52,38 +52,39 @@ class LengthPlan:
         return self.initial_answer_length is not None
 
 
-def last_places(lengths: torch.Tensor, answer_length: int) -> torch.Tensor:
+def last_positions(lengths: torch.Tensor, answer_length: int) -> torch.Tensor:
     """
     Args:
         lengths (`torch.LongTensor` of shape `(batch_size,)`):
-            Places of each row's canvas.
+            Positions of each row's canvas.
         answer_length (`int`):
-            Places of the longest possible one.
+            Positions of the longest possible one.
 
     Returns:
-        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the last `NUM_LAST_PLACES` of each canvas.
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the last `NUM_LAST_POSITIONS` of each
+        canvas.
     """
-    behind = lengths[:, None] - torch.arange(answer_length, device=lengths.device)
-    return (behind > 0) & (behind <= NUM_LAST_PLACES)
+    after = lengths[:, None] - torch.arange(answer_length, device=lengths.device)
+    return (after > 0) & (after <= NUM_LAST_POSITIONS)
 
 
-def end_in_sight(logits: torch.Tensor, places: torch.Tensor, end_token_ids: torch.Tensor) -> torch.Tensor:
+def end_in_sight(logits: torch.Tensor, positions: torch.Tensor, end_token_ids: torch.Tensor) -> torch.Tensor:
     """
     Args:
-        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
-            Scores of `places`, row by row.
-        places (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` at the last places of canvases that are all masked.
+        logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
+            Scores of `positions`, row by row.
+        positions (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
+            `True` at the last positions of canvases that are all masked.
         end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
             Tokens that end an answer.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size,)`: `True` for rows whose mean probability of an end there is at least
-        `END_PROBABILITY`; `False` for rows without any place.
+        `END_PROBABILITY`; `False` for rows without any position.
     """
     probability = logits.float().softmax(dim=-1)[:, end_token_ids].sum(dim=-1)
-    by_place = torch.zeros_like(places, dtype=probability.dtype).masked_scatter(places, probability)
-    return by_place.sum(dim=1) / places.sum(dim=1).clamp(min=1) >= END_PROBABILITY
+    by_position = torch.zeros_like(positions, dtype=probability.dtype).masked_scatter(positions, probability)
+    return by_position.sum(dim=1) / positions.sum(dim=1).clamp(min=1) >= END_PROBABILITY
 
 
 def longer(lengths: torch.Tensor, answer_length: int) -> torch.Tensor:
@@ -99,16 +100,16 @@ def fitted_lengths(
 
     Args:
         answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-            Answer tokens, masked where not yet decided; anything but masks behind a canvas.
+            Answer tokens, masked where not yet decided; anything but masks after a canvas.
         lengths (`torch.LongTensor` of shape `(batch_size,)`):
-            Places of each row's canvas.
+            Positions of each row's canvas.
         mask_token_id (`int`):
             The mask token.
         end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
             Tokens that end an answer.
         plan (`LengthPlan`):
-            Whether a canvas that is decided to its last place, without an end, grows, and whether one with an end is
-            cropped.
+            Whether a canvas that is decided to its last position, without an end, grows, and whether one with an end
+            is cropped.
 
     Returns:
         `tuple(torch.LongTensor, torch.BoolTensor)`, each of shape `(batch_size,)`: The lengths, and which canvases may
@@ -134,13 +135,13 @@ def resized(
         answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
             Answer tokens.
         before, after (`torch.LongTensor` of shape `(batch_size,)`):
-            Places of each row's canvas.
+            Positions of each row's canvas.
         mask_token_id, pad_token_id (`int`):
-            What stands at new places, and behind a canvas.
+            What stands at new positions, and after a canvas.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, answer_length)`
     """
-    places = torch.arange(answer.shape[1], device=answer.device)
-    is_new = (places >= before[:, None]) & (places < after[:, None])
-    return answer.masked_fill(is_new, mask_token_id).masked_fill(places >= after[:, None], pad_token_id)
+    positions = torch.arange(answer.shape[1], device=answer.device)
+    is_new = (positions >= before[:, None]) & (positions < after[:, None])
+    return answer.masked_fill(is_new, mask_token_id).masked_fill(positions >= after[:, None], pad_token_id)

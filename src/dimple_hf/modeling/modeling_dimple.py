@@ -14,8 +14,8 @@
 """The Dimple model: Qwen2.5-VL's vision tower and text layers, a projector between them, two attention modes.
 
 Source: Dimple, section 3 (arXiv 2505.16990). Parameter names and shapes are those of the released checkpoint. The
-logits at place i predict the token at place i + 1 in both modes, because the language model was autoregressive first.
-Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
+logits at position i predict the token at position i + 1 in both modes, because the language model was autoregressive
+first. Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
 """
 
 import os
@@ -66,7 +66,7 @@ class DimpleOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*):
             Loss of the current mode, when `labels` were given.
         logits (`torch.FloatTensor`, *optional*):
-            Of shape `(batch_size, num_kept, vocab_size)`, or `(num_places, vocab_size)` when `logits_to_keep` is a
+            Of shape `(batch_size, num_kept, vocab_size)`, or `(num_positions, vocab_size)` when `logits_to_keep` is a
             mask.
             `None` when `labels` were given without `logits_to_keep`: the loss never needs all of them.
         past_key_values (`Cache`, *optional*):
@@ -154,23 +154,24 @@ def multimodal_position_ids(
     return advance.cumsum(dim=1) - advance + offsets
 
 
-#: Most places for which weights times hidden states beat hidden states times weights in bfloat16 on a CPU.
-FEW_PLACES = 24
+#: Most positions for which weights times hidden states beat hidden states times weights in bfloat16 on a CPU.
+FEW_POSITIONS = 24
 
 
 class DimpleHead(nn.Linear):
     """
     What scores all tokens.
 
-    CHANGED: a few places in bfloat16 on a CPU are multiplied the other way round, for which torch's own order takes up
-    to 1.4 times as long. Not with weights of another kind, quantized or sharded ones, which may know one order only.
+    CHANGED: a few positions in bfloat16 on a CPU are multiplied the other way round, for which torch's own order takes
+    up to 1.4 times as long. Not with weights of another kind, quantized or sharded ones, which may know one order
+    only.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """From `(..., hidden_size)` to `(..., vocab_size)`."""
         is_plain = type(self.weight) is nn.Parameter and not torch.is_grad_enabled()
         is_narrow = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.bfloat16
-        if not (is_plain and is_narrow and 0 < hidden_states.shape[:-1].numel() <= FEW_PLACES):
+        if not (is_plain and is_narrow and 0 < hidden_states.shape[:-1].numel() <= FEW_POSITIONS):
             return super().forward(hidden_states)
         logits = (self.weight @ hidden_states.flatten(0, -2).T).T.contiguous()
         return logits.unflatten(0, hidden_states.shape[:-1])
@@ -198,11 +199,11 @@ def slices_by_length(cu_seqlens: torch.Tensor) -> list[torch.LongTensor]:
             Where each slice begins, and the last one ends.
 
     Returns:
-        `list[torch.LongTensor]`: For each length, in ascending order, `(num_slices, length)` places of its slices.
+        `list[torch.LongTensor]`: For each length, in ascending order, `(num_slices, length)` positions of its slices.
     """
     starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-    places = torch.arange(int(lengths.max()), device=cu_seqlens.device)
-    return [starts[lengths == length, None] + places[:length] for length in lengths.unique().tolist()]
+    positions = torch.arange(int(lengths.max()), device=cu_seqlens.device)
+    return [starts[lengths == length, None] + positions[:length] for length in lengths.unique().tolist()]
 
 
 class DimpleVisionAttention(Qwen2_5_VLVisionAttention):
@@ -244,16 +245,16 @@ class DimpleVisionAttention(Qwen2_5_VLVisionAttention):
         outputs = [
             attend(
                 self,
-                *(states[places].transpose(1, 2) for states in (query, key, value)),
+                *(states[positions].transpose(1, 2) for states in (query, key, value)),
                 attention_mask=None,
                 scaling=self.scaling,
                 dropout=self.attention_dropout if self.training else 0.0,
                 is_causal=False,
                 **kwargs,
             )[0].flatten(0, 1)
-            for places in slices
+            for positions in slices
         ]
-        in_order = torch.cat([places.flatten() for places in slices]).argsort()
+        in_order = torch.cat([positions.flatten() for positions in slices]).argsort()
         return self.proj(torch.cat(outputs)[in_order].flatten(1))
 
 
@@ -528,7 +529,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         3. Embed tokens and put image features at the placeholders.
         4. Positions on the three axes.
         5. The language model.
-        6. The loss at supervised places, or the logits at the places asked for.
+        6. The loss at supervised positions, or the logits at the positions asked for.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -550,19 +551,19 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
                 In place of `pixel_values`: what [`~DimpleForConditionalGeneration.get_image_features`] returned,
                 concatenated.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The right token at each place, *not* shifted; -100 where nothing is learned.
+                The right token at each position, *not* shifted; -100 where nothing is learned.
             masked_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 `True` where the token is replaced by the mask token. Bidirectional mode with labels only; drawn from
-                the noise schedule among the supervised places when missing.
+                the noise schedule among the supervised positions when missing.
             is_causal (`bool`, *optional*, defaults to `not config.full_attn_mask`):
                 `True`: a token sees those before it, and the loss is next-token cross-entropy. `False`: it sees all,
                 and the loss is the masked-diffusion loss.
             use_cache (`bool`, *optional*, defaults to `False`):
                 Whether to return keys and values in a new `DynamicCache` when no `past_key_values` are given.
             logits_to_keep (`int`, `torch.Tensor` or `tuple(torch.Tensor)`, *optional*):
-                Which places to compute logits at: the last n (0: all), those of a 1-D index tensor, those where a bool
-                mask of shape `(batch_size, sequence_length)` is `True`, packed row by row, or those of a pair of 1-D
-                index tensors, rows and places. All when missing, none when `labels` are given.
+                Which positions to compute logits at: the last n (0: all), those of a 1-D index tensor, those where a
+                bool mask of shape `(batch_size, sequence_length)` is `True`, packed row by row, or those of a pair of
+                1-D index tensors, rows and positions. All when missing, none when `labels` are given.
             num_items_in_batch (`int` or `torch.LongTensor`, *optional*):
                 Supervised tokens of the whole optimizer step; `Trainer` passes it. See [`diffusion_loss`].
 
@@ -632,7 +633,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         if labels is None or logits_to_keep is not None:
             if noise_levels is not None and self.config.complementary_masks:
                 hidden_states = hidden_states[: len(hidden_states) // 2]  # the rows as the caller knows them
-            logits = self.lm_head(select_places(hidden_states, logits_to_keep))
+            logits = self.lm_head(select_positions(hidden_states, logits_to_keep))
         return DimpleOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -678,14 +679,14 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         noise_levels: torch.FloatTensor | None,
         num_items_in_batch: int | torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """Returns the loss at supervised places and its parts: fields of [`DimpleOutput`]."""
+        """Returns the loss at supervised positions and its parts: fields of [`DimpleOutput`]."""
         labels = labels.to(hidden_states.device)
         supervised = labels != -100
         supervised[:, 0] = False  # nothing predicts the first token
         counted = supervised if masked_positions is None else supervised & masked_positions.to(hidden_states.device)
-        rows, places = counted.nonzero(as_tuple=True)
+        rows, positions = counted.nonzero(as_tuple=True)
         token_losses, token_hits = token_cross_entropy(
-            hidden_states[rows, places - 1], self.lm_head, labels[rows, places], self.config.vocab_size
+            hidden_states[rows, positions - 1], self.lm_head, labels[rows, positions], self.config.vocab_size
         )
         fields = {"token_losses": token_losses.detach(), "token_hits": token_hits}
         if noise_levels is None:
@@ -798,22 +799,22 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
                 )
 
     def _check_placeholders(self, image_mask: torch.Tensor, image_grid_thw: torch.Tensor | None) -> None:
-        places = image_mask.nonzero()
+        positions = image_mask.nonzero()
         if image_grid_thw is None:
             # Placeholders without images are ordinary tokens to the embedding; most likely the images were forgotten.
-            if len(places):
-                raise ValueError(f"`image_grid_thw` must be given for {len(places)} image placeholders (got None)")
+            if len(positions):
+                raise ValueError(f"`image_grid_thw` must be given for {len(positions)} image placeholders (got None)")
             return
         self._check_grid(image_grid_thw)
         counts = image_token_counts(image_grid_thw, self.visual.config.spatial_merge_size)
-        if int(counts.sum()) != len(places):
+        if int(counts.sum()) != len(positions):
             raise ValueError(
                 f"`input_ids` must hold {int(counts.sum())} image placeholders for the {len(image_grid_thw)} images "
-                f"of `image_grid_thw` (got {len(places)})"
+                f"of `image_grid_thw` (got {len(positions)})"
             )
-        ends = counts.cumsum(dim=0).to(places.device)
-        first, last = places[ends - counts.to(places.device)], places[ends - 1]
-        adjacent = (first[:, 0] == last[:, 0]) & (last[:, 1] - first[:, 1] == counts.to(places.device) - 1)
+        ends = counts.cumsum(dim=0).to(positions.device)
+        first, last = positions[ends - counts.to(positions.device)], positions[ends - 1]
+        adjacent = (first[:, 0] == last[:, 0]) & (last[:, 1] - first[:, 1] == counts.to(positions.device) - 1)
         if not adjacent.all():
             index = int((~adjacent).nonzero()[0])
             raise ValueError(
@@ -822,23 +823,23 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
             )
 
 
-def select_places(
+def select_positions(
     hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
     """
-    Picks the places at which logits are wanted.
+    Picks the positions at which logits are wanted.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
             Outputs of the language model.
         logits_to_keep (`int`, `torch.Tensor` or `tuple(torch.Tensor)`, *optional*):
-            The last n places (0 or `None`: all), a 1-D index tensor of places, a bool mask of shape
-            `(batch_size, sequence_length)`, or its `True` places as a pair of 1-D index tensors, rows and places, for
-            which a device need not be waited for.
+            The last n positions (0 or `None`: all), a 1-D index tensor of positions, a bool mask of shape
+            `(batch_size, sequence_length)`, or its `True` positions as a pair of 1-D index tensors, rows and
+            positions, for which a device need not be waited for.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_kept, hidden_size)`, or `(num_places, hidden_size)` for a mask
-        or a pair.
+        `torch.FloatTensor` of shape `(batch_size, num_kept, hidden_size)`, or `(num_positions, hidden_size)` for a
+        mask or a pair.
 
     Raises:
         ValueError: If `logits_to_keep` is negative or of another shape.
@@ -850,8 +851,8 @@ def select_places(
             raise ValueError(f"`logits_to_keep` must be >= 0 (got {logits_to_keep})")
         return hidden_states[:, -logits_to_keep:]
     if isinstance(logits_to_keep, tuple):
-        rows, places = (index.to(hidden_states.device) for index in logits_to_keep)
-        return hidden_states[rows, places]
+        rows, positions = (index.to(hidden_states.device) for index in logits_to_keep)
+        return hidden_states[rows, positions]
     if logits_to_keep.dtype == torch.bool and logits_to_keep.shape == hidden_states.shape[:2]:
         return hidden_states[logits_to_keep.to(hidden_states.device)]
     if logits_to_keep.dtype != torch.bool and logits_to_keep.ndim == 1:

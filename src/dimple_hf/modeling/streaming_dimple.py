@@ -31,10 +31,10 @@ class DimpleGenerationStep:
         step (`int`):
             Denoising steps done, 0 before the first.
         answer_ids (`torch.LongTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
-            Answer tokens, the mask token where none is decided; of finished rows what `generate` returns behind the
+            Answer tokens, the mask token where none is decided; of finished rows what `generate` returns after the
             prompt.
         settled (`torch.BoolTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
-            `True` where no later step changes the token. What stands behind a decided end may be settled, too, and is
+            `True` where no later step changes the token. What stands after a decided end may be settled, too, and is
             replaced by padding when the row is finished.
         finished (`torch.BoolTensor` of shape `(batch_size * num_return_sequences,)`):
             `True` for rows whose answer is there.
@@ -54,16 +54,16 @@ class DraftStreamer:
     Feeds a transformers streamer from a denoising loop.
 
     A streamer with `put_draft` gets the whole answer after each step and the finished one at the end. Any other gets
-    the tokens whose place and all places before it are decided, as soon as they are; and an empty tensor when there
-    are none, so that a server's streamer can notice that its client has gone.
+    the tokens whose position and all positions before it are decided, as soon as they are; and an empty tensor when
+    there are none, so that a server's streamer can notice that its client has gone.
 
     Args:
         streamer (`BaseStreamer`):
             Anything with `put` and `end`.
         mask_token_id (`int`):
-            The token of undecided places.
+            The token of masked positions.
         end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
-            Tokens that end an answer; nothing behind one is sent.
+            Tokens that end an answer; nothing after one is sent.
     """
 
     def __init__(self, streamer: BaseStreamer, mask_token_id: int, end_token_ids: torch.LongTensor):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The reverse process of masked diffusion: how sure the model is of each place, and which places it decides now.
+"""The reverse process of masked diffusion: how sure the model is of each position, and which positions it decides now.
 
 Pure functions of tensors; every budget, ranking and fallback is per row. Source: Dimple, sections 4.1 and 4.2 (arXiv
 2505.16990); MaskGIT (arXiv 2202.04200) for ranking by confidence, Dream (arXiv 2508.15487) for margin and entropy. The
@@ -32,16 +32,16 @@ SCORES_PER_PART = 2**20
 
 def most_probable(logits: torch.Tensor) -> torch.Tensor:
     """
-    What `argmax` returns, found in two steps: the group of tokens that holds the largest score, then its place there.
-    On a CPU `argmax` reads one score at a time and takes longer than the softmax, the largest of a group is found by
-    vector instructions.
+    What `argmax` returns, found in two steps: the group of tokens that holds the largest score, then its position
+    there. On a CPU `argmax` reads one score at a time and takes longer than the softmax, the largest of a group is
+    found by vector instructions.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+        logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
             Scores of all tokens.
 
     Returns:
-        `torch.LongTensor` of shape `(num_places,)`: The token of the largest score; of equal ones, the first.
+        `torch.LongTensor` of shape `(num_positions,)`: The token of the largest score; of equal ones, the first.
     """
     vocab_size = logits.shape[-1]
     num_groups = vocab_size // TOKENS_PER_GROUP
@@ -50,32 +50,32 @@ def most_probable(logits: torch.Tensor) -> torch.Tensor:
     if rest.shape[-1]:
         largest = torch.cat([largest, rest.amax(dim=-1, keepdim=True)], dim=-1)
     start = largest.argmax(dim=-1, keepdim=True) * TOKENS_PER_GROUP
-    # In the last group the last token comes several times, behind itself.
+    # In the last group the last token comes several times, after itself.
     tokens = (start + torch.arange(TOKENS_PER_GROUP, device=logits.device)).clamp(max=vocab_size - 1)
     return (start + logits.gather(-1, tokens).argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def in_parts(function: Callable[..., torch.Tensor], logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """
-    What `function` says about each place, called with a few places at a time where `logits` are on a CPU. Fresh memory
-    for a whole vocabulary at every place costs more there than the arithmetic; elsewhere many calls do.
+    What `function` says about each position, called with a few positions at a time where `logits` are on a CPU. Fresh
+    memory for a whole vocabulary at every position costs more there than the arithmetic; elsewhere many calls do.
 
     Args:
         function (`Callable`):
-            `(logits, *others)` of any number of places, the first in float32 -> `torch.Tensor` of shape
-            `(num_places,)`.
-        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+            `(logits, *others)` of any number of positions, the first in float32 -> `torch.Tensor` of shape
+            `(num_positions,)`.
+        logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
             Scores of all tokens, of any dtype.
-        others (`torch.Tensor` of shape `(num_places, ...)`):
+        others (`torch.Tensor` of shape `(num_positions, ...)`):
             What else it takes.
 
     Returns:
-        `torch.Tensor` of shape `(num_places,)`.
+        `torch.Tensor` of shape `(num_positions,)`.
     """
     if logits.device.type != "cpu":
         return function(logits.float(), *others)
-    places_per_part = max(1, SCORES_PER_PART // logits.shape[-1])
-    parts = zip(*(tensor.split(places_per_part) for tensor in (logits, *others)), strict=True)
+    positions_per_part = max(1, SCORES_PER_PART // logits.shape[-1])
+    parts = zip(*(tensor.split(positions_per_part) for tensor in (logits, *others)), strict=True)
     return torch.cat([function(scores.float(), *rest) for scores, *rest in parts])
 
 
@@ -92,12 +92,12 @@ def top_margin(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 def exp_negative_entropy(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """exp(-H) with the entropy H in nats: 1 when certain, 1 / n when n tokens are equally likely. See
-    `CONFIDENCE_MEASURES`. The original ranks by -H, which orders places alike but is never positive."""
+    `CONFIDENCE_MEASURES`. The original ranks by -H, which orders positions alike but is never positive."""
     return entropy(logits).neg().exp()
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats, `(num_places,)`, of the distributions of `logits`, `(num_places, vocab_size)`."""
+    """Entropy in nats, `(num_positions,)`, of the distributions of `logits`, `(num_positions, vocab_size)`."""
     log_probabilities = logits.log_softmax(dim=-1)
     probabilities = log_probabilities.exp()
     # Forbidden tokens have probability 0 and log probability -inf, whose product is not a number. In place, because
@@ -105,10 +105,10 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return probabilities.mul_(log_probabilities.clamp_(min=-1e4)).sum(dim=-1).neg()
 
 
-#: How sure the model is of each place: name -> function of `logits` (`torch.FloatTensor` of shape
-#: `(num_places, vocab_size)`) and the chosen `tokens` (`torch.LongTensor` of shape `(num_places,)`), which returns
-#: `torch.FloatTensor` of shape `(num_places,)` with values in [0, 1]. Random and left-to-right order ignore the
-#: confidence when they rank; it still decides what passes a threshold.
+#: How sure the model is of each position: name -> function of `logits` (`torch.FloatTensor` of shape
+#: `(num_positions, vocab_size)`) and the chosen `tokens` (`torch.LongTensor` of shape `(num_positions,)`), which
+#: returns `torch.FloatTensor` of shape `(num_positions,)` with values in [0, 1]. Random and left-to-right order ignore
+#: the confidence when they rank; it still decides what passes a threshold.
 CONFIDENCE_MEASURES = {
     "confidence": top_probability,
     "margin": top_margin,
@@ -125,7 +125,7 @@ def filter_logits(
     Shapes the distribution that tokens are drawn from: temperature, then top-p, then top-k.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(num_places, vocab_size)`):
+        logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
             Scores of all tokens.
         temperature (`float`, *optional*):
             Divides the logits; positive.
@@ -135,7 +135,7 @@ def filter_logits(
             Keeps the k most probable tokens; positive.
 
     Returns:
-        `torch.FloatTensor` of shape `(num_places, vocab_size)`: Logits, -inf at dropped tokens.
+        `torch.FloatTensor` of shape `(num_positions, vocab_size)`: Logits, -inf at dropped tokens.
     """
     if temperature is not None and temperature != 1.0:
         logits = logits / temperature
@@ -151,26 +151,26 @@ def filter_logits(
     return logits
 
 
-def active_places(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
+def active_positions(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
     """
     Blocks from left to right (semi-autoregressive decoding: LLaDA, arXiv 2502.09992, section 2.4): only the leftmost
-    block that still has a masked place is worked on.
+    block that still has a masked position is worked on.
 
     Args:
         masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` where a place is not yet decided.
+            `True` where a position is not yet decided.
         block_length (`int`, *optional*):
-            Places of a block, counted from the first answer place; the last block may be shorter. `None`: the whole
-            canvas is one block.
+            Positions of a block, counted from the first answer position; the last block may be shorter. `None`: the
+            whole canvas is one block.
 
     Returns:
-        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the masked places of each row's block.
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the masked positions of each row's block.
     """
     return masked & present_block(masked, block_length)
 
 
 def present_block(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
-    """All places of the block that [`active_places`] works on, `torch.BoolTensor` of shape
+    """All positions of the block that [`active_positions`] works on, `torch.BoolTensor` of shape
     `(batch_size, answer_length)`; the first block's in a row with nothing masked."""
     if block_length is None:
         return torch.ones_like(masked)
@@ -184,15 +184,15 @@ def _block_index(masked: torch.Tensor, block_length: int) -> torch.Tensor:
 
 def steps_per_block(num_steps: int, answer_length: int, block_length: int | None) -> int:
     """
-    The steps of one block's own schedule: each block gets them in proportion to its places.
+    The steps of one block's own schedule: each block gets them in proportion to its positions.
 
     Args:
         num_steps (`int`):
             Steps of the whole answer; positive.
         answer_length (`int`):
-            Its places; positive.
+            Its positions; positive.
         block_length (`int`, *optional*):
-            See [`active_places`].
+            See [`active_positions`].
 
     Returns:
         `int`: At least 1.
@@ -205,7 +205,7 @@ def steps_per_block(num_steps: int, answer_length: int, block_length: int | None
 def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
     """
     Where each row stands in its block's schedule. Block b's steps begin at step b * num_block_steps of the answer; a
-    row that gets to it earlier waits at its first one, and decides at least what that reveals.
+    row that gets to it earlier waits at its first one, and decides at least what that unmasks.
 
     Args:
         step (`int`):
@@ -213,7 +213,7 @@ def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_len
         num_block_steps (`int`):
             Of [`steps_per_block`].
         masked, block_length:
-            See [`active_places`].
+            See [`active_positions`].
 
     Returns:
         `torch.LongTensor` of shape `(batch_size,)`: Indices from 0 to `num_block_steps` - 1.
@@ -245,11 +245,11 @@ def adaptive_fraction(
     steps: torch.Tensor, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
 ) -> torch.Tensor:
     """
-    Which share of a row's masked places to reveal, by how much of the row is still masked (the original's "dim").
+    Which share of a row's masked positions to unmask, by how much of the row is still masked (the original's "dim").
 
-    1. The row's own time r is the share of its places that are masked.
-    2. From the first time below r, but not before this step's, take the first that reveals at least one place.
-    3. Reveal down to it: the share 1 - t / r, or all at the last time.
+    1. The row's own time r is the share of its positions that are masked.
+    2. From the first time below r, but not before this step's, take the first that unmasks at least one position.
+    3. Unmask down to it: the share 1 - t / r, or all at the last time.
 
     Args:
         steps (`torch.LongTensor` of shape `(batch_size,)`):
@@ -257,9 +257,9 @@ def adaptive_fraction(
         times (`torch.FloatTensor` of shape `(num_steps + 1,)`):
             The time grid of [`denoising_times`].
         num_masked (`torch.LongTensor` of shape `(batch_size,)`):
-            Masked places of each row, or of its present block, now.
+            Masked positions of each row, or of its present block, now.
         num_maskable (`torch.LongTensor` of shape `(batch_size,)`):
-            Masked places of the same before the first step.
+            Masked positions of the same before the first step.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)`: Shares in (0, 1]; 1 for a row with nothing masked.
@@ -270,8 +270,8 @@ def adaptive_fraction(
     fractions = 1 - times / row_times[:, None]
     fractions[:, -1] = 1
     index = torch.arange(len(times), device=times.device)
-    reveals_any = (num_masked[:, None] * fractions).int() >= 1
-    eligible = (times < row_times[:, None]) & (index > steps[:, None]) & reveals_any
+    unmasks_any = (num_masked[:, None] * fractions).int() >= 1
+    eligible = (times < row_times[:, None]) & (index > steps[:, None]) & unmasks_any
     eligible[:, -1] = True
     # 3.
     chosen = eligible.int().argmax(dim=1)
@@ -282,39 +282,39 @@ def fixed_fraction(
     steps: torch.Tensor, times: torch.Tensor, num_masked: torch.Tensor, num_maskable: torch.Tensor
 ) -> torch.Tensor:
     """
-    Which share of a row's masked places to reveal, by the step alone (Dream's schedule): 1 - t[step + 1] / t[step],
+    Which share of a row's masked positions to unmask, by the step alone (Dream's schedule): 1 - t[step + 1] / t[step],
     all at the last step. Arguments and result as for [`adaptive_fraction`]; the share may be too small for a single
-    place.
+    position.
     """
     fractions = 1 - times[1:] / times[:-1]
     fractions[-1] = 1
     return fractions[steps]
 
 
-#: Name -> function of `(steps, times, num_masked, num_maskable)` that returns the share of masked places to reveal.
+#: Name -> function of `(steps, times, num_masked, num_maskable)` that returns the share of masked positions to unmask.
 SCHEDULES = {"adaptive": adaptive_fraction, "fixed": fixed_fraction}
 
 
-def rank_places(
+def rank_positions(
     unmasking: str, confidence: torch.Tensor, masked: torch.Tensor, ranking_temperature: float | None = None
 ) -> torch.Tensor:
     """
-    Orders the masked places of each row, the first to be revealed first.
+    Orders the masked positions of each row, the first to be unmasked first.
 
     Args:
         unmasking (`str`):
             A key of `CONFIDENCE_MEASURES`.
         confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
-            How sure the model is of each masked place.
+            How sure the model is of each masked position.
         masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` where a place is not yet decided.
+            `True` where a position is not yet decided.
         ranking_temperature (`float`, *optional*):
             Draws the order without replacement, with weights softmax(confidence / ranking_temperature) (by the Gumbel
             trick), instead of sorting by confidence; positive.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, answer_length)`: Rank of each place, from 0; places that are not
-        masked rank behind all masked ones.
+        `torch.LongTensor` of shape `(batch_size, answer_length)`: Rank of each position, from 0; positions that are
+        not masked rank after all masked ones.
     """
     if unmasking == "entropy":
         # exp(-H) and -H order alike; a drawn order takes -H for its weights, as the original does.
@@ -334,7 +334,7 @@ def rank_places(
 
 def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch.Tensor) -> torch.Tensor:
     """
-    Which rows can no longer change before their end: all is revealed up to and including the first end token, or
+    Which rows can no longer change before their end: all is unmasked up to and including the first end token, or
     everything is.
 
     Args:
@@ -373,7 +373,7 @@ def pad_after_end(answer: torch.Tensor, end_token_ids: torch.Tensor, pad_token_i
     return answer.masked_fill(after_end, pad_token_id)
 
 
-def place_indices(places: torch.Tensor, num_places: int) -> torch.Tensor:
-    """Where the `True` of `places` lie when it is flattened, `torch.LongTensor` of shape `(num_places,)`. Their number
-    is given, so that the device need not be waited for."""
-    return places.flatten().int().sort(descending=True, stable=True).indices[:num_places]
+def position_indices(positions: torch.Tensor, num_positions: int) -> torch.Tensor:
+    """Where the `True` of `positions` lie when it is flattened, `torch.LongTensor` of shape `(num_positions,)`. Their
+    number is given, so that the device need not be waited for."""
+    return positions.flatten().int().sort(descending=True, stable=True).indices[:num_positions]

@@ -83,7 +83,7 @@ def is_whole_safetensors_file(path: Path) -> bool:
     """
     Whether a safetensors file has a readable header and as many bytes as it announces.
 
-    Its layout: the header's length in 8 bytes, the header in JSON (name -> dtype, shape and place in what follows),
+    Its layout: the header's length in 8 bytes, the header in JSON (name -> dtype, shape and position in what follows),
     and the tensors.
     """
     size = path.stat().st_size

@@ -13,8 +13,8 @@
 # limitations under the License.
 """What an answer can consist of: fixed text, gaps with a kind of value, sequences and alternatives; and its layout.
 
-Parts know no tokenizer. `lay_out` gives each its places, in tokens, and makes the canvas of one tokenizer. Imported by
-`schema_dimple`, which makes parts of JSON schemas, and by `structure_prior_dimple`, which makes them of templates.
+Parts know no tokenizer. `lay_out` gives each its positions, in tokens, and makes the canvas of one tokenizer. Imported
+by `schema_dimple`, which makes parts of JSON schemas, and by `structure_prior_dimple`, which makes them of templates.
 """
 
 import math
@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from .answer_canvas_dimple import Canvas, Piece
-from .automaton_dimple import TEXT_CHARS, ByteAutomaton, ByteNetwork, exact
-from .token_automaton_dimple import TokenAutomaton, Vocabulary
+from .answer_layout_dimple import Canvas, Piece
+from .byte_dfa_dimple import TEXT_CHARS, ByteAutomaton, ByteNetwork, exact
+from .token_dfa_dimple import TokenAutomaton, Vocabulary
 
-#: Most places of a canvas.
-MAX_PLACES = 8192
+#: Most positions of a canvas.
+MAX_POSITIONS = 8192
 
 #: Digits that a number has where its bounds do not ask for more.
 INT_DIGITS, FRAC_DIGITS = 9, 6
@@ -150,7 +150,7 @@ class Gap:
         min_tokens (`int`, *optional*, defaults to 0):
             Fewest tokens.
         until (`int`, *optional*):
-            In place of `room`: the place of the answer, or its length, where the gap ends.
+            In place of `room`: the position of the answer, or its length, where the gap ends.
         label (`tuple`, *optional*):
             Names the gap when the answer is read.
         lead (`str`, *optional*, defaults to `""`):
@@ -214,7 +214,7 @@ def flattened(part: Part) -> list[Part]:
 
 
 class _Layout:
-    """Gives parts their places, from left to right; see `lay_out`."""
+    """Gives parts their positions, from left to right; see `lay_out`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -227,7 +227,7 @@ class _Layout:
         return Canvas(self.vocabulary, self.ids, self.pieces, last_node)
 
     def sequence(self, part: Part, node: int, start: int, is_certain: bool) -> tuple[int, int]:
-        """Lays out `part` from `node` at place `start`; returns the node and the place behind it."""
+        """Lays out `part` from `node` at position `start`; returns the node and the position after it."""
         for item in flattened(part):
             if isinstance(item, Text):
                 node, start = self.text(item, node, start, is_certain)
@@ -263,7 +263,9 @@ class _Layout:
         if gap.until is not None:
             room = gap.until - start
             if room < 0:
-                raise ValueError(f"{gap.where} must begin before place {gap.until} (the text before it needs {start})")
+                raise ValueError(
+                    f"{gap.where} must begin before position {gap.until} (the text before it needs {start})"
+                )
         if room is None:
             raise ValueError(f"{gap.where} must have a length in tokens, as its pattern matches text of any length")
         if isinstance(gap.value, Choices) and longest is not None and longest > room:
@@ -278,12 +280,13 @@ class _Layout:
         return node, start + room
 
     def join(self, ends: list[tuple[int, int]]) -> tuple[int, int]:
-        """Leads several ends, each a node and a place, to one, with fillers behind those that come before the last."""
-        end = max(place for _, place in ends)
+        """Leads several ends, each a node and a position, to one, with fillers after those that come before the
+        last."""
+        end = max(position for _, position in ends)
         exit_node = self._node()
         filler = self.vocabulary.automaton("filler", lambda: TokenAutomaton.from_sequences([()], self.vocabulary))
-        for node, place in ends:
-            self.pieces.append(Piece(filler, place, end, node, exit_node))
+        for node, position in ends:
+            self.pieces.append(Piece(filler, position, end, node, exit_node))
         return exit_node, end
 
     def _piece(
@@ -304,8 +307,8 @@ class _Layout:
         return self.num_nodes - 1
 
     def _reserve(self, end: int) -> None:
-        if end > MAX_PLACES:
-            raise ValueError(f"the prior must need at most {MAX_PLACES} tokens (it needs more)")
+        if end > MAX_POSITIONS:
+            raise ValueError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
         self.ids += [self.vocabulary.mask_id] * (end - len(self.ids))
 
 
@@ -329,7 +332,7 @@ def _gap_automaton(gap: Gap, vocabulary: Vocabulary) -> tuple[TokenAutomaton, in
 
 def lay_out(part: Part, vocabulary: Vocabulary) -> Canvas:
     """
-    The canvas in which every gap has its own places, with fillers behind a value that does not need them all.
+    The canvas in which every gap has its own positions, with fillers after a value that does not need them all.
 
     Args:
         part (`Part`):
@@ -348,8 +351,8 @@ def lay_out(part: Part, vocabulary: Vocabulary) -> Canvas:
 
 def lay_out_compactly(part: Part, vocabulary: Vocabulary) -> Canvas:
     """
-    The canvas with as many places as [`lay_out`] gives, in which all fillers stand behind the answer's text: only the
-    text that an answer begins with has fixed places, everything behind it moves with the lengths of the values.
+    The canvas with as many positions as [`lay_out`] gives, in which all fillers stand after the answer's text: only
+    the text that an answer begins with has fixed positions, everything after it moves with the lengths of the values.
 
     Arguments, result and errors as for [`lay_out`].
     """

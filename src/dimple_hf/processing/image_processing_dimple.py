@@ -116,7 +116,7 @@ def _open_source(source: str) -> io.BytesIO | str:
 def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Brings an image into a mode that `convert("RGB")` does not spoil, or refuses it."""
     if image.mode.startswith("I;16"):
-        # convert() clips at 255, which turns nearly every 16-bit picture white; 65535 / 257 = 255
+        # convert() clips at 255, which turns nearly every 16-bit image white; 65535 / 257 = 255
         return PIL.Image.fromarray(np.round(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
     if image.mode in ("I", "F", "La", "RGBa"):  # no fixed range, or already multiplied by their transparency
         raise ValueError(f"mode {image.mode!r} must be converted to 8-bit grey or RGB first")

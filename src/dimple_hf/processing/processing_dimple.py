@@ -115,7 +115,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
 
     - No video and no audio: the model does not know them. They are refused.
     - Rows are padded, on the left, as soon as tensors are asked for: `generate` needs the prompts to end at the same
-      place. `padding_side="right"` and `padding=False` override that for one call.
+      position. `padding_side="right"` and `padding=False` override that for one call.
     - Arguments that nobody knows are refused, with the nearest known name.
     - A directory of the released model loads as it is, and what is saved loads in the released code.
     - What priors are made of are its attributes: `processor.StructurePrior`, `processor.Slot`,

@@ -13,9 +13,9 @@
 # limitations under the License.
 """Structure priors: the form that an answer must have, written as a template or as a JSON schema.
 
-Source: "structure priors" in Dimple, section 4.4 (arXiv 2505.16990), which places fixed tokens by hand; here a prior
-also says what the gaps may hold. A prior becomes a canvas (`answer_canvas_dimple`) when the processor meets it with a
-tokenizer. Imported by `processing_dimple`.
+Source: "structure priors" in Dimple, section 4.4 (arXiv 2505.16990), which positions fixed tokens by hand; here a
+prior also says what the gaps may hold. A prior becomes a canvas (`answer_layout_dimple`) when the processor meets it
+with a tokenizer. Imported by `processing_dimple`.
 """
 
 import datetime
@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .answer_canvas_dimple import Canvas, CanvasConstraint
+from .answer_layout_dimple import Canvas, CanvasConstraint
 from .answer_parts_dimple import (
     EMPTY,
     FORMATS,
@@ -49,7 +49,7 @@ from .answer_parts_dimple import (
 )
 from .answer_parts_dimple import Sequence as PartSequence
 from .schema_dimple import SchemaReader
-from .token_automaton_dimple import Vocabulary
+from .token_dfa_dimple import Vocabulary
 
 #: How an answer's values lie on the canvas.
 LAYOUTS = {"aligned": lay_out, "compact": lay_out_compactly}
@@ -189,7 +189,7 @@ class StructurePrior:
     The form that an answer must have. Made by [`~StructurePrior.from_template`],
     [`~StructurePrior.from_json_schema`] or [`~StructurePrior.from_anchors`]; used by [`DimpleProcessor`].
 
-    Whatever the weights, and in whatever order the places of the answer are revealed, the answer has this form: the
+    Whatever the weights, and in whatever order the positions of the answer are unmasked, the answer has this form: the
     fixed text stands where it should, and each gap holds a value of its kind. A gap that needs less than its room is
     filled up with the tokenizer's padding token, which [`~DimpleProcessor.parse`] and `skip_special_tokens` leave out.
     """
@@ -269,21 +269,22 @@ class StructurePrior:
     @classmethod
     def from_anchors(cls, anchors: Mapping[int, str], length: int) -> "StructurePrior":
         """
-        Free text of a given length with texts at given places: a stem for the beginning, an ending for the end.
+        Free text of a given length with texts at given positions: a stem for the beginning, an ending for the end.
 
         Args:
             anchors (`Mapping[int, str]`):
-                Place of its first token -> text. Places from 0 count from the beginning; -k is the place k tokens
-                before the end.
+                Position of its first token -> text. Positions from 0 count from the beginning; -k is the position k
+                tokens before the end.
             length (`int`):
-                Places of the answer. What the free text does not need is filler.
+                Positions of the answer. What the free text does not need is filler.
 
         Returns:
             [`StructurePrior`]. It is read as a dict: `"text"`, the whole answer, and `"gap0"`, `"gap1"`, ... the free
             texts between the anchors.
 
         Raises:
-            ValueError: If `length` is less than 1, or a place lies outside of it. (That texts overlap shows when the
+            ValueError: If `length` is less than 1, or a position lies outside of it. (That texts overlap shows when
+            the
                 processor meets the tokenizer.)
 
         Example:
@@ -297,18 +298,18 @@ class StructurePrior:
         if length < 1:
             raise ValueError(f"`length` must be at least 1 (got {length})")
         placed: dict[int, str] = {}
-        for place, text in anchors.items():
-            absolute = place + length if place < 0 else place
+        for position, text in anchors.items():
+            absolute = position + length if position < 0 else position
             if not 0 <= absolute < length or absolute in placed:
-                raise ValueError(f"`anchors` must lie on different places of {length} (got {place})")
+                raise ValueError(f"`anchors` must lie on different positions of {length} (got {position})")
             placed[absolute] = text
         parts: list[Part] = []
         slots: dict[tuple[str, ...], Slot] = {}
-        for place, text in sorted(placed.items()):
-            if place or slots:
+        for position, text in sorted(placed.items()):
+            if position or slots:
                 name = f"gap{len(slots)}"
                 slots[(name,)] = Slot(length=length)
-                parts.append(Gap(String(), f"the text before {text!r}", until=place, label=(name,)))
+                parts.append(Gap(String(), f"the text before {text!r}", until=position, label=(name,)))
             parts.append(Text(text))
         name = f"gap{len(slots)}"
         slots[(name,)] = Slot(length=length)
@@ -345,7 +346,7 @@ class StructurePrior:
                 What stands between items, and between a name and its value, as for `json.dumps`.
             layout (`str`, *optional*, defaults to `"compact"`):
                 `"compact"`: the text has no fillers inside, and moves with the lengths of the values.
-                `"aligned"`: each value has places of its own, all fixed text is placed before the first step; only
+                `"aligned"`: each value has positions of its own, all fixed text is placed before the first step; only
                 for models that have seen fillers inside answers.
 
         Returns:
@@ -373,7 +374,7 @@ class StructurePrior:
 
     def canvas(self, tokenizer: PreTrainedTokenizerBase) -> Canvas:
         """
-        The prior's places for one tokenizer; made once.
+        The prior's positions for one tokenizer; made once.
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`):
@@ -399,7 +400,7 @@ class StructurePrior:
             tokenizer (`PreTrainedTokenizerBase`):
                 The tokenizer.
             ids (`Sequence[int]`):
-                The answer's tokens, as many as the canvas has places.
+                The answer's tokens, as many as the canvas has positions.
 
         Returns:
             A dict of slots, a JSON value, or an object of the pydantic class.
@@ -441,11 +442,11 @@ class StructurePrior:
                 The answer, in the prior's form.
 
         Returns:
-            `tuple(list[int], list[bool])`: A token for each place of the canvas, and whether it is to be generated
+            `tuple(list[int], list[bool])`: A token for each position of the canvas, and whether it is to be generated
             (`False`: fixed text, which stands there before the first step).
 
         Raises:
-            ValueError: If the text does not have the prior's form, or a value does not fit its places.
+            ValueError: If the text does not have the prior's form, or a value does not fit its positions.
         """
         canvas = self.canvas(tokenizer)
         return canvas.fill(text), [token == tokenizer.mask_token_id for token in canvas.ids]
@@ -471,7 +472,7 @@ def canvas_inputs(
 
     Returns:
         `dict[str, Any]`: `answer_ids` (int64 of shape `(num_rows, answer_length)`), `answer_constraint`, and, if
-        canvases differ in length, `answer_attention_mask` (int64 of the same shape): 0 at the padding behind shorter
+        canvases differ in length, `answer_attention_mask` (int64 of the same shape): 0 at the padding after shorter
         ones. A row without a prior is as long as the longest canvas.
 
     Raises:
@@ -505,7 +506,7 @@ def read_answers(
         raise ValueError(f"`prior` must hold one for each of {len(sequences)} rows (got {len(per_input)})")
     lengths = [0 if prior is None else len(prior.canvas(tokenizer).ids) for prior in rows]
     if max(lengths) > sequences.shape[1]:
-        raise ValueError(f"`output` must hold the answer's {max(lengths)} places (got {sequences.shape[1]})")
+        raise ValueError(f"`output` must hold the answer's {max(lengths)} positions (got {sequences.shape[1]})")
     values = []
     for prior, length, sequence in zip(rows, lengths, sequences[:, -max(lengths) :].tolist(), strict=True):
         if prior is None:

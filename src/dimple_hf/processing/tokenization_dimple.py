@@ -28,7 +28,7 @@ class DimpleTokenizer(Qwen2Tokenizer):
     r"""
     Qwen2's fast tokenizer, with these differences:
 
-    - It has a mask token, the token that stands at every position of an answer that is still to be revealed.
+    - It has a mask token, the token that stands at every position of an answer that is still to be unmasked.
     - It pads on the left unless a checkpoint says otherwise, because an answer follows its prompt without a gap.
     - A directory of the released model loads as it is. Its `auto_map` is dropped: it names code that is not needed.
     - [`~DimpleTokenizer.save_pretrained`] also writes what the released slow tokenizer reads (see

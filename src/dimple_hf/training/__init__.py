@@ -16,6 +16,7 @@
 Imported by recipes, the command line and users; `dimple_hf` itself does not import it.
 """
 
+from ..data.examples import BadRowError
 from .adapters import load_adapter, lora_config, remember_mode
 from .checkpoints import last_complete_checkpoint
 from .collator import DimpleDataCollator
@@ -23,7 +24,6 @@ from .held_out import GenerationCallback
 from .metrics import MetricsCallback, add_before_reporters
 from .phases import Phase, PhaseCallback
 from .recipe import load_recipe
-from .rows import BadRowError
 from .run import train_recipe
 from .stages import STAGES, Stage
 

@@ -32,15 +32,15 @@ from torch.utils.data import get_worker_info
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..data.examples import BadRowError, Conversation, naming, read_row
 from ..processing import StructurePrior
-from .rows import BadRowError, Conversation, naming, read_row
 
 logger = logging.getLogger(__name__)
 
 #: Label of a token that is not learned.
 IGNORED = -100
 
-#: Places that shortening leaves to an answer when its prompt is too long, and to a text that loses its middle.
+#: Positions that shortening leaves to an answer when its prompt is too long, and to a text that loses its middle.
 MIN_KEPT_TOKENS = 16
 
 #: Loading processes whose skipped rows are counted apart, so that they never write to one number at a time.
@@ -112,12 +112,12 @@ class DimpleDataCollator:
     padding follows, and nothing is shortened.
 
     **Long rows**: a sequence longer than `max_length` first loses padding, then the end of its answer (which then is
-    not followed by padding, so that no false end is learned). If the prompt leaves the answer fewer than 16 places,
+    not followed by padding, so that no false end is learned). If the prompt leaves the answer fewer than 16 positions,
     the longest text of the prompt loses its middle. Image tokens and the chat's own markers stay; where the row still
     does not fit, it is bad.
 
-    **Bad rows** are refused with an error that names the row (its `id`, else its place in the batch), or left out and
-    counted. A batch without any good row holds one sequence without labels.
+    **Bad rows** are refused with an error that names the row (its `id`, else its position in the batch), or left out
+    and counted. A batch without any good row holds one sequence without labels.
 
     Args:
         processor ([`DimpleProcessor`]):
@@ -126,7 +126,7 @@ class DimpleDataCollator:
             Most tokens of a sequence. No limit when missing.
         canvas_length (`int`, *optional*):
             Draw an answer's padded length from all lengths up to this one, if it is above the original's bounds, so
-            that the model answers on any canvas of up to so many places. The original's bounds when missing, with
+            that the model answers on any canvas of up to so many positions. The original's bounds when missing, with
             which the length of a canvas tells that of the answer.
         seed (`int`, defaults to 0):
             Seed of the padded lengths, >= 0.
@@ -145,13 +145,13 @@ class DimpleDataCollator:
     >>> collator = DimpleDataCollator(processor)
     >>> content = [{"type": "image"}, {"type": "text", "text": "ab"}]
     >>> answer = {"role": "assistant", "content": "cdef"}
-    >>> picture = PIL.Image.new("RGB", (56, 28))  # two image tokens
+    >>> image = PIL.Image.new("RGB", (56, 28))  # two image tokens
     >>> rows = [
-    ...     {"messages": [{"role": "user", "content": content}, answer], "images": [picture]},
+    ...     {"messages": [{"role": "user", "content": content}, answer], "images": [image]},
     ...     {"messages": [{"role": "user", "content": "ab"}, answer]},
     ... ]
     >>> batch = collator(rows)
-    >>> batch["input_ids"]  # 424 427 427 425: the picture; 420: padding
+    >>> batch["input_ids"]  # 424 427 427 425: the image; 420: padding
     tensor([[ 48,  25, 424, 427, 427, 425,  64,  65, 220,  32,  25,  66,  67,  68,
               69, 420],
             [ 48,  25,  64,  65, 220,  32,  25,  66,  67,  68,  69, 420, 420, 420,
@@ -212,7 +212,7 @@ class DimpleDataCollator:
         Returns:
             `dict[str, torch.Tensor]`:
             - **input_ids** (int64 of shape `(num_sequences, length)`): tokens, padded on the right.
-            - **attention_mask** (int64, same shape): 1 at tokens, also at those of an answer's padding; 0 behind.
+            - **attention_mask** (int64, same shape): 1 at tokens, also at those of an answer's padding; 0 after.
             - **labels** (int64, same shape): the tokens of answers and their padding; -100 elsewhere.
             - **pixel_values**, **image_grid_thw**: the images of all sequences in order, if there are any.
         """
@@ -329,10 +329,10 @@ class DimpleDataCollator:
     def _longest_text(self, prompt: list[int]) -> tuple[int, int]:
         """Start and length of the longest run of tokens between the chat's markers."""
         start, longest = 0, (0, 0)
-        for place, token in enumerate([*prompt, self.processor.image_token_id]):
+        for position, token in enumerate([*prompt, self.processor.image_token_id]):
             if token in self._markers:
-                longest = max(longest, (start, place - start), key=lambda run: run[1])
-                start = place + 1
+                longest = max(longest, (start, position - start), key=lambda run: run[1])
+                start = position + 1
         return longest
 
     def _empty_sequence(self) -> TrainingSequence:

@@ -28,9 +28,9 @@ from torch import nn
 from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_wandb_available
 
+from ..data.examples import Conversation, naming, read_row
 from ..processing.image_processing_dimple import load_pil_image
 from .metrics import add_to_logs, logged_prefix
-from .rows import Conversation, naming, read_row
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -76,7 +76,7 @@ class GenerationCallback(TrainerCallback):
 
     A row with a `structure_prior` is answered under it, but in causal mode, which knows no priors.
 
-    Weights & Biases gets a table with the pictures, and TensorBoard the pictures if its writer is given. The entry is
+    Weights & Biases gets a table with the images, and TensorBoard the images if its writer is given. The entry is
     also what `metric_for_best_model` can name. Put the callback before the reporters with [`add_before_reporters`].
     Every process generates, because sharded models need all of them; keep the rows few.
 
@@ -86,7 +86,7 @@ class GenerationCallback(TrainerCallback):
         rows (`Sequence[Mapping[str, Any]]`):
             Rows as [`read_row`] takes them.
         max_new_tokens (`int`, defaults to 64):
-            Places of an answer.
+            Positions of an answer.
         image_folder (`str`, *optional*):
             What relative image paths are relative to.
         summary_writer (`SummaryWriter`, *optional*):
@@ -115,8 +115,10 @@ class GenerationCallback(TrainerCallback):
                 self.conversations.append(read_row(row, image_folder))
         # Apart, because the canvas of a prior would bound the answers of the rows beside it.
         under_prior = [conversation.structure_prior is not None for conversation in self.conversations]
-        groups = [[place for place, flag in enumerate(under_prior) if flag is wanted] for wanted in (False, True)]
-        self._groups = [(places, self._prepare_inputs(places)) for places in groups if places]
+        groups = [
+            [position for position, flag in enumerate(under_prior) if flag is wanted] for wanted in (False, True)
+        ]
+        self._groups = [(positions, self._prepare_inputs(positions)) for positions in groups if positions]
         self._last_step: int | None = None
 
     def on_log(
@@ -142,7 +144,7 @@ class GenerationCallback(TrainerCallback):
         add_to_logs(state, logs, {prefix + name: value for name, value in values.items()})
         if state.is_world_process_zero:
             logger.info("answers at step %d:\n%s", state.global_step, values["answers"])
-            self._show_pictures(answers, state.global_step)
+            self._show_images(answers, state.global_step)
 
     def answer(self, model: nn.Module) -> list[HeldOutAnswer]:
         """
@@ -156,13 +158,13 @@ class GenerationCallback(TrainerCallback):
         was_training = model.training
         model.eval()
         answers: dict[int, HeldOutAnswer] = {}
-        for places, inputs in self._groups:
-            for place, (text, num_forward_passes) in zip(places, self._generate(model, inputs), strict=True):
-                conversation = self.conversations[place]
+        for positions, inputs in self._groups:
+            for position, (text, num_forward_passes) in zip(positions, self._generate(model, inputs), strict=True):
+                conversation = self.conversations[position]
                 expected = conversation.answer(conversation.answer_indices[-1])
-                answers[place] = HeldOutAnswer(_last_question(conversation), expected, text, num_forward_passes)
+                answers[position] = HeldOutAnswer(_last_question(conversation), expected, text, num_forward_passes)
         model.train(was_training)
-        return [answers[place] for place in range(len(self.conversations))]
+        return [answers[position] for position in range(len(self.conversations))]
 
     def _generate(self, model: nn.Module, inputs: dict[str, Any]) -> list[tuple[str, int]]:
         """Text and passes of each row of a group."""
@@ -189,10 +191,10 @@ class GenerationCallback(TrainerCallback):
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return list(zip(texts, passes.tolist(), strict=True))
 
-    def _prepare_inputs(self, places: list[int]) -> dict[str, Any]:
+    def _prepare_inputs(self, positions: list[int]) -> dict[str, Any]:
         """Inputs of `generate` for some of the rows, either all under a prior or none."""
         prompts, images = [], []
-        conversations = [self.conversations[place] for place in places]
+        conversations = [self.conversations[position] for position in positions]
         for conversation in conversations:
             messages = conversation.messages[: conversation.answer_indices[-1]]
             prompts.append(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
@@ -206,22 +208,22 @@ class GenerationCallback(TrainerCallback):
             )
         )
 
-    def _show_pictures(self, answers: list[HeldOutAnswer], step: int) -> None:
-        pictures = [self._picture(conversation) for conversation in self.conversations]
+    def _show_images(self, answers: list[HeldOutAnswer], step: int) -> None:
+        images = [self._image(conversation) for conversation in self.conversations]
         if is_wandb_available():
             wandb = importlib.import_module("wandb")
             if wandb.run is not None:
-                table = wandb.Table(columns=["picture", "question", "answer", "expected", "passes"])
-                for picture, row in zip(pictures, answers, strict=True):
-                    image = None if picture is None else wandb.Image(picture)
+                table = wandb.Table(columns=["image", "question", "answer", "expected", "passes"])
+                for image, row in zip(images, answers, strict=True):
+                    image = None if image is None else wandb.Image(image)
                     table.add_data(image, row.question, row.answer, row.expected, row.num_forward_passes)
                 wandb.log({"held_out_answers": table}, commit=False)
         if self.summary_writer is not None:
-            for index, picture in enumerate(pictures):
-                if picture is not None:
-                    self.summary_writer.add_image(f"held_out/{index}", picture, step, dataformats="HWC")
+            for index, image in enumerate(images):
+                if image is not None:
+                    self.summary_writer.add_image(f"held_out/{index}", image, step, dataformats="HWC")
 
-    def _picture(self, conversation: Conversation) -> np.ndarray | None:
+    def _image(self, conversation: Conversation) -> np.ndarray | None:
         """The row's last image as 8-bit RGB of shape `(H, W, 3)`, or `None`."""
         if not conversation.images:
             return None

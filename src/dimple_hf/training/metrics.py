@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 def add_before_reporters(trainer: Trainer, *callbacks: TrainerCallback) -> None:
     """
     Adds callbacks in front of the reporters (TensorBoard and others), so that these report what the callbacks add to
-    the logs. The Trainer's own `callbacks` argument puts them behind the reporters, where only the progress bar and
+    the logs. The Trainer's own `callbacks` argument puts them after the reporters, where only the progress bar and
     `trainer.state.log_history` show it.
 
     Args:
@@ -82,9 +82,9 @@ class TokenAverages:
         """Adds tokens; all of shape `(num_tokens,)`. Without noise levels they are those of the causal loss."""
         sums = token_losses.new_zeros(4 + 2 * self.num_noise_bins, dtype=torch.float32)
         # Layout: causal tokens and hits, masked tokens and hits, then losses and tokens of each bin.
-        place = 0 if token_noise_levels is None else 2
-        sums[place] = len(token_hits)
-        sums[place + 1] = token_hits.sum()
+        position = 0 if token_noise_levels is None else 2
+        sums[position] = len(token_hits)
+        sums[position + 1] = token_hits.sum()
         if token_noise_levels is not None:
             bins = (token_noise_levels * self.num_noise_bins).long().clamp(max=self.num_noise_bins - 1)
             sums[4 : 4 + self.num_noise_bins].index_add_(0, bins, token_losses.float())

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Recipes: YAML files that say what `dimple-hf train` does, checked as a whole before anything expensive happens.
 
-An unknown key is refused with the nearest known one, a missing file and a contradiction with the place in the YAML
+An unknown key is refused with the nearest known one, a missing file and a contradiction with the position in the YAML
 where they are. `docs/fine_tuning.md` describes every key. Imported by `run`.
 """
 
@@ -31,10 +31,10 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from transformers.utils import is_bitsandbytes_available
 
+from ..data.sources import Source, read_source
 from ..modeling.generation_config_dimple import nearest_name
 from .adapters import lora_config
 from .collator import DimpleDataCollator
-from .sources import Source, read_source
 from .stages import PARTS, STAGE_FIELDS, STAGES, Stage
 
 RECIPE_KEYS = (
@@ -66,7 +66,7 @@ MANAGED_ARGUMENTS = {
     "resume_from_checkpoint": "nothing: the same command goes on where it was interrupted",
     "remove_unused_columns": "nothing: the collator needs all columns",
     "label_smoothing_factor": "nothing: the model computes its own loss",
-    "hub_token": "`hf auth login`: a recipe is no place for a secret",
+    "hub_token": "`hf auth login`: a recipe is no position for a secret",
     "gradient_checkpointing": "`activation_checkpointing`, its new name",
     "gradient_checkpointing_kwargs": "`activation_checkpointing_kwargs`, its new name",
 }
@@ -90,7 +90,7 @@ class HeldOut:
         num_rows (`int`, defaults to 4):
             How many rows of the evaluation data, from the first; 0: none.
         max_new_tokens (`int`, defaults to 64):
-            Places of an answer.
+            Positions of an answer.
     """
 
     num_rows: int = 4
@@ -192,7 +192,7 @@ _Loader.add_implicit_resolver(
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """Puts the place in the recipe in front of what is wrong there."""
+    """Puts the position in the recipe in front of what is wrong there."""
     try:
         yield
     except ValueError as error:
@@ -212,7 +212,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Raises:
         ValueError: If the file is missing or no YAML, a key is unknown or missing, a value is of the wrong kind or out
-            of range, a file is missing, or two values contradict each other. The message begins with the place.
+            of range, a file is missing, or two values contradict each other. The message begins with the position.
     """
     path = Path(path)
     with _at(str(path)):

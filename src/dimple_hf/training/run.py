@@ -215,7 +215,7 @@ def describe_plan(recipe: Recipe, num_processes: int) -> list[dict[str, Any]]:
             Processes that train together.
 
     Returns:
-        `list[dict[str, Any]]`: For each stage its settings, its place, and what is left to do.
+        `list[dict[str, Any]]`: For each stage its settings, its position, and what is left to do.
     """
     described = []
     for plan in recipe.plans:
@@ -306,7 +306,7 @@ def run_stage(
     set_seed(args.seed)
     model = load_model(recipe, plan)
 
-    # 3. Trainer. One that resumes behind the last of `max_steps` would take another step, because it looks for the end
+    # 3. Trainer. One that resumes after the last of `max_steps` would take another step, because it looks for the end
     # after each step and epoch only. With a single row, as many epochs are over as steps, and there is nothing to do.
     if checkpoint is not None and is_at_end(checkpoint):
         train_rows = Subset(train_rows, [0])

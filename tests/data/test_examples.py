@@ -1,0 +1,181 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows of both forms become one form, and each thing that can be wrong with one is said."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from dimple_hf.data.examples import BadRowError, read_prompt, read_row, row_name
+
+ANSWER = {"role": "assistant", "content": "yes"}
+IMAGE = PIL.Image.new("RGB", (28, 28))
+
+
+def ask(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+IMAGE = {"type": "image"}
+
+
+def test_read_row_chat_form_keeps_parts_and_drops_empty_entries() -> None:
+    """`datasets` fills what a part lacks with None, which must not look like an image or a text."""
+    row = {
+        "messages": [ask({"type": "image", "text": None}, text("What?")), ANSWER],
+        "images": [IMAGE],
+        "conversations": None,
+    }
+    conversation = read_row(row)
+    assert conversation.messages == [ask(IMAGE, text("What?")), {"role": "assistant", "content": [text("yes")]}]
+    assert conversation.images == [IMAGE]
+    assert conversation.answer_indices == [1]
+    assert conversation.answer(1) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("<image>\nWhat?", [IMAGE, text("What?")]),
+        ("What?\n<image>", [text("What?"), IMAGE]),
+        ("Is <image> or\n<image>\n\nred?", [text("Is "), IMAGE, text(" or"), IMAGE, text("\nred?")]),
+        ("What?\n", [text("What?\n")]),
+    ],
+)
+def test_read_row_llava_form_splits_text_at_images(value: str, parts: list[dict[str, Any]]) -> None:
+    """One line break at each side of a placeholder belongs to LLaVA's writing; all other text is the user's."""
+    row = {
+        "conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "yes"}],
+        "images": [IMAGE] * parts.count(IMAGE),
+    }
+    assert read_row(row).messages == [ask(*parts), {"role": "assistant", "content": [text("yes")]}]
+
+
+def test_read_row_image_of_each_kind_is_taken(tmp_path: Path) -> None:
+    """Pillow images, paths, bytes and what `datasets` makes of either."""
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (5, 4), "red").save(buffer, "PNG")
+    data = buffer.getvalue()
+
+    def only_image(image: Any, **options: Any) -> Any:
+        return read_row({"messages": [ask(IMAGE), ANSWER], "image": image}, **options).images[0]
+
+    assert only_image(IMAGE) is IMAGE
+    assert only_image("a.png") == "a.png"
+    assert only_image(Path("a.png"), image_folder=tmp_path) == str(tmp_path / "a.png")
+    assert only_image("/b/a.png", image_folder=tmp_path) == "/b/a.png"
+    assert only_image("https://b/a.png", image_folder=tmp_path) == "https://b/a.png"
+    assert only_image({"bytes": None, "path": "a.png"}) == "a.png"
+    assert only_image(data).size == (5, 4)
+    assert only_image({"bytes": data, "path": "a.png"}).size == (5, 4)
+    assert only_image({"bytes": base64.b64encode(data).decode()}).size == (5, 4)
+    assert only_image("data:image/png;base64,iVBO", image_folder=tmp_path) == "data:image/png;base64,iVBO"
+
+
+BAD_ROWS = {
+    "it must have `messages` or `conversations` (got text)": {"text": "hello"},
+    "it must have `messages` or `conversations` (got nothing)": {},
+    "roles must be one of system, user, assistant (got 'bot')": {"messages": [{"role": "bot", "content": "hi"}]},
+    "roles must be one of system, human, gpt (got 'user')": {"conversations": [{"from": "user", "value": "hi"}]},
+    "`value` must be a string (got None)": {"conversations": [{"from": "human", "value": None}]},
+    "`messages` must be a list of mappings (got 'hi')": {"messages": "hi"},
+    "`messages` must be a list of mappings (got [1])": {"messages": [1]},
+    "`conversations` must be a list of mappings (got {})": {"conversations": {}},
+    "or {'type': 'image'} (got 'What?')": {"messages": [ask("What?"), ANSWER]},
+    "`content` must be a string or a list of parts (got NoneType)": {"messages": [{"role": "user", "content": None}]},
+    "or {'type': 'image'} (got {'type': 'video'})": {"messages": [ask({"type": "video"}), ANSWER]},
+    "(got {'type': 'text', 'text': None})": {"messages": [ask({"type": "text", "text": None}), ANSWER]},
+    "it must have an assistant turn (got none)": {"messages": [ask(text("hi"))]},
+    "its first turn must not be the assistant's": {"messages": [ANSWER]},
+    "answers must be text (message 1 holds an image)": {
+        "messages": [ask(text("hi")), {"role": "assistant", "content": [IMAGE]}],
+        "images": [IMAGE],
+    },
+    "answers must not be empty (message 1 is)": {"messages": [ask(text("hi")), {"role": "assistant", "content": " "}]},
+    "(got 0 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER]},
+    "(got 2 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER], "images": [IMAGE, IMAGE]},
+    "image 0 must be a Pillow image, a path or bytes (got int)": {"messages": [ask(IMAGE), ANSWER], "images": [3]},
+    "image 0 must be a Pillow image, a path or bytes (got list)": {
+        "messages": [ask(IMAGE), ANSWER],
+        "images": [{"bytes": [1, 2]}],
+    },
+    "image 0 must be readable (got text as `bytes`:": {"messages": [ask(IMAGE), ANSWER], "images": [{"bytes": "?"}]},
+    "image 0 must be readable (got 4 bytes:": {"messages": [ask(IMAGE), ANSWER], "images": [b"junk"]},
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_read_row_bad_row_is_refused_with_its_reason(message: str) -> None:
+    """Every branch that refuses a row."""
+    with pytest.raises(BadRowError) as error:
+        read_row(BAD_ROWS[message])
+    assert message in str(error.value)
+
+
+def test_read_row_bytes_are_turned_upright() -> None:
+    """As a camera held sideways stores them, and as any other image opened by path is."""
+    data, exif = io.BytesIO(), PIL.Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned by a quarter
+    PIL.Image.new("RGB", (5, 4)).save(data, "JPEG", exif=exif)
+    image = read_row({"messages": [ask(IMAGE), ANSWER], "images": [data.getvalue()]}).images[0]
+    assert image.size == (4, 5)
+    assert PIL.Image.open(io.BytesIO(data.getvalue())).size == (5, 4)  # control
+
+
+@pytest.mark.parametrize(
+    ("messages", "num_asked"),
+    [
+        ([ask(text("hi"))], 1),
+        ([ask(text("hi")), ANSWER], 1),
+        ([{"role": "system", "content": "Be short."}, ask(text("hi")), ANSWER, ask(text("and?"))], 4),
+        ([ask(text("hi")), ANSWER, ask(text("and?")), ANSWER], 3),
+    ],
+)
+def test_read_prompt_leaves_out_the_answer_at_the_end(messages: list[dict[str, Any]], num_asked: int) -> None:
+    """And that one alone."""
+    found = read_prompt({"messages": messages}).messages
+    assert [message["role"] for message in found] == [message["role"] for message in messages[:num_asked]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": []}, "it must end with a user turn, or with one and its answer"),
+        ({"messages": [ANSWER]}, "it must end with a user turn, or with one and its answer"),
+        ({"messages": [ask(text("hi")), ANSWER, ANSWER]}, "it must end with a user turn"),
+        ({"messages": [{"role": "system", "content": "hi"}]}, "it must end with a user turn"),
+        ({"messages": [ask(IMAGE)]}, "(got 0 images and 1 placeholders)"),
+        ({"messages": [ask(text("hi"))], "image": IMAGE}, "(got 1 images and 0 placeholders)"),
+    ],
+)
+def test_read_prompt_bad_row_is_refused_with_its_reason(row: dict[str, Any], message: str) -> None:
+    """What cannot be asked; what is wrong with messages and images alike is tested above."""
+    with pytest.raises(BadRowError) as error:
+        read_prompt(row)
+    assert message in str(error.value)
+
+
+def test_row_name_prefers_the_rows_own_id() -> None:
+    """A position in a batch is the least that an error can say; an id is found in the data set."""
+    assert row_name({"id": "coco_7"}, 3) == "row 'coco_7'"
+    assert row_name({"id": 0}, 3) == "row 0"
+    assert row_name({"id": None}, 3) == "row 3 of its batch"

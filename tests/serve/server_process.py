@@ -1,0 +1,56 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Chats about images that differ from each other; the server's process and the images are the benchmark's.
+
+Imported by the tests of the server.
+"""
+
+import json
+from typing import Any
+
+from serve_load import QUESTIONS, ServerProcess, data_url, noise_image
+
+__all__ = ["QUESTIONS", "ServerProcess", "body", "chat", "data_url", "messages", "noise_image", "own_answer"]
+
+
+def messages(seed: int) -> list[dict[str, Any]]:
+    """A chat about an image, as clients send it."""
+    url = {"type": "image_url", "image_url": {"url": data_url(noise_image(seed))}}
+    return [{"role": "user", "content": [url, {"type": "text", "text": QUESTIONS[seed % len(QUESTIONS)]}]}]
+
+
+def chat(seed: int) -> list[dict[str, Any]]:
+    """The same chat, as the processor takes it."""
+    content = [
+        {"type": "image", "image": noise_image(seed)},
+        {"type": "text", "text": QUESTIONS[seed % len(QUESTIONS)]},
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def body(**changes: Any) -> bytes:
+    """The body of a request without images."""
+    return json.dumps({"model": "forms", "messages": [{"role": "user", "content": "Hello."}]} | changes).encode()
+
+
+def own_answer(
+    model: Any, processor: Any, conversation: list[dict[str, Any]], prior: Any = None, **options: Any
+) -> str:
+    """What `generate` answers to a chat alone."""
+    extra = {} if prior is None else {"structure_prior": prior}
+    inputs = processor.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **extra
+    )
+    output = model.generate(**inputs, **options)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

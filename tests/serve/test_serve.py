@@ -1,0 +1,366 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`dimple-hf serve` as its users meet it: a process of its own, and OpenAI's client over loopback."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import serve_load
+from jsonschema import Draft202012Validator
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel, Field
+from server_process import ServerProcess, body, chat, messages, own_answer
+
+from dimple_hf import StructurePrior
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.cli.main import main
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    server = ServerProcess("--dtype", "float32", "--allow-remote-images")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def schema_of(number: int) -> dict[str, Any]:
+    """A schema of its own for each number: objects, lists, choices, texts and numbers."""
+    values: list[dict[str, Any]] = [
+        {"type": "integer", "minimum": -number, "maximum": 10 * number + 3},
+        {"enum": ["red", "green", number, None]},
+        {"type": "string", "maxLength": number % 7 + 1},
+        {"type": "string", "pattern": f"^[a-f]{{{number % 4 + 1}}}-\\d$"},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": number % 3 + 1},
+        {"type": "number", "minimum": 0.5, "maximum": number + 1.5},
+        {"anyOf": [{"type": "null"}, {"type": "string", "format": "date"}]},
+    ]
+    chosen = {f"field{index}": values[(number + index) % len(values)] for index in range(number % 3 + 1)}
+    return {"type": "object", "properties": chosen, "required": list(chosen), "additionalProperties": False}
+
+
+def judge_schemas(client: openai.OpenAI, numbers: range) -> None:
+    """Asks under each schema and lets an independent judge look at the answers."""
+    texts = set()
+    for number in numbers:
+        schema = schema_of(number)
+        response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        answer = client.chat.completions.create(
+            model="forms", messages=messages(number), response_format=response_format
+        )
+        choice = answer.choices[0]
+        Draft202012Validator(schema).validate(json.loads(choice.message.content))
+        assert choice.finish_reason == "stop"
+        texts.add(choice.message.content)
+    assert len(texts) > len(numbers) // 2  # control: the schemas are not all the same
+    with pytest.raises(json.JSONDecodeError):  # control: without a schema the model answers freely
+        json.loads(client.chat.completions.create(model="forms", messages=messages(1)).choices[0].message.content)
+
+
+def test_text_and_image_are_answered_as_by_generate(
+    client: openai.OpenAI, forms_model: Any, forms_processor: Any
+) -> None:
+    """Without a limit, with the model's own: 48 positions, and no canvas of 1024."""
+    texts = [{"role": "system", "content": "You read forms."}, {"role": "user", "content": "How many rows?"}]
+    for sent, own in ((texts, texts), (messages(0), chat(0)), (messages(1), chat(1))):
+        answer = client.chat.completions.create(model="forms", messages=sent)
+        ChatCompletion.model_validate(answer.to_dict())
+        choice = answer.choices[0]
+        assert choice.message.content == own_answer(forms_model, forms_processor, own)
+        tokens = forms_processor.tokenizer(choice.message.content)["input_ids"]
+        assert choice.finish_reason == ("length" if answer.usage.completion_tokens == 48 else "stop")
+        assert abs(answer.usage.completion_tokens - len(tokens)) <= len(tokens) // 2
+    short = client.chat.completions.create(model="forms", messages=messages(0), max_tokens=3)
+    assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (3, "length")
+
+
+def test_stream_comes_in_pieces_that_make_the_whole_answer(client: openai.OpenAI) -> None:
+    """As the positions become certain from the left; the counts come last, where they are asked for."""
+    whole = client.chat.completions.create(model="forms", messages=messages(0))
+    options = {"include_usage": True}
+    events = list(
+        client.chat.completions.create(model="forms", messages=messages(0), stream=True, stream_options=options)
+    )
+    for one in events:
+        ChatCompletionChunk.model_validate(one.to_dict())
+    pieces = [one.choices[0] for one in events[:-1]]
+    assert pieces[0].delta.role == "assistant"
+    assert "".join(piece.delta.content or "" for piece in pieces) == whole.choices[0].message.content
+    assert sum(bool(piece.delta.content) for piece in pieces) > 1
+    assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + [whole.choices[0].finish_reason]
+    assert events[-1].choices == []
+    assert events[-1].usage == whole.usage
+    for options in ({}, {"stream_options": {"include_usage": False}}):
+        plain = list(client.chat.completions.create(model="forms", messages=messages(0), stream=True, **options))
+        assert len(plain) == len(events) - 1
+
+
+def test_drawn_answers_are_repeated_by_their_seed(client: openai.OpenAI) -> None:
+    unsure = [{"role": "user", "content": "Hello."}]  # nothing that the model was taught
+
+    def ask(**options: Any) -> str:
+        answer = client.chat.completions.create(model="forms", messages=unsure, **options)
+        return answer.choices[0].message.content
+
+    assert ask(temperature=2, seed=1) == ask(temperature=2, seed=1)
+    assert len({ask(temperature=2, seed=seed) for seed in range(4)}) > 1  # control
+    assert ask(temperature=0, seed=1) == ask()
+
+
+def test_answers_under_schemas_are_valid(client: openai.OpenAI, forms_model: Any, forms_processor: Any) -> None:
+    """By construction; the same as under the prior of the same schema. Streamed, too."""
+    judge_schemas(client, range(1, 11))
+    schema = schema_of(5)
+    response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    pieces = client.chat.completions.create(
+        model="forms", messages=messages(5), response_format=response_format, stream=True
+    )
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert text == own_answer(forms_model, forms_processor, chat(5), StructurePrior.from_json_schema(schema))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_answers_under_two_hundred_schemas_are_valid(client: openai.OpenAI) -> None:
+    judge_schemas(client, range(200))
+
+
+def test_pydantic_classes_are_answered_with_their_objects(client: openai.OpenAI) -> None:
+    """The client's own way to ask for a schema."""
+
+    class Form(BaseModel):
+        price: int = Field(ge=0, le=9999)
+        floor: int | None
+
+    answer = client.chat.completions.parse(model="forms", messages=messages(0), response_format=Form)
+    assert isinstance(answer.choices[0].message.parsed, Form)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"model": "gpt"}, openai.NotFoundError, "must be 'forms'"),
+        ({"max_tokens": 5000}, openai.BadRequestError, "at most 1024"),
+        ({"max_tokens": 1000}, openai.BadRequestError, "must fit 1024 tokens"),
+        ({"tools": []}, openai.BadRequestError, "`tools` is not supported"),
+        ({"messages": [{"role": "user", "content": "Hi <|im_end|>"}]}, openai.BadRequestError, "special token"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 20_000}]},
+            openai.BadRequestError,
+            "at most 16384 characters",
+        ),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "json_schema"),
+    ],
+)
+def test_what_the_server_cannot_do_is_refused(
+    client: openai.OpenAI, options: dict[str, Any], error: type[openai.APIStatusError], reason: str
+) -> None:
+    """As the error that the client knows, with a reason."""
+    with pytest.raises(error, match=re.escape(reason)):
+        client.chat.completions.create(**{"model": "forms", "messages": messages(0)} | options)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options", "reason"),
+    [
+        ({"type": "integer", "multipleOf": 3}, {}, "multipleOf"),
+        ({"type": "string", "pattern": "(?=a)"}, {}, "$"),
+        ({"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"}, {}, "steps"),
+        ({"type": "string", "x-max-tokens": 2000}, {}, "at most 1024 tokens"),
+        ({"enum": ["x" * 70_000]}, {}, "characters"),
+        ({"type": "integer", "minimum": 0, "maximum": 9}, {"max_tokens": 0}, "greater"),
+        ({"type": "array", "items": {"type": "integer"}}, {"max_tokens": 2}, "leave room for"),
+    ],
+)
+def test_schemas_that_cannot_be_kept_are_refused(
+    client: openai.OpenAI, schema: dict[str, Any], options: dict[str, Any], reason: str
+) -> None:
+    """Before the model runs; a small schema cannot make the server work for hours."""
+    response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    start = time.monotonic()
+    with pytest.raises(openai.BadRequestError, match=re.escape(reason)):
+        client.chat.completions.create(model="forms", messages=messages(0), response_format=response_format, **options)
+    assert time.monotonic() - start < 60
+
+
+def test_models_and_health_are_told(client: openai.OpenAI, server: ServerProcess) -> None:
+    assert [model.id for model in client.models.list()] == ["forms"]
+    assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
+    for response, status in (
+        (httpx2.get(f"{server.url}/v1/nothing"), 404),
+        (httpx2.get(f"{server.url}/v1/chat/completions"), 405),
+        (httpx2.post(f"{server.url}/v1/chat/completions", content=body()), 415),
+    ):
+        assert response.status_code == status
+        assert response.json()["error"]["message"]
+
+
+def test_private_addresses_are_refused_and_strangers_only_if_allowed(client: openai.OpenAI) -> None:
+    """Here they are allowed; that the default is not, the test of a busy server says."""
+    url = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
+    with pytest.raises(openai.BadRequestError, match="it is private"):
+        client.chat.completions.create(model="forms", messages=[{"role": "user", "content": [url]}])
+
+
+def test_many_clients_at_once_get_their_own_answers(server: ServerProcess) -> None:
+    """The load test, short: a quarter of the clients are hostile, and not one answer is wrong, late or another's."""
+    result = asyncio.run(serve_load.load(server, num_clients=8, seconds=1))
+    assert result["faults"] == []
+    assert len([name for name in result["answers"] if name.startswith("good")]) == 3
+    assert len(result["answers"]) == 3 + 13
+    assert result["different_answers_expected"] > 10  # control: they could have been mixed up
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sixty_four_clients_for_a_minute(server: ServerProcess) -> None:
+    """What they need of memory the first time, they need the second time, and no more."""
+    peaks = []
+    for seconds in (20, 60):
+        result = asyncio.run(serve_load.load(server, num_clients=64, seconds=seconds))
+        assert result["faults"] == []
+        peaks.append(max(result["resident_mib"]["peak_of_each_third"]))
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def send_raw(url: str, sent: bytes) -> socket.socket:
+    """A request of which the test can let go."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    connection.sendall("\r\n".join([*head, f"Content-Length: {len(sent)}", "", ""]).encode() + sent)
+    return connection
+
+
+@pytest.fixture
+def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """It answers one request at a time and decides one position a pass, whatever the model is sure of."""
+    checkpoint = tmp_path / "slow"
+    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
+    options = json.loads((checkpoint / "generation_config.json").read_text()) | {"confidence_threshold": None}
+    (checkpoint / "generation_config.json").write_text(json.dumps(options))
+    # A loaded machine may need more than the usual half minute for what runs when it is told to end.
+    server = ServerProcess(str(checkpoint), "--max-requests", "1", "--max-batch-size", "1", "--grace-seconds", "250")
+    yield server
+    server.process.kill()
+
+
+#: 200 positions, each of which has to be decided.
+LETTERS = {"type": "string", "pattern": "^[a-z]{200}$", "x-max-tokens": 200}
+
+
+def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerProcess) -> None:
+    """A second request gets 429, one that is left makes room, and SIGTERM waits for the one that runs."""
+    server = slow_server
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        quick = {"model": "slow", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+        remote = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
+        with pytest.raises(openai.BadRequestError, match="this server fetches none"):
+            client.chat.completions.create(**quick | {"messages": [{"role": "user", "content": [remote]}]})
+
+        response_format = {"type": "json_schema", "json_schema": {"name": "letters", "schema": LETTERS}}
+        left = send_raw(server.url, body(model="slow", stream=True, response_format=response_format))
+        assert left.recv(1)
+        with pytest.raises(openai.RateLimitError, match="at most 1 requests at a time"):
+            client.chat.completions.create(**quick)
+        left.close()
+        deadline = time.monotonic() + 60
+        while True:  # as soon as the server notices, there is room again
+            try:
+                client.chat.completions.create(**quick)
+                break
+            except openai.RateLimitError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+        stream = client.chat.completions.create(
+            **quick | {"max_tokens": None, "stream": True, "response_format": response_format}
+        )
+        next(stream)
+        server.process.terminate()
+        deadline = time.monotonic() + 60
+        while not any("Shutting down" in line for line in server.lines):
+            assert time.monotonic() < deadline, "".join(server.lines)
+            time.sleep(0.02)
+        with pytest.raises(openai.APIConnectionError):  # nothing new is begun
+            client.chat.completions.create(**quick)
+        pieces = [piece.choices[0] for piece in stream]
+        assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 200
+        assert pieces[-1].finish_reason == "stop"
+    assert server.stop() in (0, -signal.SIGTERM)  # uvicorn ends as if the signal had ended it, when all is done
+    assert any("Finished server process" in line for line in server.lines)
+
+
+def test_snippets_of_the_page_run(
+    server: ServerProcess, repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As they stand there, but for the port."""
+    monkeypatch.chdir(repo_root)
+    blocks = re.findall(r"```python\n(.*?)```", Path("docs/serving.md").read_text(), flags=re.DOTALL)
+    namespace: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("http://127.0.0.1:8000", server.url), namespace)
+    whole, streamed = capsys.readouterr().out.split("\n", 1)
+    assert whole == streamed
+    assert type(namespace["form"]) is namespace["Form"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "`--port` must lie between 0 and 65535 (got 70000)"),
+        (["--max-requests", "0"], "`max_requests` must be at least 1 (got 0)"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["serve", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["serve", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_causal_models_are_refused(parity_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """They do not denoise; transformers' own server is for them."""
+    causal = tmp_path / "causal"
+    causal.mkdir()
+    for file in (parity_dir / "checkpoint").iterdir():
+        (causal / file.name).symlink_to(file)
+    config = json.loads((causal / "config.json").read_text()) | {"full_attn_mask": False}
+    (causal / "config.json").unlink()
+    (causal / "config.json").write_text(json.dumps(config))
+    assert main(["serve", str(causal)]) == 1
+    assert "`model` must be a diffusion model" in capsys.readouterr().err

@@ -1,0 +1,280 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The thread that owns the model: what it batches, in which order, and how soon it lets go of cancelled jobs."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from server_process import QUESTIONS, chat, noise_image, own_answer
+
+from dimple_hf import StructurePrior
+from dimple_hf.serve.replies import TextDeltas
+from dimple_hf.serve.worker import (
+    Job,
+    Progress,
+    ServerFault,
+    Worker,
+    collate,
+    decided_beginning,
+    next_batch,
+)
+
+#: One position a pass, so that there are as many passes as positions.
+SLOWLY = {"confidence_threshold": None}
+
+SCHEMA = {"type": "object", "properties": {"floor": {"type": "integer", "minimum": 0, "maximum": 99}}}
+
+
+def row(processor: Any, conversation: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A prompt as the server prepares it."""
+    return dict(
+        processor.apply_chat_template(
+            conversation,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=False,
+        )
+    )
+
+
+def job_of(length: int = 8, num_tokens: int = 4, **changes: Any) -> Job:
+    """A job that is only waited for."""
+    return Job({"input_ids": torch.zeros(1, num_tokens, dtype=torch.long)}, None, length, **changes)
+
+
+class Watched:
+    """A job, what comes of it, and what is done after each step of it."""
+
+    def __init__(self, job: Job, after_step: Any = None):
+        self.job, self.updates, self.num_steps = job, queue.Queue[Any](), 0
+        self.after_step = after_step
+        job.put = self.put
+
+    def put(self, update: Any) -> None:
+        self.num_steps += 1
+        self.updates.put(update)
+        if self.after_step is not None:
+            self.after_step(self.num_steps)
+
+    def last(self) -> Any:
+        """The last update; a minute is long enough on any machine."""
+        while True:
+            update = self.updates.get(timeout=60)
+            if isinstance(update, ServerFault) or update.is_last:
+                return update
+
+
+@pytest.fixture
+def worker(forms_model: Any, forms_processor: Any) -> Iterator[Worker]:
+    worker = Worker(forms_model, forms_processor.tokenizer, max_batch_size=4)
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def num_passes(forms_model: Any) -> Iterator[list[int]]:
+    """One entry for each pass of the text layers: how many rows it ran over."""
+    rows: list[int] = []
+    hook = forms_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs.get("inputs_embeds", args[0] if args else ()))),
+        with_kwargs=True,
+    )
+    yield rows
+    hook.remove()
+
+
+def test_next_batch_takes_the_first_and_others_of_its_kind_in_their_order() -> None:
+    """Whoever came first goes first; nobody waits forever."""
+    first, other, second, third = job_of(), job_of(length=9), job_of(), job_of()
+    waiting = [first, other, second, third]
+    assert next_batch(waiting, 4, 10**6) == [first, second, third]
+    assert next_batch(waiting, 2, 10**6) == [first, second]
+    assert next_batch([other, second], 4, 10**6) == [other]
+
+
+def test_next_batch_is_bounded_in_positions() -> None:
+    """Padding included: eight rows as long as the longest need no more memory than one full context."""
+    short, long = job_of(num_tokens=4), job_of(num_tokens=24)  # 12 and 32 positions
+    assert next_batch([short, long, short], 4, 64) == [short, long]
+    assert next_batch([short, long, short], 4, 63) == [short, short]
+    assert next_batch([long], 4, 1) == [long]
+
+
+@pytest.mark.parametrize("changes", [{"options": {"do_sample": False}}, {"seed": 1}, {"prior": object()}])
+def test_jobs_of_different_kinds_do_not_share_a_batch(changes: dict[str, Any]) -> None:
+    """They would change each other's answers."""
+    plain, special = job_of(), job_of()
+    assert plain.kind == special.kind  # control
+    for name, value in changes.items():
+        setattr(special, name, value)
+    assert plain.kind != special.kind
+
+
+def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:
+    """Rows with one image, with two and with none; with priors too."""
+    chats = [chat(0), [{"role": "user", "content": "Hello, how many rows does the form have?"}], chat(1)]
+    chats[0] += chat(2)
+    rows = [row(forms_processor, one) for one in chats]
+    together = forms_processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    collated = collate([Job(one, None, 8) for one in rows], forms_processor.tokenizer)
+    assert collated.keys() == together.keys()
+    for name, value in together.items():
+        torch.testing.assert_close(collated[name], value, rtol=0, atol=0)
+    prior = StructurePrior.from_json_schema(SCHEMA)
+    collated = collate([Job(one, prior, 8) for one in rows], forms_processor.tokenizer)
+    assert collated["answer_ids"].tolist() == [prior.canvas(forms_processor.tokenizer).ids] * 3
+
+
+def test_decided_beginning_stops_at_open_positions_and_ends() -> None:
+    tokens, end = [5, 6, 9, 7], frozenset([9])
+    assert decided_beginning(tokens, [True, True, True, True], end) == ([5, 6], True)
+    assert decided_beginning(tokens, [True, True, True, True], frozenset()) == (tokens, False)
+    assert decided_beginning(tokens, [True, False, True, True], end) == ([5], False)
+
+
+def test_text_deltas_hold_back_characters_that_are_not_whole(forms_processor: Any) -> None:
+    """The pieces together are the text, and none of them ends in the middle of a character."""
+    text = "a€ü\ufffd😀"
+    data = text.encode()
+    deltas = TextDeltas(lambda tokens: bytes(tokens).decode(errors="replace"))
+    pieces = [deltas.push(list(data[:length]), length == len(data)) for length in range(1, len(data) + 1)]
+    assert "".join(pieces) == text
+    assert [piece for piece in pieces if piece] == ["a", "€", "ü", "\ufffd😀"]
+    assert deltas.push(list(data[:3]), False) == ""
+    assert deltas.push([*data, 98], True) == "b"
+    cut = TextDeltas(lambda tokens: bytes(tokens).decode(errors="replace"))
+    assert cut.push(list(data[:3]), True) == "a\ufffd"  # an answer may end there
+
+
+def test_answers_of_a_batch_are_those_of_generate(
+    worker: Worker, forms_model: Any, forms_processor: Any, num_passes: list[int]
+) -> None:
+    """Of free answers, of one under a prior, and of a drawn one with a seed."""
+    prior = StructurePrior.from_json_schema(SCHEMA)
+    length = len(prior.canvas(forms_processor.tokenizer).ids)
+    jobs = [Job(row(forms_processor, chat(seed)), None, 48) for seed in range(4)]
+    jobs.append(Job(row(forms_processor, chat(4)), prior, length))
+    jobs.append(Job(row(forms_processor, chat(5)), None, 48, {"do_sample": True, "temperature": 2.0}, seed=3))
+    watched = [Watched(job) for job in jobs]
+    with worker.changed:  # so that all of them wait before the first is taken
+        worker.waiting.extend(jobs)
+        worker.changed.notify()
+    answers = [forms_processor.decode(one.last().tokens, skip_special_tokens=True) for one in watched]
+    assert max(num_passes) == 4  # rows
+    expected = [own_answer(forms_model, forms_processor, chat(seed)) for seed in range(4)]
+    expected.append(own_answer(forms_model, forms_processor, chat(4), prior))
+    torch.manual_seed(3)
+    expected.append(own_answer(forms_model, forms_processor, chat(5), do_sample=True, temperature=2.0))
+    assert answers == expected
+    assert len(set(answers)) > 3  # control
+
+
+def test_seeds_of_a_client_do_not_touch_the_random_numbers_of_others(worker: Worker, forms_processor: Any) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    watched = Watched(Job(row(forms_processor, chat(0)), None, 8, {"do_sample": True}, seed=5))
+    worker.submit(watched.job)
+    watched.last()
+    worker.stop()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_cancelled_job_frees_the_model_within_a_step(
+    worker: Worker, forms_processor: Any, num_passes: list[int]
+) -> None:
+    """Alone it ends at once; of a batch it leaves after one more pass, and the others do not notice."""
+    rows = [row(forms_processor, chat(seed)) for seed in range(2)]
+    alone = Watched(Job(rows[0], None, 40, SLOWLY))
+    alone.after_step = lambda step: worker.cancel(alone.job) if step == 4 else None
+    following = Watched(Job(rows[1], None, 6, SLOWLY))
+    worker.submit(alone.job)
+    worker.submit(following.job)
+    following.last()
+    assert alone.num_steps == 4
+    assert len(num_passes) < 3 + 6 + 2  # control: 40 and 6 passes without it
+
+    num_passes.clear()
+    pair = [Watched(Job(one, None, 12, SLOWLY)) for one in rows]
+    pair[0].after_step = lambda step: worker.cancel(pair[0].job) if step == 4 else None
+    with worker.changed:
+        worker.waiting.extend(one.job for one in pair)
+        worker.changed.notify()
+    pair[1].last()
+    assert num_passes.count(2) == 4  # the fourth was under way
+    assert num_passes.count(1) > 4  # control: the other one went on
+
+
+def test_cancelled_job_that_waits_is_never_run(worker: Worker, forms_processor: Any) -> None:
+    """And is forgotten at once, with its images."""
+    inputs = row(forms_processor, chat(0))
+    blocking, waiting = Watched(Job(inputs, None, 8, SLOWLY)), Watched(Job(inputs, None, 9, SLOWLY))
+
+    def cancel_other(step: int) -> None:
+        if step == 1:
+            worker.submit(waiting.job)
+            worker.cancel(waiting.job)
+            assert worker.waiting == []
+
+    blocking.after_step = cancel_other
+    worker.submit(blocking.job)
+    assert isinstance(blocking.last(), Progress)
+    assert waiting.num_steps == 0
+
+
+def test_job_that_cannot_be_run_takes_no_other_with_it(worker: Worker, forms_processor: Any) -> None:
+    """Not even one of its batch; its own client is told, and the server lives."""
+    inputs = row(forms_processor, chat(0))
+    broken = Watched(Job({name: value for name, value in inputs.items() if name != "image_grid_thw"}, None, 8))
+    good = Watched(Job(inputs, None, 8))
+    with worker.changed:
+        worker.waiting.extend([broken.job, good.job])
+        worker.changed.notify()
+    assert str(broken.last()) == "the model failed"
+    assert isinstance(good.last(), Progress)
+    worker.submit(good.job)
+    assert isinstance(good.last(), Progress)
+
+
+def test_stop_ends_what_runs_after_its_step_and_fails_what_waits(forms_model: Any, forms_processor: Any) -> None:
+    """Nobody is left without an answer."""
+    worker = Worker(forms_model, forms_processor.tokenizer, max_batch_size=4)
+    worker.start()
+    inputs = row(forms_processor, chat(0))
+    running, waiting = Watched(Job(inputs, None, 40, SLOWLY)), Watched(Job(inputs, None, 9))
+    stopping = threading.Thread(target=worker.stop)
+    running.after_step = lambda step: (worker.submit(waiting.job), stopping.start()) if step == 2 else None
+    worker.submit(running.job)
+    for watched in (running, waiting):
+        assert str(watched.last()) == "the server is shutting down"
+    stopping.join()
+    assert running.num_steps < 40
+    assert not worker.is_alive()
+    late = Watched(Job(inputs, None, 9))
+    worker.submit(late.job)
+    assert str(late.last()) == "the server is shutting down"
+
+
+def test_images_differ_from_each_other() -> None:
+    """Control of the tests with many clients: each has an image of its own."""
+    assert len({noise_image(seed).tobytes() for seed in range(20)}) == 20
+    assert len(QUESTIONS) == 4
