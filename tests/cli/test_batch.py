@@ -107,7 +107,7 @@ def test_batch_again_loads_no_model_and_changes_nothing(
     assert first == {"output": str(output), "answered": 2, "failed": 3, "left": 0, "seconds": first["seconds"]}
     written = output.read_bytes()
     with monkeypatch.context() as without_model:
-        without_model.setattr(batch, "AutoModelForImageTextToText", None)
+        without_model.setattr("transformers.AutoModelForImageTextToText", None)
         assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["answered"] == 2
     assert output.read_bytes() == written

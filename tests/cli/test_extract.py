@@ -136,7 +136,7 @@ def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
 ) -> None:
     """One line with the position of the fault."""
     (tmp_path / "schema.json").write_text(schema)
-    monkeypatch.setattr(extract, "AutoModelForImageTextToText", None)
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText", None)
     assert main([*arguments, "--image", str(parity_dir / "tiny" / "images" / "0.png")]) == 1
     assert message in capsys.readouterr().err
 
