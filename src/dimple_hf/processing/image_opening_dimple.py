@@ -23,6 +23,7 @@ import os
 import stat
 import warnings
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
 
@@ -32,6 +33,12 @@ import PIL.ImageOps
 
 #: Formats that are read. HEIF needs the library pillow-heif, which is used when it is installed.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+
+#: The formats of images on the web, for those who take files from strangers.
+WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+
+#: Most characters of a path or URL in an error message.
+MAX_NAME = 200
 
 #: Largest file: about what the largest image of `PIL.Image.MAX_IMAGE_PIXELS` takes without compression.
 MAX_FILE_BYTES = 256 * 2**20
@@ -56,7 +63,7 @@ def open_image(
     *,
     max_pixels: int | None = None,
     formats: Sequence[str] = FORMATS,
-    name: str = "an image",
+    index: int | None = None,
 ) -> PIL.Image.Image:
     """
     Opens and decodes one image.
@@ -65,20 +72,21 @@ def open_image(
         source (`str`, `os.PathLike`, `bytes` or `PIL.Image.Image`):
             A path; an `http(s)`, `file` or `data` URL; base64; the bytes of a file; or an image.
         max_pixels (`int`, *optional*):
-            Most pixels, width times height; Pillow's own bound, `PIL.Image.MAX_IMAGE_PIXELS`, when missing.
+            Maximum number of pixels, compared with the file's header before anything is decoded. Defaults to Pillow's
+            own bound, `PIL.Image.MAX_IMAGE_PIXELS`.
         formats (`Sequence[str]`, defaults to `FORMATS`):
-            Pillow's names of the formats that may be read.
-        name (`str`, defaults to `"an image"`):
-            What the errors call it.
+            Pillow's names of the formats that a file may have.
+        index (`int`, *optional*):
+            Position of the image among those of a call, for the errors.
 
     Returns:
-        `PIL.Image.Image`: With its pixels in memory, upright (its EXIF orientation is applied), and in a mode that
+        `PIL.Image.Image`: The image with its pixels in memory, upright by its EXIF orientation, in a mode that
         `convert("RGB")` keeps the look of. Transparency is kept.
 
     Raises:
         ValueError: If there is no such file or address, it is not an image of these formats, it is damaged or empty,
-            it exceeds a bound, or its mode has no fixed range (Pillow's `"I"`, `"F"`, `"La"`, `"RGBa"`). The message
-            names the file.
+            it exceeds a bound, or its mode has no fixed range (`"I"`, `"F"`, `"La"`, `"RGBa"`). The message is one
+            line, and names the file and the reason.
 
     Example:
 
@@ -88,53 +96,59 @@ def open_image(
     >>> open_image("photo.jpg", max_pixels=4096 * 4096).convert("RGB")
     ```
     """
-    if max_pixels is None:
-        max_pixels = PIL.Image.MAX_IMAGE_PIXELS
+    name = _name(source, index)
     if not isinstance(source, (str, os.PathLike, bytes, PIL.Image.Image)):
         raise ValueError(
-            f"{name} must be a Pillow image, a path, a URL, base64 or bytes (got type {type(source).__name__})"
+            f"{name} must be a path, a URL, base64, bytes or a Pillow image (got {type(source).__name__})"
         )
-    label = _label(source)
+    if max_pixels is None:
+        max_pixels = PIL.Image.MAX_IMAGE_PIXELS
     try:
-        if isinstance(source, PIL.Image.Image):
-            image = source
-            if getattr(image, "tile", None) and image.format not in formats:  # not decoded yet
-                raise _NotReadError(f"{image.format}; call its `load()` first if you trust it")
-        else:
-            image = _open_bytes(source if isinstance(source, bytes) else _read(os.fspath(source)), formats)
-        if 0 in image.size:
-            raise ValueError(f"it has {image.width} x {image.height} pixels")
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            raise PIL.Image.DecompressionBombError(f"it has {image.width} x {image.height}")
-        _scale_transparency(image)
-        image.load()
-        return _displayable(PIL.ImageOps.exif_transpose(image))
+        return _displayable(PIL.ImageOps.exif_transpose(_decode(source, max_pixels, formats)))
     except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"{name} must have at most {max_pixels} pixels (got {label}: {_one_line(error)})") from error
-    except _NotReadError as error:
-        known = ", ".join(formats)
-        raise ValueError(f"{name} must be a file of the formats {known} (got {label}: {error})") from error
+        raise ValueError(f"{name} must have at most {max_pixels} pixels ({_reason(error)})") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError(f"{name} must be a {', '.join(formats)} file (got {error})") from error
     except Exception as error:  # a damaged file raises any of a dozen types, depending on its format
-        raise ValueError(f"{name} must be readable (got {label}: {_one_line(error)})") from error
+        raise ValueError(f"{name} must be a readable image ({_reason(error)})") from error
 
 
-class _NotReadError(Exception):
-    """An image of a format that is not read."""
-
-
-def _label(source: object) -> str:
-    """How errors name an image: its path or address, shortened, or what it came as."""
+def _decode(source: Any, max_pixels: int | None, formats: Sequence[str]) -> PIL.Image.Image:
+    """The image as it is stored. Raises whatever Pillow raises, and where Pillow would only warn."""
     if isinstance(source, PIL.Image.Image):
-        filename = getattr(source, "filename", "")
-        return repr(filename) if filename else f"an object {type(source).__name__}"
+        image = source
+        if getattr(image, "tile", None) and image.format not in formats:  # not decoded yet
+            raise PIL.UnidentifiedImageError(f"{image.format}; call its `load()` first if you trust it")
+    else:
+        image = _open_bytes(source if isinstance(source, bytes) else _read(os.fsdecode(source)), formats)
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    # Up to twice its bound Pillow only warns, while a few kilobytes of a file already ask for gigabytes of memory.
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise PIL.Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
+    _scale_transparency(image)
+    image.load()
+    return image
+
+
+def _name(source: object, index: int | None) -> str:
+    """What to call an image in an error message: by its path or address, shortened, or its size."""
     if isinstance(source, bytes):
-        return f"a file of {len(source)} bytes"
-    text = os.fsdecode(source) if isinstance(source, os.PathLike) else str(source)
-    return repr(text if len(text) <= 200 else text[:100] + "...")
+        label = f"of {len(source)} bytes"
+    else:
+        path = getattr(source, "filename", "") if isinstance(source, PIL.Image.Image) else source
+        text = os.fsdecode(path) if isinstance(path, (str, os.PathLike)) else ""
+        is_data = text.startswith("data:") or len(text) > 4 * MAX_NAME  # a long string is base64
+        label = f"{text[:30]!r}..." if is_data else repr(text[:MAX_NAME]) if text else ""
+    if index is None:
+        return f"the image {label}".strip()
+    return f"image {index} ({label})" if label else f"image {index}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()) or type(error).__name__
 
 
 def _read(source: str) -> bytes:
@@ -188,13 +202,15 @@ def _open_bytes(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
             image = PIL.Image.open(io.BytesIO(data), formats=known)
     except PIL.UnidentifiedImageError as error:
         if brand in HEIF_BRANDS:
-            raise _NotReadError("a HEIC file, which `pip install pillow-heif` makes readable") from error
-        if brand in AVIF_BRANDS:
-            raise _NotReadError("an AVIF file, which Pillow 11.3 or later reads") from error
-        raise _NotReadError("of another format, or damaged") from error
-    # Within its compressed data a JPEG file never has this sign.
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise ValueError(f"it has more than {MAX_JPEG_SCANS} JPEG scans")
+            found = "a HEIC file, which `pip install pillow-heif` makes readable"
+        elif brand in AVIF_BRANDS:
+            found = "an AVIF file, which Pillow 11.3 or later reads"
+        else:
+            found = "another format, or a damaged file"
+        raise PIL.UnidentifiedImageError(found) from error
+    num_scans = data.count(b"\xff\xda")  # compressed data never holds this marker
+    if image.format in ("JPEG", "MPO") and num_scans > MAX_JPEG_SCANS:
+        raise ValueError(f"a JPEG file must have at most {MAX_JPEG_SCANS} scans, it has {num_scans}")
     return image
 
 
@@ -236,4 +252,4 @@ def _displayable(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
-__all__ = ["FORMATS", "MAX_FILE_BYTES", "MAX_JPEG_SCANS", "open_image"]
+__all__ = ["FORMATS", "WEB_FORMATS", "open_image"]

@@ -85,7 +85,7 @@ def flatten_images(images: Any) -> list[Any]:
 
 def load_pil_image(source: str | os.PathLike[str] | bytes | PIL.Image.Image, index: int) -> PIL.Image.Image:
     """[`open_image`] for image number `index` (`int`) of a call, which its errors name."""
-    return open_image(source, name=f"`images[{index}]`")
+    return open_image(source, index=index)
 
 
 def load_array_image(
