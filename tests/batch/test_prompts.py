@@ -127,8 +127,6 @@ def test_count_tokens_orders_prompts_by_their_length(
     counts = [reader.count_tokens(index) for index in range(3)]
     assert sorted(range(3), key=counts.__getitem__) == sorted(range(3), key=expected.__getitem__)
     assert len(set(counts)) == 3
-    template = expected[2] - counts[2]  # of every row alike, but for the two tokens around each image
-    assert all(abs(expected[index] - counts[index] - template) < 8 for index in range(3))
 
 
 def test_count_image_tokens_unknown_size_is_the_largest(tmp_path: Path, processor: ProcessorMixin) -> None:

@@ -17,9 +17,13 @@ Decoding is greedy, and each row of a batch is decoded as if it were alone, so t
 rounding, on which rows share a batch.
 """
 
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,12 +184,24 @@ def answer_batches(
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,
+        worker_init_fn=partial(_end_with_parent, os.getpid()),
     )
     for prompts, arrays in loader:
         answers = iter(_answer_prepared(answerer, reader, prompts, arrays))
         yield [
             prompt.label | (next(answers) if prompt.error is None else {"error": prompt.error}) for prompt in prompts
         ]
+
+
+def _end_with_parent(parent: int, worker: int) -> None:
+    """Lets a worker end when its parent was killed: one with a batch to hand over would wait for it forever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(batch: PreparedBatch) -> PreparedBatch:

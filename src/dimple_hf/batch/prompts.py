@@ -30,7 +30,6 @@ from ..data.images import open_image
 from ..data.sources import Source
 from .digests import row_digest, text_digest
 
-
 #: Of most languages. The template adds as many tokens to every row.
 CHARACTERS_PER_TOKEN = 4
 
@@ -170,7 +169,7 @@ class PromptReader:
             chat = read_prompt(self.rows[index], self.image_folder)
             _check_files(chat.images)
             texts = [part["text"] for turn in chat.messages for part in turn["content"] if part["type"] == "text"]
-            num_tokens = sum(len(text) // CHARACTERS_PER_TOKEN for text in texts)
+            num_tokens = 1 + sum(len(text) // CHARACTERS_PER_TOKEN for text in texts)
             return num_tokens + sum(count_image_tokens(image, self.processor) for image in chat.images)
         except (ValueError, RecursionError):
             return 0

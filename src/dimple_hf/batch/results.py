@@ -100,9 +100,7 @@ class ResultFiles:
 
     in_order = False
 
-    def __init__(
-        self, output: Path, keys: Sequence[Key], settings: Mapping[str, Any], key_name: str = "row"
-    ) -> None:
+    def __init__(self, output: Path, keys: Sequence[Key], settings: Mapping[str, Any], key_name: str = "row") -> None:
         self.output = output
         self.keys = keys
         self.key_name = key_name
@@ -339,7 +337,7 @@ def describe_kept(output: Path | None) -> str | None:
         return None
     num_lines = sum(path.read_bytes().count(b"\n") for path in parts)
     return (
-        f"{num_lines} line{'' if num_lines == 1 else 's'} of this run are kept in {output}.part-*; "
+        f"{num_lines} line{' of this run is' if num_lines == 1 else 's of this run are'} kept in {output}.part-*; "
         "the same command goes on from there"
     )
 

@@ -86,9 +86,10 @@ def find_done(reader: PromptReader, results: Results, rows: Sequence[int], retry
             changed.append(reader.key(row))
     if changed:
         names = ", ".join(str(key) for key in changed[:MAX_NAMED]) + (", ..." if len(changed) > MAX_NAMED else "")
+        rows_have = "1 row has" if len(changed) == 1 else f"{len(changed)} rows have"
         raise ValueError(
-            f"`--output` must be a new file for other data: {len(changed)} rows have changed since they were answered "
-            f"(got other texts or images in {names})"
+            f"`--output` must be a new file for other data: {rows_have} changed since the answer (got other texts or "
+            f"images in {names})"
         )
     return done
 

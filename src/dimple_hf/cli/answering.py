@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_device_argument, add_model_argument, positive_int
+from .arguments import add_device_argument, add_model_argument
 
 if TYPE_CHECKING:
     from ..batch.results import Key, Position, Results
@@ -32,11 +32,20 @@ if TYPE_CHECKING:
 def add_answering_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Adds what both commands take to `parser`; `batch_size` is the default of its option."""
     add_model_argument(parser)
-    parser.add_argument("--batch-size", type=positive_int, default=batch_size, help="rows at a time (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="rows at a time (default: %(default)s)")
     parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")
     parser.add_argument("--retry", action="store_true", help="ask rows again whose line is an error")
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the final counts as a JSON object")
+
+
+def check_batch_size(size: int) -> None:
+    """
+    Raises:
+        ValueError: If `size` (`int`), the rows of a batch, is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"`--batch-size` must be at least 1 (got {size})")
 
 
 def read_schema(path: Path) -> dict[str, Any]:

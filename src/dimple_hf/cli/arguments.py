@@ -74,18 +74,6 @@ def checkpoint_name(text: str) -> str:
     return text
 
 
-def positive_int(text: str) -> int:
-    """
-    A number of at least 1; for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 1 (got {text!r})")
-    return int(text)
-
-
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--model`: a checkpoint, by default the one of the package."""
     parser.add_argument(

@@ -20,7 +20,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .answering import add_answering_arguments, answer_into, model_settings, read_schema, this_process
+from .answering import (
+    add_answering_arguments,
+    answer_into,
+    check_batch_size,
+    model_settings,
+    read_schema,
+    this_process,
+)
 
 HELP = "ask a model every row of a data set"
 
@@ -72,6 +79,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     from ..modeling.generation_config_dimple import DimpleGenerationConfig
 
+    check_batch_size(args.batch_size)
     if args.schema is not None and args.max_new_tokens is not None:
         raise ValueError("`--max-new-tokens` must not be given with `--schema`, which says how long an answer can be")
     # Its message names the option and its range.

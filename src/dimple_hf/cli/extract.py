@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answering import add_answering_arguments, answer_into, model_settings, read_schema
-from .arguments import default_question, positive_int
+from .answering import add_answering_arguments, answer_into, check_batch_size, model_settings, read_schema
+from .arguments import default_question
 
 HELP = "read images into JSON that is valid for a schema"
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, help="file for the lines, gone on with where it is there (default: standard output)"
     )
     parser.add_argument(
-        "--max-string-tokens", type=positive_int, default=16, help="of a string without `maxLength` (%(default)s)"
+        "--max-string-tokens", type=int, default=16, help="of a string without `maxLength` (%(default)s)"
     )
     parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
     add_answering_arguments(parser, batch_size=1)
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from ..batch.results import open_results
     from ..processing import StructurePrior
 
+    check_batch_size(args.batch_size)
     schema = read_schema(args.schema)
     form = {"max_string_tokens": args.max_string_tokens, "layout": args.layout}
     prior = StructurePrior.from_json_schema(
@@ -115,7 +116,9 @@ def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
         print(f"skipped {describe_skipped(skipped)}; images are {', '.join(FORMATS)} files", file=sys.stderr)
     files = list(dict.fromkeys(files))
     if not files:
-        raise ValueError(f"`--image` must name images, or folders of images (got none in {', '.join(map(str, paths))})")
+        raise ValueError(
+            f"`--image` must name images, or folders of images (got none in {', '.join(map(str, paths))})"
+        )
     return files, files
 
 

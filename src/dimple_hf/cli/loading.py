@@ -64,17 +64,22 @@ def find_checkpoint(name: str) -> str:
     if Path(name).is_dir():
         return name
     import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        path = huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)
-    except LocalEntryNotFoundError as error:
-        raise OSError(
-            f"{name} must be a directory, or a model in the cache while the Hub cannot be reached (got neither)"
-        ) from error
-    except RepositoryNotFoundError as error:
+        url = huggingface_hub.hf_hub_url(name, "config.json")
+        return str(huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT).commit_hash)
+    except HfHubHTTPError as error:
         raise OSError(f"{name} must be a directory or a model on the Hub that you may read (got neither)") from error
-    return Path(path).parent.name
+    except Exception as error:  # of the HTTP library, which is not the same in all versions of huggingface_hub
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            raise OSError(
+                f"{name} must be a directory, or a model in the cache while the Hub cannot be reached (got neither)"
+            ) from error
+    constants.HF_HUB_OFFLINE = True  # for each further file, libraries would try to reach the Hub for a minute
+    return Path(cached).parent.name
 
 
 def load_processor(name: str) -> "ProcessorMixin":

@@ -28,9 +28,7 @@ from .arguments import CommandParser, VersionAction
 COMMAND_NAMES = ("batch", "card", "convert", "demo", "doctor", "extract", "generate", "init", "serve", "train")
 
 #: Sub-command -> its module.
-COMMANDS: dict[str, ModuleType] = {
-    name: importlib.import_module(f".{name}", __package__) for name in COMMAND_NAMES
-}
+COMMANDS: dict[str, ModuleType] = {name: importlib.import_module(f".{name}", __package__) for name in COMMAND_NAMES}
 
 
 def build_parser() -> argparse.ArgumentParser:

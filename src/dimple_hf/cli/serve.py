@@ -90,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     transformers_logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(find_device(args.device)).eval()
+    model = (
+        AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(find_device(args.device)).eval()
+    )
     # A directory says nothing to clients, and they need not know it.
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
     app = build_app(model, processor, name, limits, args.allow_remote_images)
