@@ -595,6 +595,7 @@ def test_processor_registered_for_the_hub_saves_its_code_and_that_of_its_parts(
         "answer_layout_dimple.py",
         "answer_parts_dimple.py",
         "byte_dfa_dimple.py",
+        "image_opening_dimple.py",
         "image_processing_dimple.py",
         "processing_dimple.py",
         "schema_dimple.py",

@@ -242,7 +242,7 @@ BAD_ROWS = {
     "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
     "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
     "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PIL_IMAGE]},
-    "row 'd' is bad: `images` must be readable images (image 0 is 'no/file.png'": row(
+    "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row(
         "hi", "ho", images=(PIL_IMAGE,), id="d"
     )
     | {"images": ["no/file.png"]},
