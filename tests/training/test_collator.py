@@ -242,9 +242,7 @@ BAD_ROWS = {
     "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
     "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
     "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PIL_IMAGE]},
-    "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row(
-        "hi", "ho", images=(PIL_IMAGE,), id="d"
-    )
+    "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row("hi", "ho", images=(PIL_IMAGE,), id="d")
     | {"images": ["no/file.png"]},
     "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(PIL_IMAGE,), id="e") | {"images": [b"junk"]},
     "row 'f' is bad: its text must not hold the mask token <|mask|>": row("hi <|mask|>", "ho", id="f"),
