@@ -54,6 +54,7 @@ from .diffusion_dimple import (
 )
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, check_no_video
+from .likelihood_dimple import DimpleLikelihoodMixin
 from .position_ids_dimple import (
     continued_position_ids,
     get_position_offset,
@@ -347,7 +348,7 @@ class DimplePreTrainedModel(PreTrainedModel):
         return loading_info
 
 
-class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixin):
+class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixin, DimpleGenerationMixin):
     r"""
     Dimple, a vision-language model that answers by masked diffusion (or, in its first training phase, token by token).
 
