@@ -259,6 +259,6 @@ def _label(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(chat: Conversation, processor: ProcessorMixin) -> str:
-    text = processor.apply_chat_template(chat.messages, add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(chat.messages, add_generation_prompt=True, sanitize_control_tokens=True)
     text.encode()  # refuses half characters, which JSON can spell and no tokenizer takes
     return text
