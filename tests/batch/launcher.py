@@ -14,13 +14,15 @@
 """Starts processes of `dimple-hf` that have imported everything already, and says how they ended.
 
 Reads a JSON object a line from stdin: `{"arguments": [...], "variables": {...}, "errors": path, "file_size": bytes}`
-forks a process, whose files can become so large and no larger, and prints its id; `{"wait": id}` waits for it and prints its exit code, negative for a signal. Forked, not started anew,
-because an import takes longer than what is tested; each is a process of its own that can be killed like any other.
+forks a process, whose files cannot grow beyond that size, and prints its id; `{"wait": id}` waits for it and prints
+its exit code, negative for a signal. Forked, not started anew, because an import takes longer than what is tested;
+each is a process of its own that can be killed like any other.
 """
 
 import json
 import os
 import resource
+import subprocess
 import sys
 import traceback
 
@@ -37,7 +39,9 @@ def start(arguments: list[str], variables: dict[str, str], errors: str, file_siz
     if process:
         return process
     os.environ.update(variables)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    # Through another process, whose files may grow.
+    writer = subprocess.Popen(["sh", "-c", 'cat >> "$0"', errors], stdin=subprocess.PIPE)
+    os.dup2(writer.stdin.fileno(), sys.stderr.fileno())
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     code = 1

@@ -144,7 +144,7 @@ def test_extract_refuses_other_settings_and_changed_images(
     (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
     assert main(command) == 1
     error = capsys.readouterr().err
-    assert f"1 row has changed since it was answered (got other texts or images in {folder / 'a.png'})" in error
+    assert f"1 row has changed since the answer (got other texts or images in {folder / 'a.png'})" in error
     assert output.read_bytes() == written
 
 

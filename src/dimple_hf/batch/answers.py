@@ -180,7 +180,7 @@ def answer_batches(
     """
     loader = DataLoader(
         PreparedBatches(reader),
-        sampler=batches,  # type: ignore[arg-type]
+        sampler=batches,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,

@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard
 
 #: Names of standard output in place of a file.
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -191,7 +191,7 @@ class ResultFiles:
                     lines[key] = position
         return lines
 
-    def _is_key(self, key: Any) -> bool:
+    def _is_key(self, key: Any) -> TypeGuard[Key]:
         return type(key) is int and key in self.keys if isinstance(self.keys, range) else type(key) is str
 
     def _keys_in_words(self) -> str:

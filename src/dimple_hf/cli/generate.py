@@ -86,8 +86,14 @@ def run(args: argparse.Namespace) -> int:
     # A causal checkpoint makes one forward pass for each token.
     passes = output.num_forward_passes.item() if model.config.full_attn_mask else len(tokens)
     if args.json:
-        report = {"model": str(args.model), "question": question, "images": [str(image) for image in images]}
-        report |= {"answer": answer, "passes": passes, "seconds": round(seconds, 3)}
+        report = {
+            "model": str(args.model),
+            "question": question,
+            "images": [str(image) for image in images],
+            "answer": answer,
+            "passes": passes,
+            "seconds": round(seconds, 3),
+        }
         print(json.dumps(report, ensure_ascii=False))
     else:
         print(answer)
