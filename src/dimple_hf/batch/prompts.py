@@ -31,7 +31,7 @@ from ..data.sources import Source
 from .digests import row_digest, text_digest
 
 #: Of most languages. The template adds as many tokens to every row.
-CHARACTERS_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 
 #: Most characters of an `id` that is no number or text.
 MAX_ID_LENGTH = 200
@@ -82,7 +82,7 @@ def make_prompt(
     try:
         chat = read_prompt(row, image_folder)
         _check_files(chat.images)
-        images = [open_image(image) for image in chat.images]
+        images = [open_image(image, index=index) for index, image in enumerate(chat.images)]
         return Prompt(label, _write(chat, processor), images)
     except ValueError as error:
         return Prompt(label, error=str(error))
@@ -169,7 +169,7 @@ class PromptReader:
             chat = read_prompt(self.rows[index], self.image_folder)
             _check_files(chat.images)
             texts = [part["text"] for turn in chat.messages for part in turn["content"] if part["type"] == "text"]
-            num_tokens = 1 + sum(len(text) // CHARACTERS_PER_TOKEN for text in texts)
+            num_tokens = 1 + sum(len(text.encode()) // BYTES_PER_TOKEN for text in texts)
             return num_tokens + sum(count_image_tokens(image, self.processor) for image in chat.images)
         except (ValueError, RecursionError):
             return 0

@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         model, processor, name="the small forms model" if is_small else args.model, remembers=not is_small
     )
     try:
-        launch_page(page, args.host, args.port)
+        url = launch_page(page, args.host, args.port, block=False)
+        print(f"The page is at {url}", flush=True)
+        page.block_thread()
     except KeyboardInterrupt:  # it came before gradio waits for it
         page.close(verbose=False)
     return 0
