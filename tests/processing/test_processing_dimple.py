@@ -304,9 +304,9 @@ def test_processor_passes_variables_on_to_the_template(
 ) -> None:
     """Upstream's template can number the images."""
     text = processor.apply_chat_template(user(images[0], images[1]), add_vision_id=True)
-    assert "Image 1: " in text
-    assert "Image 2: " in text
-    assert "Image" not in processor.apply_chat_template(user(images[0], images[1]))
+    assert "Picture 1: " in text
+    assert "Picture 2: " in text
+    assert "Picture" not in processor.apply_chat_template(user(images[0], images[1]))
 
 
 def test_processor_sanitizing_control_tokens_takes_typed_placeholders_for_text(
@@ -595,6 +595,7 @@ def test_processor_registered_for_the_hub_saves_its_code_and_that_of_its_parts(
         "answer_layout_dimple.py",
         "answer_parts_dimple.py",
         "byte_dfa_dimple.py",
+        "image_opening_dimple.py",
         "image_processing_dimple.py",
         "processing_dimple.py",
         "schema_dimple.py",

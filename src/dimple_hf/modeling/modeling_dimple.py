@@ -54,6 +54,7 @@ from .diffusion_dimple import (
 )
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, check_no_video
+from .likelihood_dimple import DimpleLikelihoodMixin
 from .weight_files_dimple import refuse_damaged_files
 
 
@@ -403,7 +404,7 @@ class DimplePreTrainedModel(PreTrainedModel):
         return loading_info
 
 
-class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixin):
+class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixin, DimpleGenerationMixin):
     r"""
     Dimple, a vision-language model that answers by masked diffusion (or, in its first training phase, token by token).
 
