@@ -343,7 +343,8 @@ def test_image_processor_without_rescaling_takes_floats_as_they_are(
         (None, r"image 1 must .*got NoneType"),
         (7, r"image 1 must .*got int"),
         (b"bytes", r"image 1 \(of 5 bytes\) must .*got another format"),
-        ({"image": 1}, r"image 1 must .*got dict"),
+        ({"image": 1}, r"image 1 must .*got int"),
+        ({"bytes": b""}, r"image 1 must have names that it knows .*got `bytes`"),
         (PIL.Image.new("RGB", (0, 5)), r"image 1 must .*it has 0 x 5 pixels"),
         (PIL.Image.new("F", (56, 56)), r"mode 'F' must be converted"),
         (PIL.Image.new("I", (56, 56)), r"mode 'I' must be converted"),
@@ -506,3 +507,59 @@ def test_image_processor_saved_points_to_its_own_code_only(parity_dir: Path, tmp
     }
     processor.image_processor.to_json_file(tmp_path / "no_code_beside.json")
     assert "auto_map" not in (tmp_path / "no_code_beside.json").read_text()
+
+
+# --- images with options of their own --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        ({}, [1, 8, 16]),
+        ({"min_pixels": 784, "max_pixels": 1568}, [1, 2, 4]),
+        ({"min_pixels": 4 * 112 * 224}, [1, 16, 32]),
+        ({"max_pixels": 784}, [1, 2, 2]),  # below the processor's least area, which gives way
+        ({"resized_height": 60, "resized_width": 90}, [1, 4, 6]),  # rounded to multiples of 28
+        ({"resized_height": 28, "resized_width": 28}, [1, 4, 4]),  # and then scaled to the processor's least area
+        ({"resized_height": 28, "resized_width": 28, "min_pixels": 1}, [1, 2, 2]),
+    ],
+)
+def test_image_processor_on_options_of_one_image_applies_them_to_it_alone(
+    options: dict[str, int], grid: list[int]
+) -> None:
+    """As Qwen's processors read a part of a message; the other image keeps the processor's size."""
+    processor = DimpleImageProcessor(min_pixels=3136)
+    image = PIL.Image.new("RGB", (224, 112))
+    features = processor([{"image": image, **options}, image], return_tensors="np")
+    assert features["image_grid_thw"].tolist() == [grid, [1, 8, 16]]
+    assert len(features["pixel_values"]) == grid[1] * grid[2] + 8 * 16
+    alone = processor({"image": image, **options}, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(features["pixel_values"][: len(alone)], alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_pixel": 5}, r"image 0 must have names that it knows \(got `max_pixel`; did you mean `max_pixels`"),
+        ({"max_pixels": 0}, r"`max_pixels` of image 0 must be a positive integer \(got 0\)"),
+        ({"min_pixels": True}, r"`min_pixels` of image 0 must be a positive integer \(got True\)"),
+        ({"min_pixels": 9, "max_pixels": 8}, r"`min_pixels` of image 0 must be at most its `max_pixels`"),
+        ({"resized_height": 28}, r"image 0 must be given together"),
+        ({"resized_height": 1, "resized_width": 201}, r"image 0 must have a ratio of at most 200 to 1"),
+    ],
+)
+def test_image_processor_on_options_of_one_image_that_mean_nothing_is_refused(
+    options: dict[str, int], message: str, images: list[PIL.Image.Image]
+) -> None:
+    """An option that is ignored gives another image than was wanted."""
+    with pytest.raises(ValueError, match=message):
+        DimpleImageProcessor()({"image": images[0], **options})
+    with pytest.raises(ValueError, match="`do_resize` must be True for options of an image"):
+        DimpleImageProcessor()({"image": images[0], "max_pixels": 3136}, do_resize=False)
+
+
+def test_image_processor_counts_the_patches_of_a_size(image_processor: DimpleImageProcessor) -> None:
+    """Inference engines reserve room before there is an image; every spelling of the bounds counts."""
+    for options in ({}, {"max_pixels": 9000}, {"size": {"shortest_edge": 784, "longest_edge": 9000}}):
+        grid = image_processor(PIL.Image.new("RGB", (200, 100)), return_tensors="np", **options)["image_grid_thw"]
+        assert image_processor.get_number_of_image_patches(100, 200, options) == grid.prod()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
@@ -193,12 +194,15 @@ def _forward(
     )
     # The logits of a position predict the token after it.
     rows, before = read_at[:, 0], read_at[:, 1] + prompts["input_ids"].shape[1] - 1
+    images = None
+    if image_features is not None:
+        images = {"image": BaseModelOutputWithPooling(pooler_output=(image_features,))}
     logits = model(
         input_ids,
         attention_mask=attention_mask,
         position_ids=model.get_rope_index(input_ids, image_grid_thw, attention_mask),
         image_grid_thw=image_grid_thw,
-        image_features=image_features,
+        mm_encoder_outputs=images,
         logits_to_keep=(rows, before),
     ).logits.float()
     logits[:, model.config.mask_token_id] = -torch.inf

@@ -18,10 +18,11 @@ cuts the rest into patches, bit for bit as the released processor does for RGB i
 Source: Dimple, section 3 (arXiv 2505.16990) and the released `preprocessor_config.json`.
 """
 
+import copy
 import difflib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,19 @@ from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, inf
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorKwargs,
     Qwen2VLImageProcessorPil,
+    smart_resize,
 )
 from transformers.processing_utils import Unpack
+from transformers.utils import TensorType
 
 from .image_opening_dimple import open_image
 
 #: Longer side over shorter side. Beyond this, an image scaled to the pixel bounds is a strip that shows nothing.
 MAX_ASPECT_RATIO = 200
+
+
+#: Options that one image may have of its own, as parts of messages in Qwen's format.
+IMAGE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 
 def refuse_unknown_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
@@ -149,6 +156,49 @@ def load_array_image(
     return array.astype(np.uint8)
 
 
+def own_size(options: Mapping[str, Any], size: SizeDict, factor: int, index: int) -> SizeDict:
+    """
+    The size that one image is to have.
+
+    Args:
+        options (`Mapping[str, int]`):
+            Of `IMAGE_OPTIONS`: bounds of its area in pixels, or both of its sides.
+        size (`SizeDict`):
+            The bounds of all images, `shortest_edge` and `longest_edge`.
+        factor (`int`):
+            What height and width must be multiples of.
+        index (`int`):
+            The position of the image among all images of the call, for the message.
+
+    Returns:
+        `SizeDict`: Bounds of the area; or `height` and `width`, the given sides rounded and scaled to the bounds.
+
+    Raises:
+        ValueError: If an option is unknown or no positive integer, or the options contradict each other.
+    """
+    refuse_unknown_names(options, IMAGE_OPTIONS, f"image {index}")
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` of image {index} must be a positive integer (got {value!r})")
+    low, high = options.get("min_pixels"), options.get("max_pixels")
+    low = min(size.shortest_edge, high or size.shortest_edge) if low is None else low
+    high = max(size.longest_edge, low) if high is None else high
+    if low > high:
+        raise ValueError(f"`min_pixels` of image {index} must be at most its `max_pixels` (got {low} and {high})")
+    sides = [options[name] for name in ("resized_height", "resized_width") if name in options]
+    if not sides:
+        return SizeDict(shortest_edge=low, longest_edge=high)
+    if len(sides) == 1:
+        raise ValueError(f"`resized_height` and `resized_width` of image {index} must be given together (got one)")
+    if max(sides) > MAX_ASPECT_RATIO * min(sides):
+        raise ValueError(
+            f"`resized_height` and `resized_width` of image {index} must have a ratio of at most {MAX_ASPECT_RATIO}"
+            f" to 1 (got {sides[0]} and {sides[1]})"
+        )
+    height, width = smart_resize(*sides, factor=factor, min_pixels=low, max_pixels=high)
+    return SizeDict(height=height, width=width)
+
+
 def _check_shape(shape: tuple[int, ...], index: int, side: int) -> None:
     """Refuses shapes (H, W, C) that cannot become patches; `side` is what height and width must be multiples of."""
     if len(shape) != 3 or shape[-1] != 3:
@@ -233,6 +283,10 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
         output = {name: value for name, value in super().to_dict().items() if name != "auto_map"}
         return output | {"min_pixels": self.size["shortest_edge"], "max_pixels": self.size["longest_edge"]}
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, which notes in what it saves where the code is; this processor stays as it is."""
+        return super(DimpleImageProcessor, copy.copy(self)).save_pretrained(save_directory, *args, **kwargs)
+
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes the settings as JSON; beside the code, which `save_pretrained` copies, also where the class is."""
         fields = json.loads(self.to_json_string())
@@ -249,7 +303,8 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
             images (`ImageInput`):
                 One image or a list, nested to any depth, of `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, paths
                 (`str`, `os.PathLike`), `http(s)`, `file` and `data` URLs, base64, or `bytes` of a file. For arrays and
-                tensors see [`load_array_image`].
+                tensors see [`load_array_image`]. An image with options of its own is a dict: `image`, and some of
+                `min_pixels`, `max_pixels`, `resized_height`, `resized_width` (see [`own_size`]).
             **kwargs:
                 Settings of the class for this call, and `return_tensors` (`"pt"` or `"np"`).
 
@@ -291,17 +346,28 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
         do_convert_rgb: bool,
         do_rescale: bool,
         do_resize: bool,
+        size: SizeDict,
         patch_size: int,
         merge_size: int,
         input_data_format: str | None = None,
         **kwargs: Any,
-    ) -> list[np.ndarray]:
-        """Opens and checks all images; returns them as arrays of shape (3, H, W). Nothing is resized yet."""
+    ) -> list[tuple[np.ndarray, SizeDict]]:
+        """
+        Opens and checks all images; returns them as arrays of shape (3, H, W), and the size that each is to have.
+        Nothing is resized yet.
+        """
         sources = flatten_images(images)
         if not sources:
             raise ValueError("`images` must hold at least one image (got none)")
         prepared = []
         for index, source in enumerate(sources):
+            image_size = size
+            if isinstance(source, dict):
+                options = {name: value for name, value in source.items() if name != "image"}
+                image_size = own_size(options, size, patch_size * merge_size, index) if options else size
+                if options and not do_resize:
+                    raise ValueError(f"`do_resize` must be True for options of an image (image {index} has {options})")
+                source = source.get("image")
             if isinstance(source, (np.ndarray, torch.Tensor)):
                 image: Any = load_array_image(source, index, input_data_format, to_uint8=do_rescale)
             else:
@@ -310,8 +376,36 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
                 image = self.convert_to_rgb(image, input_data_format=ChannelDimension.LAST)
             image = np.asarray(image)
             _check_shape(image.shape, index, side=1 if do_resize else patch_size * merge_size)
-            prepared.append(np.moveaxis(image, -1, 0))
+            prepared.append((np.moveaxis(image, -1, 0), image_size))
         return prepared
+
+    def _preprocess(
+        self,
+        images: list[tuple[np.ndarray, SizeDict]],
+        size: SizeDict,
+        return_tensors: str | TensorType | None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """As the parent's, image by image: each has a size of its own."""
+        features = []
+        for image, image_size in images:
+            features.append(super()._preprocess([image], size=image_size, return_tensors=None, **kwargs))
+        data = {name: np.concatenate([entry[name] for entry in features]) for name in features[0]}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample: Any, factor: int, **kwargs: Any) -> np.ndarray:
+        """As the parent's; a `size` of `height` and `width` is what the image gets, whatever its shape."""
+        if size.height is None:
+            return super().resize(image, size, resample, factor, **kwargs)
+        return super(Qwen2VLImageProcessorPil, self).resize(image=image, size=size, resample=resample)
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
+        """As the parent's; `size` counts, too."""
+        options = dict(images_kwargs or {})
+        size = options.get("size") or {}
+        bounds = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        bounds = {name: value for name, value in bounds.items() if value is not None}
+        return super().get_number_of_image_patches(height, width, bounds | options)
 
 
 __all__ = ["DimpleImageProcessor"]
