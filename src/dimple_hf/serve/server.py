@@ -134,7 +134,7 @@ class DrainingServer(uvicorn.Server):
 
 
 class RateLimit(logging.Filter):
-    """Lets at most `LOG_LINES` lines of each logger pass in `LOG_SECONDS`; the next one says how many were left out."""
+    """Lets at most `LOG_LINES` lines of each logger pass in `LOG_SECONDS`; the next line says how many did not."""
 
     def __init__(self) -> None:
         super().__init__()
