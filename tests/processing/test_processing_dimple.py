@@ -304,9 +304,9 @@ def test_processor_passes_variables_on_to_the_template(
 ) -> None:
     """Upstream's template can number the images."""
     text = processor.apply_chat_template(user(images[0], images[1]), add_vision_id=True)
-    assert "Image 1: " in text
-    assert "Image 2: " in text
-    assert "Image" not in processor.apply_chat_template(user(images[0], images[1]))
+    assert "Picture 1: " in text
+    assert "Picture 2: " in text
+    assert "Picture" not in processor.apply_chat_template(user(images[0], images[1]))
 
 
 def test_processor_sanitizing_control_tokens_takes_typed_placeholders_for_text(

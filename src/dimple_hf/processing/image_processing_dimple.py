@@ -45,6 +45,9 @@ from transformers.processing_utils import Unpack
 #: Longer side over shorter side. Beyond this, an image scaled to the pixel bounds is a strip that shows nothing.
 MAX_ASPECT_RATIO = 200
 
+#: A camera's image has about ten scans. With thousands of them a small file takes minutes to decode.
+MAX_JPEG_SCANS = 100
+
 #: Seconds without an answer after which an image address is given up.
 URL_TIMEOUT = 30
 
@@ -123,13 +126,49 @@ def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
-def _decode(source: str | PIL.Image.Image) -> PIL.Image.Image:
-    """An image with its pixels in memory. Raises whatever Pillow raises, and where Pillow would only warn."""
-    image = source if isinstance(source, PIL.Image.Image) else PIL.Image.open(_open_source(source))
+def _check_scans(image: Any) -> None:
+    """Refuses a JPEG file with more scans than images have. Its pixels stay undecoded."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    position = image.fp.tell()
+    image.fp.seek(0)
+    num_scans = image.fp.read().count(b"\xff\xda")  # compressed data never holds this marker
+    image.fp.seek(position)
+    if num_scans > MAX_JPEG_SCANS:
+        raise ValueError(f"a JPEG file must have at most {MAX_JPEG_SCANS} scans, it has {num_scans}")
+
+
+def decode_image(
+    source: str | bytes | PIL.Image.Image, max_pixels: int | None, formats: tuple[str, ...] | None = None
+) -> PIL.Image.Image:
+    """
+    Opens and decodes one image. Its size is checked before anything is decoded.
+
+    Args:
+        source (`str`, `bytes` or `PIL.Image.Image`):
+            A path, an `http(s)`, `file` or `data` URL, base64, the bytes of a file, or an image.
+        max_pixels (`int`, *optional*):
+            Maximum number of pixels; no bound if `None`.
+        formats (`tuple[str, ...]`, *optional*):
+            Pillow's names of the formats that a file may have; all of them if `None`.
+
+    Returns:
+        `PIL.Image.Image`: The image with its pixels in memory. What is opened here is upright by its EXIF orientation.
+
+    Raises:
+        PIL.Image.DecompressionBombError: If the image has more pixels than `max_pixels`.
+        Exception: Whatever Pillow raises for a file that it cannot read: a dozen types, depending on the format.
+    """
+    if isinstance(source, PIL.Image.Image):
+        image = source
+    else:
+        file = io.BytesIO(source) if isinstance(source, bytes) else _open_source(source)
+        image = PIL.Image.open(file, formats=formats)
+        _check_scans(image)
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} pixels")
-    # Up to twice the limit Pillow only warns, while a few kilobytes of a file already ask for gigabytes of memory.
-    if PIL.Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > PIL.Image.MAX_IMAGE_PIXELS:
+    # Up to twice its limit Pillow only warns, while a few kilobytes of a file already ask for gigabytes of memory.
+    if max_pixels is not None and image.width * image.height > max_pixels:
         raise PIL.Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
     image.load()
     return _to_eight_bits(image if image is source else PIL.ImageOps.exif_transpose(image))
@@ -157,7 +196,7 @@ def load_pil_image(source: str | os.PathLike[str] | PIL.Image.Image, index: int)
         source = os.fsdecode(source)
     name = repr(source[:100]) if isinstance(source, str) else f"of type {type(source).__name__}"
     try:
-        return _decode(source)
+        return decode_image(source, PIL.Image.MAX_IMAGE_PIXELS)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"`images` must have at most {PIL.Image.MAX_IMAGE_PIXELS} pixels each (PIL.Image.MAX_IMAGE_PIXELS), as a"
