@@ -50,7 +50,7 @@ class ForwardRecorder(TrainerCallback):
     def record(self, model: torch.nn.Module, inputs: Any, output: Any) -> None:
         self.passes.append((self.step, model.training, output.token_noise_levels is not None))
         if output.token_noise_levels is not None:
-            self.noise_levels.append(output.token_noise_levels.unique())
+            self.noise_levels.append(output.token_noise_levels[output.token_noise_levels != -100].unique())
 
 
 def train(output_dir: Path, **options: Any) -> tuple[Trainer, ForwardRecorder]:

@@ -65,7 +65,7 @@ def main(output_dir: Path, mode: str) -> None:
     else:
         trainer.model.register_forward_hook(
             lambda module, inputs, output: levels.extend(
-                [] if output.token_noise_levels is None else output.token_noise_levels.unique().tolist()
+                [] if output.token_noise_levels is None else output.token_noise_levels.amax(dim=1).tolist()
             )
         )
     trainer.train()

@@ -337,7 +337,7 @@ def diffusion_loss(
         noise_levels (`torch.FloatTensor` of shape `(num_masked,)`):
             Noise level of each masked token's row, in [1e-3, 1].
         num_maskable (`int` or `torch.LongTensor`):
-            Maskable tokens of this micro-batch, without complements.
+            Maskable tokens of this micro-batch, in all its rows, complements included.
         loss_weighting (`str`):
             `"uniform"` or `"elbo"`.
         num_items_in_batch (`int` or `torch.LongTensor`, *optional*):
@@ -352,7 +352,8 @@ def diffusion_loss(
     """
     if num_items_in_batch is None and loss_weighting == "uniform":
         return token_losses.sum() / max(1, token_losses.shape[0])
-    total = num_maskable if num_items_in_batch is None else num_items_in_batch
+    masks_per_row = 2 if complementary_masks else 1
+    total = num_maskable / masks_per_row if num_items_in_batch is None else num_items_in_batch
     weights = token_weights(noise_levels, loss_weighting, complementary_masks, noise_schedule)
     return (token_losses * weights).sum() / max(1, total)  # 0 and not 0 / 0 where there is nothing to learn
 

@@ -18,6 +18,7 @@ A causal model reads such a row as it is, which is exact. Under full attention e
 cut after it ([`turn_copies`]), because an answer must not see later turns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ def branch_offsets(branch_ids: torch.Tensor) -> torch.Tensor:
     return (index - starts) * (branch_ids > 0)
 
 
-def sees_branch(branch_ids: torch.Tensor):
+def sees_branch(branch_ids: torch.Tensor) -> Callable[..., torch.Tensor]:
     """
     Returns:
         A mask function for `create_causal_mask`: a query sees the trunk, and of the branches its own.
@@ -62,12 +63,15 @@ class TokenIndex:
             `False` at padding, which is on the right.
         is_supervised (`torch.BoolTensor` of the same shape):
             Whether this sequence is the one that learns the token.
+        are_rows (`bool`):
+            Whether each sequence is a row of the batch, padding included.
     """
 
     rows: torch.Tensor
     positions: torch.Tensor
     is_token: torch.Tensor
     is_supervised: torch.Tensor
+    are_rows: bool
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The tokens' own entries of a tensor of shape `(batch_size, length, ...)`."""
@@ -118,4 +122,4 @@ def turn_copies(branch_ids: torch.Tensor, attention_mask: torch.Tensor, labels: 
         gathered[number, : len(positions)] = positions
         is_token[number, : len(positions)] = True
         is_last[number, : len(positions)] = in_turn
-    return TokenIndex(rows, gathered, is_token, is_last & (labels[rows, gathered] != -100))
+    return TokenIndex(rows, gathered, is_token, is_last & (labels[rows, gathered] != -100), are_rows=False)
