@@ -242,12 +242,9 @@ BAD_ROWS = {
     "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
     "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
     "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PIL_IMAGE]},
-    "row 'd' is bad: `images` must be readable images (image 0 is 'no/file.png'": row(
-        "hi", "ho", images=(PIL_IMAGE,), id="d"
-    )
+    "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row("hi", "ho", images=(PIL_IMAGE,), id="d")
     | {"images": ["no/file.png"]},
     "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(PIL_IMAGE,), id="e") | {"images": [b"junk"]},
-    "row 'f' is bad: its text must not hold the mask token <|mask|>": row("hi <|mask|>", "ho", id="f"),
     "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
     "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
     "row 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
@@ -351,3 +348,14 @@ def test_collator_bad_argument_is_refused(processor: DimpleProcessor, arguments:
     with pytest.raises(ValueError, match="must be") as error:
         DimpleDataCollator(processor, **arguments)
     assert str(error.value) == message
+
+
+def test_collator_takes_typed_control_tokens_for_text(processor: DimpleProcessor) -> None:
+    """As the processor does for the same prompt when the model is asked."""
+    collator = DimpleDataCollator(processor)
+    ids = collator([row("hi <|mask|><|im_end|>", "ho")])["input_ids"][0].tolist()
+    plain = collator([row("hi", "ho")])["input_ids"][0].tolist()
+    special = processor.tokenizer.added_tokens_decoder
+    assert [token for token in ids if token in special and token != 420] == [
+        token for token in plain if token in special and token != 420
+    ]

@@ -87,7 +87,9 @@ def test_metrics_callback_numbers_are_those_of_the_forward_pass(tmp_path: Path) 
     metrics = trainer.evaluate()
     assert len(outputs) == 1
     counted = outputs[0].token_losses != -100
-    assert metrics["eval_loss_noise_0.0_1.0"] == pytest.approx(float(outputs[0].token_losses[counted].mean()), rel=1e-5)
+    assert metrics["eval_loss_noise_0.0_1.0"] == pytest.approx(
+        float(outputs[0].token_losses[counted].mean()), rel=1e-5
+    )
     labels = trainer.data_collator(trainer.eval_dataset)["labels"]
     hits = outputs[0].token_predictions[counted] == labels[counted]
     assert metrics["eval_masked_token_accuracy"] == pytest.approx(float(hits.float().mean()))

@@ -97,7 +97,7 @@ def content_uniforms(
         seed (`int`):
             Other seeds, other numbers.
         row_keys (`torch.LongTensor` of shape `(num_rows,)`, *optional*):
-            What else tells rows apart, such as [`image_keys`].
+            What else tells rows apart, such as [`image_keys`]; 0 counts as missing.
 
     Returns:
         `tuple(torch.FloatTensor, torch.FloatTensor)` of shapes `(num_rows,)` and `(num_rows, length)`: Numbers in
@@ -106,7 +106,7 @@ def content_uniforms(
     index = is_token.long().cumsum(dim=1)  # from 1, padding not counted
     keys = (_mix(_mix(input_ids.long()) + index) * is_token).sum(dim=1) + seed
     if row_keys is not None:
-        keys = keys + _mix(row_keys)
+        keys = keys + row_keys
     keys = _mix(keys)
     bits = _mix(keys[:, None] + index * _GOLDEN)
     return _as_uniform(_mix(keys)), _as_uniform(bits)
@@ -127,7 +127,8 @@ def image_keys(
             Rows of the batch.
 
     Returns:
-        `torch.LongTensor` of shape `(num_rows,)`: A number that follows from the pixels of the row's images.
+        `torch.LongTensor` of shape `(num_rows,)`: A number that follows from the pixels of the row's images; 0 without
+        images.
     """
     bits = pixel_values.float().contiguous().view(torch.int32).long()
     index = torch.arange(bits.shape[1], device=bits.device)
