@@ -533,6 +533,8 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         if generation_config is not None:
             self.generation_config = DimpleGenerationConfig(**generation_config.to_dict())
         elif pretrained_model_name_or_path is not None:
+            # Fields of the model's configuration have been set there.
+            loading_kwargs = {k: v for k, v in loading_kwargs.items() if not hasattr(self.config, k)}
             try:
                 self.generation_config = DimpleGenerationConfig.from_pretrained(
                     pretrained_model_name_or_path,
