@@ -36,6 +36,7 @@ from dimple_hf import DimpleForConditionalGeneration
 AUTO_CLASSES = {
     "AutoConfig": "DimpleConfig",
     "AutoModel": "DimpleForConditionalGeneration",
+    "AutoModelForCausalLM": "DimpleForConditionalGeneration",
     "AutoModelForImageTextToText": "DimpleForConditionalGeneration",
     "AutoModelForMultimodalLM": "DimpleForConditionalGeneration",
     "AutoProcessor": "DimpleProcessor",

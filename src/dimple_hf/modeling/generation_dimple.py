@@ -188,6 +188,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
         check_no_video(kwargs)
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             return self._generate_causally(
                 inputs,
@@ -269,6 +270,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         ...     print(processor.batch_decode(step.answer_ids, skip_special_tokens=True))
         ```
         """
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             raise ValueError("`generate_steps` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
@@ -340,6 +342,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         Raises:
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             raise ValueError("`diffusion_generate` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
