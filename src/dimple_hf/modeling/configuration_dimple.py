@@ -28,8 +28,12 @@ from transformers import PreTrainedConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .adapter_dimple import register_lora_targets
+
 #: The Auto classes that find the model without this package, in the code that is saved with it.
-MODEL_AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+MODEL_AUTO_CLASSES = (
+    "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM",
+)  # fmt: skip
 
 
 def _check_positive(config: PreTrainedConfig, name: str) -> None:
@@ -233,6 +237,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields. `auto_map` is none: it says where code lies, and [`~DimpleConfig.to_json_file`] writes it."""
+        register_lora_targets()
         return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:

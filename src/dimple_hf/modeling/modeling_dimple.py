@@ -43,7 +43,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapter_dimple import take_mode_of_adapter
+from .adapter_dimple import AdapterMixin, copy_adapter_mode
 from .configuration_dimple import DimpleConfig, DimpleVisionConfig
 from .diffusion_dimple import image_keys
 from .generation_config_dimple import DimpleGenerationConfig
@@ -313,7 +313,7 @@ class DimpleProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(image_features)))
 
 
-class DimplePreTrainedModel(PreTrainedModel):
+class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     """What all models of this package share: the configuration and what they support."""
 
     config: DimpleConfig
@@ -347,11 +347,14 @@ class DimplePreTrainedModel(PreTrainedModel):
         """
         load_config, adapter_kwargs = kwargs.get("load_config"), kwargs.get("adapter_kwargs") or {}
         download = ({} if load_config is None else load_config.download_kwargs) | adapter_kwargs
+        is_swap = (adapter_name or "default") in getattr(self, "peft_config", {})
         with refuse_damaged_files(
             peft_model_id, download.get("revision"), download.get("cache_dir"), config_name="adapter_config.json"
         ):
             loading_info = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
-        take_mode_of_adapter(self.config, self.peft_config[adapter_name or "default"], str(peft_model_id))
+        if is_swap and peft_model_id is not None:  # into the place of one with a configuration of its own
+            copy_adapter_mode(peft_model_id, self.peft_config[adapter_name or "default"], **download)
+        self.follow_active_adapter()
         return loading_info
 
 
@@ -553,7 +556,10 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             ValueError: If the arguments contradict each other, or images do not fit their placeholders.
         """
         # 1. Mode
+        self.follow_active_adapter()
         is_causal = not self.config.full_attn_mask if is_causal is None else is_causal
+        if self.training and torch.is_grad_enabled():
+            self.note_adapter_mode(not is_causal)
         check_no_video(kwargs)
         self._check_forward_arguments(
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
