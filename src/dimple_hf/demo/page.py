@@ -20,6 +20,7 @@ no network: its fonts are the browser's, and nothing is reported to anyone.
 import json
 import os
 import time
+from abc import ABCMeta
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -134,14 +135,18 @@ def answer_markdown(state: AnswerState) -> str:
     return f"```json\n{json.dumps(state.value, indent=2, ensure_ascii=False, default=str)}\n```"
 
 
-class _ImageFile(gr.Image):
-    """An image as its file. Gradio would open it, and show a traceback for one that is no image."""
-
-    is_template = True  # in the browser it is gradio's
-
-    def preprocess(self, payload: Any) -> Any:
-        """Returns the path."""
-        return None if payload is None else payload.path
+#: An image as its file: gradio's own opens it, and shows a traceback for one that is no image. Without the metaclass's
+#: `__new__`, which writes a `.pyi` file beside the source of every subclass.
+_ImageFile = ABCMeta.__new__(
+    type(gr.Image),
+    "_ImageFile",
+    (gr.Image,),
+    {
+        "__module__": __name__,
+        "is_template": True,  # in the browser it is gradio's
+        "preprocess": lambda self, payload: None if payload is None else payload.path,
+    },
+)
 
 
 @dataclass(frozen=True)
