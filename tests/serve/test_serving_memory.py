@@ -67,7 +67,11 @@ def test_refused_request_leaves_nothing_after(
     app = build_app(forms_model, forms_processor, "forms", limits)
 
     async def ask() -> int:
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://forms") as client:
+        transport = httpx2.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://forms") as client,
+        ):
             content = sent() if callable(sent) else sent
             response = await client.post("/v1/chat/completions", content=content, headers=JSON)
             assert response.json()["error"]["message"]
