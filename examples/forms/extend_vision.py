@@ -66,9 +66,13 @@ def batch_of(split: str, indices: range, seed: int) -> tuple[torch.Tensor, dict[
 
 
 def is_plain(indices: range) -> torch.Tensor:
-    """Which tokens are those of plain forms: bool `(batch * 30,)`."""
-    plain = torch.tensor([CONTENTS[index % len(CONTENTS)] == "plain" for index in indices])
-    return plain.repeat_interleave(GRID_ROWS * GRID_COLUMNS)
+    """Which images show plain forms: bool `(batch,)`."""
+    return torch.tensor([CONTENTS[index % len(CONTENTS)] == "plain" for index in indices])
+
+
+def image_grid(num_images: int) -> torch.Tensor:
+    """Patches of each image along time, height and width: int64 `(num_images, 3)`."""
+    return torch.tensor([[1, 2 * GRID_ROWS, 2 * GRID_COLUMNS]] * num_images)
 
 
 class ExtensionRun(Run):
@@ -87,14 +91,15 @@ class ExtensionRun(Run):
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * rate
         batch = range(self.step * self.args.batch_size, (self.step + 1) * self.args.batch_size)
-        grid = torch.tensor([[1, 2 * GRID_ROWS, 2 * GRID_COLUMNS]] * len(batch))
+        plain = is_plain(batch)
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
-            features = self.model.visual(pixel_values, grid_thw=grid).pooler_output
+            features = self.model.visual(pixel_values, grid_thw=image_grid(len(batch))).pooler_output
             logits = {name: head(features) for name, head in self.model.heads.items()}
             with torch.no_grad():
-                wanted = self.first(pixel_values, grid_thw=grid).pooler_output.float()
-        plain = is_plain(batch)
-        distance = (features.float() - wanted)[plain].square().mean() / wanted[plain].var()
+                patches = pixel_values.view(len(batch), -1, pixel_values.shape[-1])[plain].flatten(0, 1)
+                wanted = self.first(patches, grid_thw=image_grid(int(plain.sum()))).pooler_output.float()
+        kept = features.float().view(len(batch), -1, features.shape[-1])[plain].flatten(0, 1)
+        distance = (kept - wanted).square().mean() / wanted.var()
         # While the new heads know nothing, their gradients would only disturb the tower.
         loss = sum(nn.functional.cross_entropy(logits[name].float(), targets[name]) for name in CELL_TARGETS)
         self.optimizer.zero_grad()
@@ -155,13 +160,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint whose tower is taught")
     parser.add_argument("--output", type=Path, default=Path("runs/forms/vision_extended"))
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-steps", type=int, default=100)
     parser.add_argument("--eval-images", type=int, default=1000)
-    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="stay in float32; slower")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     return parser.parse_args(arguments)
 
 
