@@ -25,7 +25,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dimple_hf.data.images import FORMATS, MAX_PIXELS, open_image
+from dimple_hf.data.images import FORMATS, WEB_FORMATS, open_image
+
+MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 
@@ -61,16 +63,16 @@ def test_open_image_takes_every_source(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(open_image(source)), PIXELS)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_open_image_reads_the_formats_of_the_web(kind: str) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("AVIF", "HEIF")])
+def test_open_image_reads_the_common_formats(kind: str) -> None:
     assert open_image(file_of(PIL.Image.fromarray(PIXELS), kind)).size == (12, 8)
 
 
 @pytest.mark.parametrize("kind", ["bmp", "tiff", "ppm", "eps"])
-def test_open_image_refuses_other_formats(kind: str) -> None:
+def test_open_image_with_formats_refuses_others(kind: str) -> None:
     """Pillow has readers that run programs."""
     with pytest.raises(ValueError, match=r"the image of \d+ bytes must be a PNG, JPEG, WEBP, GIF file"):
-        open_image(file_of(PIL.Image.fromarray(PIXELS), kind))
+        open_image(file_of(PIL.Image.fromarray(PIXELS), kind), formats=WEB_FORMATS)
 
 
 def test_open_image_turns_images_upright() -> None:
@@ -124,14 +126,14 @@ def test_open_image_bounds_the_scans_of_a_jpeg_file(kind: str) -> None:
     ("source", "reason"),
     [
         ("/nowhere/a.png", r"the image '/nowhere/a.png' must be a readable image \(there is no such file"),
-        ("/", r"the image '/' must be a readable image \(Is a directory\)"),
+        ("/", r"the image '/' must be a readable image \(it is not a regular file\)"),
         (__file__, r"the image '.*test_images.py' must be a PNG"),
         ("data:image/png;base64,A*A=", "the image 'data:image/png;base64,A"),
         (b"", "the image of 0 bytes must be a PNG"),
         (file_of(PIL.Image.fromarray(PIXELS))[:-60], r"the image of \d+ bytes must be a readable image"),
         (PIL.Image.new("F", (2, 2)), "the image must be a readable image .mode 'F'"),
         (PIL.Image.new("RGB", (0, 2)), "it has 0 x 2 pixels"),
-        (5, r"`source` must be a path, a URL, bytes or a Pillow image \(got int\)"),
+        (5, r"the image must be a path, a URL, base64, bytes or a Pillow image \(got int\)"),
     ],
 )
 def test_open_image_names_the_file_and_the_reason(source: Any, reason: str) -> None:

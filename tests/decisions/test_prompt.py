@@ -17,11 +17,8 @@ import pytest
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from dimple_hf.decisions import (
-    Choice,
-    Option,
-    Predicate,
-    Score,
+from dimple_hf.decisions import Choice, Option, Predicate, Score
+from dimple_hf.decisions.prompt import (
     decision_answer,
     decision_prompt,
     decision_question,

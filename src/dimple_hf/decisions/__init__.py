@@ -11,31 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Decisions: typed questions about an input, answered with a probability for each option.
+"""Decisions: typed questions about an input, answered with a probability for each option."""
 
-`questions` holds the types, `prompt` their text and the text of their answers.
-"""
-
-from .prompt import (
-    decision_answer,
-    decision_prompt,
-    decision_question,
-    label_prefixes,
-    label_token_ids,
-    option_labels,
-)
+from .answers import Answer, ChoiceAnswer, OptionProbability, PredicateAnswer, ScoreAnswer
+from .calibration import Calibration
+from .decide import decide
 from .questions import Choice, Option, Predicate, Question, Score
 
 __all__ = [
+    "Answer",
+    "Calibration",
     "Choice",
+    "ChoiceAnswer",
     "Option",
+    "OptionProbability",
     "Predicate",
+    "PredicateAnswer",
     "Question",
     "Score",
-    "decision_answer",
-    "decision_prompt",
-    "decision_question",
-    "label_prefixes",
-    "label_token_ids",
-    "option_labels",
+    "ScoreAnswer",
+    "decide",
 ]

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import PIL.Image
 
-from ..data.images import open_image
+from ..data.images import WEB_FORMATS, open_image
 from .limits import MIB, Limits, RefusedRequest
 
 
@@ -79,7 +79,7 @@ def read_images(urls: list[str], fetched: Mapping[str, bytes], limits: Limits) -
         if bytes_left < 0:
             raise too_large(limits.max_image_bytes)
         try:
-            image = open_image(data, max_pixels=pixels_left)
+            image = open_image(data, max_pixels=pixels_left, formats=WEB_FORMATS)
         except ValueError as error:
             advice = f"; the images of a request must have at most {limits.max_image_pixels} pixels together"
             raise RefusedRequest(f"{error}{advice if images else ''}", "messages") from error
