@@ -48,8 +48,8 @@ from forms_other import draw_other
 from forms_questions import WORDINGS, unrelated_question, word_question
 
 from dimple_hf import StructurePrior
-from dimple_hf.decisions import decision_answer, decision_prompt
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
+from dimple_hf.decisions.prompt import decision_answer, decision_prompt
 
 NOT_ON_FORM, NO_FORM = "not on the form", "no form"
 """The honest answers: to a question that the form does not answer, and to any question about another image."""

@@ -19,12 +19,15 @@ import numpy as np
 from forms_data import LABELS, MAX_DIGITS, MAX_ROWS, MIN_ROWS, Form
 
 from dimple_hf import Slot, StructurePrior
-from dimple_hf.decisions import Choice, Predicate, Question, Score, label_prefixes
-from dimple_hf.decisions.prompt import LABEL_PREFIX
+from dimple_hf.decisions import Choice, Predicate, Score
+from dimple_hf.decisions.prompt import LABEL_PREFIX, label_prefixes
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
+from dimple_hf.decisions.questions import Question
 
 NUMBER_WORDS = ("one", "two", "three", "four", "five")
 MAX_DECISIONS = 8
+ROTATED = 0.25
+"""Share of training questions whose options are rotated."""
 
 Decision = tuple[Question, int]
 """A question and the number of its right option."""
@@ -209,6 +212,15 @@ RICH_DECISIONS |= {"is_ticked": _is_ticked}
 """The same for a rich form, not all of whose values are numbers."""
 
 
+def rotate(decision: Decision, rotation: int) -> Decision:
+    """The same question with its options in another order, as `decide(..., permutations=...)` asks it."""
+    question, right = decision
+    options = question.options
+    start = rotation % len(options)
+    choice = Choice(question.instructions, [*options[start:], *options[:start]])
+    return choice, (right - start) % len(options)
+
+
 def draw_decisions(
     form: Form, split: str, rng: np.random.Generator, is_rich: bool = False, names: Sequence[str] | None = None
 ) -> tuple[list[str], list[Decision]]:
@@ -216,7 +228,8 @@ def draw_decisions(
 
     Args:
         form (`Form`): What they are about.
-        split (`str`): `"train"`, or `"test"`, half of whose questions have held-out wordings.
+        split (`str`): `"train"`, a quarter of whose questions are rotated, or `"test"`, half of whose have held-out
+            wordings.
         rng (`np.random.Generator`): The source of the questions.
         is_rich (`bool`, defaults to `False`): Whether the form is rich.
         names (`Sequence[str]`, *optional*): Which questions to ask, of `DECISIONS` or `RICH_DECISIONS`. When not
@@ -229,14 +242,19 @@ def draw_decisions(
     if names is None:
         most = 3 if rng.random() < 0.8 else MAX_DECISIONS
         names = [str(name) for name in rng.choice(list(known), int(rng.integers(1, most + 1)))]
-    return list(names), [known[name](form, split, rng) for name in names]
+    decisions = []
+    for name in names:
+        decision = known[name](form, split, rng)
+        rotation = int(rng.integers(1, 5)) if rng.random() < ROTATED else 0
+        decisions.append(rotate(decision, rotation) if split == "train" and rotation else decision)
+    return list(names), decisions
 
 
 def decision_prior(questions: Sequence[Question]) -> StructurePrior:
-    """The answers to these questions: all text given but one label for each."""
+    """The answers to these questions: all text is given but a label for each, and one position of padding follows."""
     prefixes = label_prefixes(len(questions))
     template = "".join(f"{prefix}{LABEL_PREFIX}{{q{number}}}" for number, prefix in enumerate(prefixes))
     slots = {
         f"q{number}": Slot(choices=OPTION_LABELS[: len(question.options)]) for number, question in enumerate(questions)
     }
-    return StructurePrior.from_template(template, slots=slots)
+    return StructurePrior.from_template(f"{template}{{end:1}}", slots=slots)

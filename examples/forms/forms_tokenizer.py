@@ -30,8 +30,8 @@ from forms_questions import COURTESIES_AFTER, COURTESIES_BEFORE, WORDINGS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
-from dimple_hf.decisions import decision_answer, decision_prompt
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
+from dimple_hf.decisions.prompt import decision_answer, decision_prompt
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",

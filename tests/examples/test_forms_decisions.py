@@ -23,14 +23,14 @@ pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
 from forms_data import Form, FormRow, draw_form, form_rng
-from forms_decisions import DECISIONS, MAX_DECISIONS, RICH_DECISIONS, decision_prior, draw_decisions
+from forms_decisions import DECISIONS, MAX_DECISIONS, RICH_DECISIONS, decision_prior, draw_decisions, rotate
 
 from dimple_hf import DimpleTokenizer
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.decisions import decision_answer
+from dimple_hf.decisions.prompt import decision_answer
 
 
-def drawn(name, num_forms, is_rich=False, split="train"):
+def drawn(name, num_forms, is_rich=False, split="test"):
     """Forms with a question of one kind about each, and its right option."""
     for index in range(num_forms):
         form = draw_form(split, form_rng(split, index), is_rich)
@@ -83,7 +83,7 @@ def test_predicates_and_scores_count_rows_digits_and_ticks():
         assert (len(form.rows) > number) == (right == 0)
     boxes = Form((FormRow("paid", is_ticked=True), FormRow("new", is_ticked=False)), 0)
     for seed in range(20):
-        ((question, right),) = draw_decisions(boxes, "train", np.random.default_rng(seed), True, ["is_ticked"])[1]
+        ((question, right),) = draw_decisions(boxes, "test", np.random.default_rng(seed), True, ["is_ticked"])[1]
         assert (right == 0) == ("paid" in question.instructions)
 
 
@@ -109,6 +109,28 @@ def test_draw_decisions_asks_mostly_few_questions_and_in_other_words_about_held_
     assert wordings["test"] - wordings["train"] == {"How many rows does it have?"}
 
 
+def test_rotate_moves_options_and_keeps_what_is_right():
+    for _, question, right in drawn("which_is_there", 20):
+        rotated, moved = rotate((question, right), 2)
+        assert rotated.choices[moved].value == question.choices[right]
+        assert {option.value for option in rotated.choices} == set(question.choices)
+        assert moved != right or len(question.choices) == 2
+
+
+def test_training_rotates_some_questions():
+    """A predicate's first option is yes, and in training sometimes no."""
+    first = [
+        draw_decisions(draw_form("train", form_rng("train", 0)), split, form_rng(split, index), False, ["compare"])[1][
+            0
+        ]
+        for split in ("train", "test")
+        for index in range(60)
+    ]
+    options = [question.options[0].value for question, _ in first]
+    assert 3 < options[:60].count("no") < 20
+    assert options[60:] == ["yes"] * 60
+
+
 @pytest.mark.parametrize(("is_rich", "known"), [(False, DECISIONS), (True, RICH_DECISIONS)])
 def test_answers_to_all_questions_fit_their_prior(is_rich, known):
     """Open is one label for each question; here two positions, a space and a letter, for this tokenizer."""
@@ -118,8 +140,8 @@ def test_answers_to_all_questions_fit_their_prior(is_rich, known):
     answer = decision_answer(["ABCDE"[right] for _, right in decisions])
     prior = decision_prior([question for question, _ in decisions])
     tokens, is_open = prior.write(tokenizer, answer)
-    assert tokenizer.decode(tokens) == answer
+    assert tokenizer.decode(tokens) == answer + tokenizer.pad_token  # the end, as `decide` gives it
     per_label = len(tokenizer(" A")["input_ids"])
-    assert sum(is_open) == per_label * len(decisions)
+    assert sum(is_open) == per_label * len(decisions) + 1
     with pytest.raises(ValueError, match="form"):
         prior.write(tokenizer, decision_answer(["Z"] * len(decisions)))

@@ -27,7 +27,7 @@ from forms_questions import HELD_OUT_WORDINGS
 from forms_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus, write_tokenizer
 
 from dimple_hf import DimpleTokenizer
-from dimple_hf.decisions import option_labels
+from dimple_hf.decisions.prompt import option_labels
 
 VOCAB_SIZE = 729  # 256 bytes, 464 merges, 9 special tokens
 
