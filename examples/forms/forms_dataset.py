@@ -410,8 +410,11 @@ def forms_dataset(
 
 
 def write_sample(directory: Path) -> None:
-    """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question of each kind about it."""
-    rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in KINDS if kind not in ("add", "no_form")]
+    """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question about it of each kind that is
+    asked in words alone.
+    """
+    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, "no_form")]
+    rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")
     asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]
     truth = {"fields": json.loads(rows[0]["fields"]), "questions": asked}
