@@ -37,11 +37,9 @@ from ..processing import DimpleProcessor
 from .answers import Answer, answer_of
 from .calibration import Calibration
 from .layout import LabelLayout, TextLayout
+from .parsing import MAX_QUESTIONS
 from .questions import Question
 from .reading import Conversation, read_canvases
-
-MAX_QUESTIONS = 400
-"""Most questions of a call, as in OpenAI's API."""
 
 QUESTIONS_PER_CANVAS = 32
 
