@@ -25,7 +25,7 @@ from server_process import body, messages
 from starlette.requests import Request
 
 from dimple_hf.serve import Limits, build_app
-from dimple_hf.serve.app import read_body
+from dimple_hf.serve.chat import read_body
 from dimple_hf.serve.limits import RefusedRequest
 
 JSON = {"content-type": "application/json"}
@@ -36,10 +36,10 @@ ENDLESS = {"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"}
 
 @pytest.fixture
 def num_refusals() -> Iterator[Any]:
-    """Tells how many refusals are in memory, without a garbage collection meanwhile."""
+    """Tells how many refusals are in memory with the frames that they came through; none is collected meanwhile."""
     gc.collect()
     gc.disable()
-    yield lambda: sum(type(thing) is RefusedRequest for thing in gc.get_objects())
+    yield lambda: sum(type(thing) is RefusedRequest and thing.__traceback__ is not None for thing in gc.get_objects())
     gc.enable()
 
 

@@ -34,9 +34,6 @@ LIBRARIES = ("uvicorn", "starlette", "pydantic", "httpcore2", "prometheus_client
 #: This machine's names for itself.
 LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
 
-#: Connections that the system keeps until the server takes them.
-BACKLOG = 128
-
 #: Longest wait for the last responses to be sent, when all is answered.
 LAST_SECONDS = 10
 
@@ -101,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..serve import build_app
     from ..serve.limits import MIB, Limits
-    from ..serve.server import BoundedConnection, DrainingServer, RateLimit
+    from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
 
     limits = Limits(
         max_requests=args.max_requests,

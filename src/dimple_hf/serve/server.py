@@ -26,14 +26,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 #: A connection without a request is closed after this time, and one whose request does not come.
 IDLE_SECONDS = 10
 
-#: Descriptors that are left for files and the processes that prepare requests.
-RESERVED_DESCRIPTORS = 64
+#: Connections that the system keeps until the server takes them, which it does all at once.
+BACKLOG = 64
+
+#: Descriptors that are left for files, the processes that prepare requests, and connections that are just taken.
+RESERVED_DESCRIPTORS = 64 + BACKLOG
 
 #: Most connections, whatever the descriptors.
 MAX_CONNECTIONS = 4096
 
-#: Log lines of one logger in a period of this many seconds. In front of the next one stands how many were left out.
-LOG_LINES, LOG_SECONDS = 200, 10
+#: Log lines of one logger in a period of this many seconds, and those that a traceback counts for.
+LOG_LINES, LOG_SECONDS, TRACEBACK_LINES = 200, 10, 20
 
 
 def max_connections() -> int:
@@ -131,7 +134,7 @@ class DrainingServer(uvicorn.Server):
 
 
 class RateLimit(logging.Filter):
-    """Lets at most `LOG_LINES` lines of each logger pass in `LOG_SECONDS`."""
+    """Lets at most `LOG_LINES` lines of each logger pass in `LOG_SECONDS`; the next line says how many did not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,5 +147,5 @@ class RateLimit(logging.Filter):
             if count > LOG_LINES:
                 record.msg = f"({count - LOG_LINES} lines left out) {record.msg}"
             began, count = record.created, 0
-        self.periods[record.name] = (began, count + 1)
+        self.periods[record.name] = (began, count + (TRACEBACK_LINES if record.exc_info else 1))
         return count < LOG_LINES
