@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import convert_file_size_to_int
 
-from ..hub.convert import QUANTIZATIONS, convert_checkpoint
+from ..hub.convert import convert_checkpoint
+from ..quantization import QUANTIZATIONS
 
 HELP = "check a checkpoint and write it anew"
 

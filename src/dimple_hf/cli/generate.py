@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from ..hub.doctor import explain_failure
 from ..training.adapters import load_adapter
 from .arguments import add_model_argument
 
@@ -115,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal or args.json:
         logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto")
+    with explain_failure(args.model):
+        processor = AutoProcessor.from_pretrained(args.model)
+        model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto")
     if args.adapter is not None:
         model = load_adapter(model, args.adapter)
     model = model.to(args.device).eval()
