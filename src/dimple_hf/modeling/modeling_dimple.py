@@ -257,6 +257,11 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
         attention_mask = self.prepare_attention_mask(inputs_embeds, attention_mask, past_key_values, is_causal)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        if self.training and past_key_values is not None:
+            # Activation checkpointing drops the cache, which its second run of a layer would fill twice. Without
+            # gradients, as in `generate` while a model is trained, there is no second run.
+            for layer in self.layers:
+                layer._can_checkpoint_with_cache = not torch.is_grad_enabled()
         for layer in self.layers[: self.config.num_hidden_layers]:
             # Positional, so that reentrant activation checkpointing sees a tensor that needs a gradient.
             hidden_states = layer(
