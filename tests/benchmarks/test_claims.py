@@ -30,7 +30,7 @@ import claims_report
 from forms_model import vision_config
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
-from dimple_hf.modeling.modeling_dimple import DimpleVisionModel
+from dimple_hf.modeling.vision_dimple import DimpleVisionModel
 from dimple_hf.training import DimpleDataCollator
 
 
