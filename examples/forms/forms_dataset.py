@@ -117,7 +117,7 @@ def write_terms(fields: Mapping[str, int], asked: tuple[str, ...]) -> str:
     return "+".join(f"{label} {fields[label]:0{MAX_DIGITS}d}" for label in asked) + "="
 
 
-def form_prior(labels: Iterable[str], layout: str = "aligned") -> StructurePrior:
+def form_prior(labels: Iterable[str], layout: str = "padded") -> StructurePrior:
     """The prior of a JSON object with these labels, in this order, each with a number of up to four digits."""
     number = {"type": "integer", "minimum": 0, "maximum": 10**MAX_DIGITS - 1}
     properties = dict.fromkeys(labels, number)

@@ -51,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default="Read the image as JSON.", help="what to ask (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file to add lines to; images that have one are left out")
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
-    parser.add_argument("--room", type=int, default=16, help="most tokens of a string (default: %(default)s)")
-    parser.add_argument("--layout", choices=("compact", "aligned"), default="compact", help="where fillers stand")
+    parser.add_argument(
+        "--max-string-tokens", type=int, default=16, help="tokens for a string without a length (default: %(default)s)"
+    )
+    parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
     parser.add_argument("--confidence-threshold", type=float, help="unmask every position surer than this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -61,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command: a line for each image, then the counts on stderr."""
     if args.batch_size < 1:
         raise ValueError(f"`--batch-size` must be at least 1 (got {args.batch_size})")
-    prior = StructurePrior.from_json_schema(read_schema(args.schema), room=args.room, layout=args.layout)
+    prior = StructurePrior.from_json_schema(
+        read_schema(args.schema), max_string_tokens=args.max_string_tokens, layout=args.layout
+    )
     images = dataset_images(args) if args.dataset is not None else file_images(args.image)
     done = set() if args.output is None else finished_sources(args.output)
     processor = AutoProcessor.from_pretrained(args.model)
