@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dimple_hf import (
     DimpleConfig,
@@ -45,7 +46,7 @@ from dimple_hf.training.collator import TrainingSequence
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
 from forms_data import CELL, LABEL_COLUMNS, Form, FormRow, draw_form, form_rng, render_form
-from forms_dataset import write_answer
+from forms_dataset import write_text
 from forms_model import model_config
 from forms_tokenizer import write_tokenizer
 
@@ -90,7 +91,7 @@ def claims_row(split: str, index: int, num_rows: int | None = None) -> dict[str,
     rows = tuple(FormRow(row.label, row.digit_indices[:MAX_DIGITS]) for row in form.rows[: num_rows or drawn])
     form = Form(rows, first_grid_row=int(rng.integers(MAX_ROWS - len(rows) + 1)))
     image = render_form(form, split, rng).crop((0, 0, COLUMN_CELLS * CELL, ROW_CELLS * CELL))
-    answer = write_answer("text", form.fields)
+    answer = write_text(form.fields)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
@@ -198,16 +199,14 @@ def pool_rows(file: str, model_dir: str) -> Pool:
 
 class PoolCollator(DimpleDataCollator):
     """
-    As [`DimpleDataCollator`], but of rows that are read already, with `image_features` in place of pixels.
+    As [`DimpleDataCollator`], but of rows that are read already, with encoded images in place of pixels.
     """
 
     def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
         return [row["sequence"]]
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         grid = torch.tensor([[1, 2 * ROW_CELLS, 2 * COLUMN_CELLS]])
-        images = {
-            "image_grid_thw": grid.repeat(len(rows), 1),
-            "image_features": torch.cat([row["features"] for row in rows]),
-        }
+        features = BaseModelOutputWithPooling(pooler_output=tuple(row["features"] for row in rows))
+        images = {"image_grid_thw": grid.repeat(len(rows), 1), "mm_encoder_outputs": {"image": features}}
         return super().__call__(rows) | images

@@ -147,7 +147,7 @@ def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(
     caches = [CanvasCache(2, num_rows, width), DynamicCache()]
     for step in range(3):
         ids = torch.cat([inputs["input_ids"], torch.randint(0, 90, (num_rows, answer_length))], dim=1)
-        positions = model.get_rope_index(ids, inputs.get("image_grid_thw"), mask)
+        rope_positions = model.get_rope_index(ids, inputs.get("image_grid_thw"), mask)
         start = 0 if step == 0 else prompt_length - 1
         images = {k: v for k, v in inputs.items() if "image" in k or "pixel" in k} if step == 0 else {}
         positions = torch.arange(start, width).expand(num_rows, -1)
@@ -156,7 +156,7 @@ def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(
             caches[1].crop(-(answer_length + 1))
         outputs = [
             model(
-                ids[:, start:], attention_mask=mask, position_ids=positions[:, :, start:], past_key_values=cache,
+                ids[:, start:], attention_mask=mask, position_ids=rope_positions[:, :, start:], past_key_values=cache,
                 is_causal=False, **images,
             ).logits
             for cache in caches

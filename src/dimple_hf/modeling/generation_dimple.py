@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
-from transformers.generation import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
 from .cache_dimple import CACHE_POLICIES, CachePolicy
 from .canvas_dimple import CanvasRunner
+from .causal_generation_dimple import CANVAS_INPUTS, DimpleCausalGenerationMixin, check_prompt, end_token_ids
 from .constraint_dimple import AnswerConstraint
 from .denoising_dimple import DenoisingPlan, denoise, denoising_states
 from .generation_config_dimple import (
@@ -49,8 +49,14 @@ from .original_dimple import REPLACEMENTS, UpstreamOptions
 from .streaming_dimple import DimpleGenerationStep, DraftStreamer
 from .unmasking_dimple import pad_after_end
 
-#: What the processor makes of a structure prior.
-CANVAS_INPUTS = ("answer_ids", "answer_attention_mask", "answer_constraint")
+#: What trainers, servers and processors pass to every model.
+NEUTRAL_INPUTS = ("labels", "mm_token_type_ids", "tokenizer")
+
+#: Arguments of transformers' `generate` that callers pass while they are off.
+OFF_SWITCHES = (
+    "assistant_model", "assistant_tokenizer", "custom_generate", "negative_prompt_attention_mask",
+    "negative_prompt_ids", "prefix_allowed_tokens_fn", "synced_gpus", "trust_remote_code",
+)  # fmt: skip
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", *CANVAS_INPUTS)
 
@@ -108,7 +114,7 @@ class _PreparedCall:
         return self.constraint.constrained_rows.to(decoded.device)[:, None]
 
 
-class DimpleGenerationMixin(GenerationMixin):
+class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     """
     `generate` for a model with two modes: denoising in bidirectional mode, transformers' own decoding in causal mode.
 
@@ -181,13 +187,18 @@ class DimpleGenerationMixin(GenerationMixin):
         Raises:
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
-        inputs = self._take_prompt(inputs, kwargs)
-        kwargs.pop("tokenizer", None)
+        check_no_video(kwargs)
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             return self._generate_causally(
-                inputs, generation_config, logits_processor, stopping_criteria, streamer, **kwargs
+                inputs,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                streamer=streamer,
+                **kwargs,
             )
-
+        inputs = self._take_prompt(inputs, kwargs)
         # 1. Options and inputs, checked before any work; images once; a row for each returned sequence
         call = self._prepare_call(
             inputs, generation_config, logits_processor, stopping_criteria, streamer is not None, kwargs
@@ -259,10 +270,10 @@ class DimpleGenerationMixin(GenerationMixin):
         ...     print(processor.batch_decode(step.answer_ids, skip_special_tokens=True))
         ```
         """
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             raise ValueError("`generate_steps` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
-        kwargs.pop("tokenizer", None)
         return self._steps(
             self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, False, kwargs)
         )
@@ -331,6 +342,7 @@ class DimpleGenerationMixin(GenerationMixin):
         Raises:
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             raise ValueError("`diffusion_generate` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
@@ -490,45 +502,12 @@ class DimpleGenerationMixin(GenerationMixin):
             return None
         return torch.cat(self.get_image_features(pixel_values, image_grid_thw).pooler_output)
 
-    def _generate_causally(
-        self,
-        inputs: torch.LongTensor,
-        generation_config: GenerationConfig | None,
-        logits_processor: LogitsProcessorList | None,
-        stopping_criteria: StoppingCriteriaList | None,
-        streamer: BaseStreamer | None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        **kwargs: Any,
-    ) -> torch.LongTensor | ModelOutput:
-        """Transformers' own decoding, from embeddings that already hold the images."""
-        for name in (*DIFFUSION_OPTIONS, *CANVAS_INPUTS):
-            if name in kwargs:
-                raise ValueError(f"`{name}` must be used in bidirectional mode (got `full_attn_mask=False`)")
-        config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        answer_length = config.max_new_tokens or max(0, config.max_length - inputs.shape[1])
-        attention_mask = self._check_prompt(inputs, attention_mask, self.config.mask_token_id, answer_length)
-        position_ids = self.get_rope_index(inputs, image_grid_thw, attention_mask)
-        features = self._encode_images(pixel_values, image_grid_thw)
-        # In this mode too answers are trained to end with padding, which transformers alone would go on writing.
-        kwargs["eos_token_id"] = self._end_token_ids(config, inputs.device).tolist() or None
-        return super().generate(
-            inputs,
-            generation_config=generation_config,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            streamer=streamer,
-            inputs_embeds=self.embed(inputs, features),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
-
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[DimpleGenerationConfig, dict[str, Any]]:
         """Merges the model's options, those of `generation_config` that are set, and keyword arguments, which win."""
+        if not self.config.full_attn_mask:
+            return super()._prepare_generation_config(generation_config, **kwargs)
         config = DimpleGenerationConfig(**self.generation_config.to_dict())
         if generation_config is not None:
             given = generation_config.to_dict()
@@ -538,8 +517,6 @@ class DimpleGenerationMixin(GenerationMixin):
         model_inputs = {name: value for name, value in _update(config, kwargs).items() if value is not None}
         if config.max_new_tokens is None and config.max_length is None:
             config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
-        if not self.config.full_attn_mask:
-            config.update(**config._get_default_generation_params(), defaults_only=True)
         return config, model_inputs
 
     def adjust_generation_fn(
@@ -559,6 +536,8 @@ class DimpleGenerationMixin(GenerationMixin):
         if generation_config is not None:
             self.generation_config = DimpleGenerationConfig(**generation_config.to_dict())
         elif pretrained_model_name_or_path is not None:
+            # Fields of the model's configuration have been set there.
+            loading_kwargs = {k: v for k, v in loading_kwargs.items() if not hasattr(self.config, k)}
             try:
                 self.generation_config = DimpleGenerationConfig.from_pretrained(
                     pretrained_model_name_or_path,
@@ -572,8 +551,16 @@ class DimpleGenerationMixin(GenerationMixin):
                 return  # no such file: the options made from the model's configuration stay
 
     def _take_prompt(self, inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torch.LongTensor:
-        """Returns the prompt, which may come as `inputs` or, in `kwargs`, as `input_ids`."""
+        """
+        Returns the prompt, which may come as `inputs` or, in `kwargs`, as `input_ids`, and takes what means nothing
+        here out of `kwargs`: inputs of other models, and arguments of transformers' `generate` that are off.
+        """
         check_no_video(kwargs)
+        for name in NEUTRAL_INPUTS:
+            kwargs.pop(name, None)
+        for name in OFF_SWITCHES:
+            if not kwargs.get(name):
+                kwargs.pop(name, None)
         input_ids = kwargs.pop("input_ids", None)
         if (inputs is None) == (input_ids is None):
             raise ValueError("exactly one of `inputs` and `input_ids` must be given")
@@ -583,7 +570,7 @@ class DimpleGenerationMixin(GenerationMixin):
                 "`input_ids` must be an integer tensor of shape (batch_size, prompt_length >= 1) "
                 f"(got {inputs.dtype}, {tuple(inputs.shape)})"
             )
-        return inputs
+        return inputs.long()
 
     def _check_options(self, config: DimpleGenerationConfig, model_inputs: dict[str, Any]) -> None:
         """Refuses what diffusion decoding does not know, by name."""
@@ -692,27 +679,7 @@ class DimpleGenerationMixin(GenerationMixin):
                 f"prompt and answer must fit `max_position_embeddings`={self.config.max_position_embeddings} "
                 f"(got {inputs.shape[1]} + {answer_length} tokens)"
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs)
-        if attention_mask.shape != inputs.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {tuple(inputs.shape)} "
-                f"(got {tuple(attention_mask.shape)})"
-            )
-        is_token = attention_mask != 0
-        for row in (~is_token.any(dim=1)).nonzero()[:1, 0].tolist():
-            raise ValueError(f"`attention_mask` must have a token in each row (got only padding in row {row})")
-        for row in (is_token[:, :-1] & ~is_token[:, 1:]).any(dim=1).nonzero()[:1, 0].tolist():
-            raise ValueError(
-                '`attention_mask` must be padded on the left for generation; use padding_side="left" '
-                f"(got padding after a token in row {row})"
-            )
-        for row in ((inputs == mask_token_id) & is_token).any(dim=1).nonzero()[:1, 0].tolist():
-            raise ValueError(
-                f"`input_ids` must not hold the mask token {mask_token_id}, which belongs in `answer_ids` "
-                f"(got it in row {row})"
-            )
-        return attention_mask
+        return check_prompt(inputs, attention_mask, mask_token_id)
 
     def _check_windows(
         self, cache_policy: CachePolicy, plan: DenoisingPlan, answer_attention_mask: torch.LongTensor | None
@@ -742,10 +709,7 @@ class DimpleGenerationMixin(GenerationMixin):
 
     def _end_token_ids(self, config: DimpleGenerationConfig, device: torch.device) -> torch.LongTensor:
         """The end tokens and the padding token, with which the released model ends its answers."""
-        eos = config.eos_token_id if config.eos_token_id is not None else []
-        eos = [eos] if isinstance(eos, int) else list(eos)
-        pad = [] if config.pad_token_id is None else [config.pad_token_id]
-        return torch.tensor([*eos, *pad], dtype=torch.long, device=device)
+        return torch.tensor(end_token_ids(config), dtype=torch.long, device=device)
 
     def _pad_token_id(self, config: DimpleGenerationConfig) -> int:
         for token_id in (config.pad_token_id, self.config.pad_token_id):
