@@ -244,7 +244,7 @@ def measure_cost(
                 )  # fmt: skip
                 timed._wait()
                 end = time.perf_counter()
-                # Each step begins its decisions with a call of `mask_logits` and one of `accept`; those of the first go.
+                # Each step begins with a call of `mask_logits` and one of `accept`; those of the first go.
                 first_end = timed.calls[2][0]
                 spent = sum(seconds for _, seconds in timed.calls[2:])
                 steps = int(output.num_forward_passes.max()) - 1
