@@ -14,7 +14,7 @@
 """What `claims.py` trains on: forms of three to five rows, and a pool of images that are encoded once.
 
 Forms are those of `examples/forms` without the small ones: three to five labels, numbers of up to four digits, 30
-image tokens, answers of 11 to 34 tokens. The vision tower is that of the model that ships and stays frozen, and so does
+image tokens, answers of 11 to 34 tokens. The vision tower is that of the model that ships and stays frozen. So does
 the projector, which is random: what the language model gets of an image never changes. It is computed once for each
 image of the pool, and a step of training costs the language model alone.
 """
