@@ -219,6 +219,7 @@ class Worker:
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
         self.waiting: list[Job] = []
+        self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
         self.is_stopping = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="dimple-worker", daemon=True)
@@ -250,6 +251,23 @@ class Worker:
             self.waiting.extend(jobs)
             self.changed.notify()
 
+    def run(self, function: Callable[[], None], fail: Callable[[str], None]) -> None:
+        """
+        Runs a function in the model's thread, between two steps.
+
+        Args:
+            function (`Callable`):
+                Called without arguments. What it raises is logged.
+            fail (`Callable`):
+                Called with the reason instead, if the worker stops before.
+        """
+        with self.changed:
+            if not self.is_stopping:
+                self.calls.append((function, fail))
+                self.changed.notify()
+                return
+        fail(SHUTTING_DOWN)
+
     def cancel(self, job: Job) -> None:
         """Ends `job` ([`Job`]): at once if it waits, after the present step if it runs."""
         with self.changed:
@@ -258,9 +276,22 @@ class Worker:
                 self.waiting.remove(job)
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._try(batch)
+        while self._wait():
+            self._run_calls()
+            if batch := self._take():
+                self._try(batch)
         _fail(self.waiting, SHUTTING_DOWN)  # nothing is added any more
+        for _, fail in self.calls:
+            fail(SHUTTING_DOWN)
+
+    def _run_calls(self) -> None:
+        with self.changed:
+            calls, self.calls = self.calls, []
+        for function, _ in calls:
+            try:
+                function()
+            except Exception:  # whatever it is, the next clients are to be served
+                logger.exception("a call failed")
 
     def _try(self, batch: list[Job]) -> None:
         """Answers a batch. If that fails, its jobs are tried alone: one that cannot be run takes no other with it."""
@@ -274,12 +305,17 @@ class Worker:
                 for job in batch:
                     self._try([job])
 
-    def _take(self) -> list[Job]:
-        """The next batch, as soon as there is one; none at the end."""
+    def _wait(self) -> bool:
+        """Waits for something to do; `False` at the end."""
         with self.changed:
-            while not self.waiting and not self.is_stopping:
+            while not self.waiting and not self.calls and not self.is_stopping:
                 self.changed.wait()
-            if self.is_stopping:
+            return not self.is_stopping
+
+    def _take(self) -> list[Job]:
+        """The next batch; none if no job waits."""
+        with self.changed:
+            if not self.waiting:
                 return []
             batch = next_batch(self.waiting, self.max_batch_size, self.model.config.max_position_embeddings)
             self.waiting = [job for job in self.waiting if job not in batch]
@@ -313,6 +349,7 @@ class Worker:
                         self.metrics.count_answer(len(beginning), int(step.num_forward_passes[row]))
                         del unfinished[row]
                 cancelled.running = list(unfinished.values())
+                self._run_calls()
                 if self.is_stopping:
                     _fail(cancelled.running, SHUTTING_DOWN)
                     return
