@@ -45,7 +45,7 @@ from forms_data import (
 )
 from forms_decisions import decision_prior, draw_decisions
 from forms_other import draw_other
-from forms_questions import WORDINGS, unrelated_question, word_question
+from forms_questions import LIST_WORDINGS, WORDINGS, unrelated_question, word_question
 
 from dimple_hf import StructurePrior
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
@@ -270,6 +270,19 @@ def _ask_no_form(form: Form, asker: Asker) -> Question:
     return Question(asker.word(kind, *(labels if kind != "fields" else [" and ".join(labels)])), NO_FORM)
 
 
+def _ask_copy(form: Form, asker: Asker) -> Question:
+    return Question(asker.word("copy"), ",".join(form.fields), fields=form.fields)
+
+
+def _ask_reverse(form: Form, asker: Asker) -> Question:
+    return Question(asker.word("reverse"), ",".join(reversed(form.fields)), fields=form.fields)
+
+
+def _ask_shuffle(form: Form, asker: Asker) -> Question:
+    """The labels in any order, in training each time another one."""
+    return Question(asker.word("shuffle"), ",".join(asker.labels(form, len(form.fields))), fields=form.fields)
+
+
 def _ask_decide(form: Form, asker: Asker) -> Question:
     is_rich = any(label not in NUMBERS for label in form.fields)
     _, decisions = draw_decisions(form, asker.split, asker.rng, is_rich)
@@ -296,6 +309,9 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "unrelated": _ask_unrelated,
     "no_form": _ask_no_form,
     "decide": _ask_decide,
+    "copy": _ask_copy,
+    "reverse": _ask_reverse,
+    "shuffle": _ask_shuffle,
 }
 """Kind of question to the function that asks one."""
 UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "add", "decide")
@@ -411,9 +427,9 @@ def forms_dataset(
 
 def write_sample(directory: Path) -> None:
     """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question about it of each kind that is
-    asked in words alone.
+    asked in words alone, but for lists of labels.
     """
-    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, "no_form")]
+    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form")]
     rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")
     asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]
