@@ -19,8 +19,7 @@ run or unpickled.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,33 +153,6 @@ def check_checkpoint(source: str) -> list[Finding]:
     if config is not None and processor is not None:
         findings += check_agreement(config, generation_config, processor)
     return findings
-
-
-@contextmanager
-def explain_failure(source: str) -> Iterator[None]:
-    """
-    Surrounds the loading of a checkpoint for the command line: what goes wrong becomes one line that names the file.
-
-    Args:
-        source (`str`):
-            Directory, or Hub id.
-
-    Raises:
-        ValueError: In place of whatever was raised, if the directory has a problem or the error is not made for users.
-    """
-    try:
-        if (Path(source) / "config.json").exists():
-            load_config(Path(source))
-        yield
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # says nothing about the files
-            raise
-        findings = check_checkpoint(source) if Path(source).is_dir() else []
-        problems = [finding.message for finding in findings if finding.status == "problem"]
-        reason = problems[0] if problems else f"{type(error).__name__}: {error}"
-        if not problems and isinstance(error, (ValueError, OSError)):
-            raise
-        raise ValueError(f"{source} must be a checkpoint that loads (got {' '.join(reason.split())})") from error
 
 
 def check_files(checkpoint: Checkpoint) -> list[Finding]:
