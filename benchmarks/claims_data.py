@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dimple_hf import (
     DimpleConfig,
@@ -198,16 +199,14 @@ def pool_rows(file: str, model_dir: str) -> Pool:
 
 class PoolCollator(DimpleDataCollator):
     """
-    As [`DimpleDataCollator`], but of rows that are read already, with `image_features` in place of pixels.
+    As [`DimpleDataCollator`], but of rows that are read already, with encoded images in place of pixels.
     """
 
     def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
         return [row["sequence"]]
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         grid = torch.tensor([[1, 2 * ROW_CELLS, 2 * COLUMN_CELLS]])
-        images = {
-            "image_grid_thw": grid.repeat(len(rows), 1),
-            "image_features": torch.cat([row["features"] for row in rows]),
-        }
+        features = BaseModelOutputWithPooling(pooler_output=tuple(row["features"] for row in rows))
+        images = {"image_grid_thw": grid.repeat(len(rows), 1), "mm_encoder_outputs": {"image": features}}
         return super().__call__(rows) | images

@@ -17,11 +17,11 @@
 """Read an image of a form into an object of a pydantic class, whose form the answer is sure to have.
 
 What it shows: (1) describe the form as a class, (2) make a structure prior of it, (3) generate: the JSON text around
-the values stands from the beginning, the values are decided all at once, (4) read the object. `--image` draws the
+the values stands from the beginning, the values are decided all at once, (4) read the object. `--svg` draws the
 canvas after each pass.
 
 Command:
-    python examples/extract_form.py --image canvas.svg
+    python examples/extract_form.py --svg canvas.svg
 
 Hardware: any; with the package's small checkpoint a second on a CPU, with the 7B model a GPU of 24 GB. With random
 weights the numbers are noise, and the object is valid all the same.
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> Form:
     )
     parser.add_argument("--image", type=Path, default=SAMPLE, help="image of a form with the rows of `Form`")
     parser.add_argument("--layout", choices=("compact", "aligned"), default="compact", help="where fillers stand")
-    parser.add_argument("--image", type=Path, help="SVG file to draw the canvas to")
+    parser.add_argument("--svg", type=Path, help="SVG file to draw the canvas to")
     args = parser.parse_args(arguments)
     if not args.image.is_file():
         parser.error(f"--image must be a file (got {args.image})")
@@ -102,10 +102,10 @@ def main(arguments: list[str] | None = None) -> Form:
 
     start = inputs["input_ids"].shape[1]
     states = [inputs["answer_ids"], *(sequences[:, start:] for sequences in output.history)]
-    console = Console(record=args.image is not None, width=min(120, 4 + 8 * inputs["answer_ids"].shape[1]))
+    console = Console(record=args.svg is not None, width=min(120, 4 + 8 * inputs["answer_ids"].shape[1]))
     draw_canvas(console, processor.tokenizer, [state[0].tolist() for state in states])
-    if args.image is not None:
-        console.save_svg(str(args.image), title=f"{args.image.name}, {len(states) - 1} passes")
+    if args.svg is not None:
+        console.save_svg(str(args.svg), title=f"{args.image.name}, {len(states) - 1} passes")
     print(repr(form))
     return form
 

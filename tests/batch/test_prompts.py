@@ -61,8 +61,8 @@ def test_make_prompt_takes_every_form_of_row_and_image(tmp_path: Path, processor
 
 
 BAD_ROWS: dict[str, Any] = {
-    "must be readable images (image 0 is": {"messages": [ASK], "images": ["missing.png"]},
-    "images of a format that Pillow knows": {"messages": [ASK], "images": ["text.png"]},
+    "must be a readable image (there is no such file": {"messages": [ASK], "images": ["missing.png"]},
+    "must be a PNG, JPEG, WEBP": {"messages": [ASK], "images": ["text.png"]},
     "image 0 must be readable (got 90 bytes: image file is truncated": {
         "messages": [ASK],
         "images": [{"bytes": png()[:90]}],

@@ -23,7 +23,7 @@ from transformers import AutoModel
 from traps import set_traps
 
 from dimple_hf.cli.main import main
-from dimple_hf.hub import conversion
+from dimple_hf.hub import convert as conversion
 
 
 @pytest.fixture

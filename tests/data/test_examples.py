@@ -24,7 +24,7 @@ import pytest
 from dimple_hf.data.examples import BadRowError, read_prompt, read_row, row_name
 
 ANSWER = {"role": "assistant", "content": "yes"}
-IMAGE = PIL.Image.new("RGB", (28, 28))
+PIL_IMAGE = PIL.Image.new("RGB", (28, 28))
 
 
 def ask(*parts: Any) -> dict[str, Any]:
@@ -42,12 +42,12 @@ def test_read_row_chat_form_keeps_parts_and_drops_empty_entries() -> None:
     """`datasets` fills what a part lacks with None, which must not look like an image or a text."""
     row = {
         "messages": [ask({"type": "image", "text": None}, text("What?")), ANSWER],
-        "images": [IMAGE],
+        "images": [PIL_IMAGE],
         "conversations": None,
     }
     conversation = read_row(row)
     assert conversation.messages == [ask(IMAGE, text("What?")), {"role": "assistant", "content": [text("yes")]}]
-    assert conversation.images == [IMAGE]
+    assert conversation.images == [PIL_IMAGE]
     assert conversation.answer_indices == [1]
     assert conversation.answer(1) == "yes"
 
@@ -65,7 +65,7 @@ def test_read_row_llava_form_splits_text_at_images(value: str, parts: list[dict[
     """One line break at each side of a placeholder belongs to LLaVA's writing; all other text is the user's."""
     row = {
         "conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "yes"}],
-        "images": [IMAGE] * parts.count(IMAGE),
+        "images": [PIL_IMAGE] * parts.count(IMAGE),
     }
     assert read_row(row).messages == [ask(*parts), {"role": "assistant", "content": [text("yes")]}]
 
@@ -79,7 +79,7 @@ def test_read_row_image_of_each_kind_is_taken(tmp_path: Path) -> None:
     def only_image(image: Any, **options: Any) -> Any:
         return read_row({"messages": [ask(IMAGE), ANSWER], "image": image}, **options).images[0]
 
-    assert only_image(IMAGE) is IMAGE
+    assert only_image(PIL_IMAGE) is PIL_IMAGE
     assert only_image("a.png") == "a.png"
     assert only_image(Path("a.png"), image_folder=tmp_path) == str(tmp_path / "a.png")
     assert only_image("/b/a.png", image_folder=tmp_path) == "/b/a.png"
@@ -108,11 +108,11 @@ BAD_ROWS = {
     "its first turn must not be the assistant's": {"messages": [ANSWER]},
     "answers must be text (message 1 holds an image)": {
         "messages": [ask(text("hi")), {"role": "assistant", "content": [IMAGE]}],
-        "images": [IMAGE],
+        "images": [PIL_IMAGE],
     },
     "answers must not be empty (message 1 is)": {"messages": [ask(text("hi")), {"role": "assistant", "content": " "}]},
     "(got 0 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER]},
-    "(got 2 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER], "images": [IMAGE, IMAGE]},
+    "(got 2 images and 1 placeholders)": {"messages": [ask(IMAGE), ANSWER], "images": [PIL_IMAGE, PIL_IMAGE]},
     "image 0 must be a Pillow image, a path or bytes (got int)": {"messages": [ask(IMAGE), ANSWER], "images": [3]},
     "image 0 must be a Pillow image, a path or bytes (got list)": {
         "messages": [ask(IMAGE), ANSWER],
@@ -164,7 +164,7 @@ def test_read_prompt_leaves_out_the_answer_at_the_end(messages: list[dict[str, A
         ({"messages": [ask(text("hi")), ANSWER, ANSWER]}, "it must end with a user turn"),
         ({"messages": [{"role": "system", "content": "hi"}]}, "it must end with a user turn"),
         ({"messages": [ask(IMAGE)]}, "(got 0 images and 1 placeholders)"),
-        ({"messages": [ask(text("hi"))], "image": IMAGE}, "(got 1 images and 0 placeholders)"),
+        ({"messages": [ask(text("hi"))], "image": PIL_IMAGE}, "(got 1 images and 0 placeholders)"),
     ],
 )
 def test_read_prompt_bad_row_is_refused_with_its_reason(row: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
+from dimple_hf.demo import answers as demo_answers
 from dimple_hf.demo.answers import (
     FREE,
     SCHEMA,
@@ -34,7 +35,6 @@ from dimple_hf.demo.answers import (
     open_image,
     read_form,
 )
-from dimple_hf.integrations import demo_answers
 
 #: An answer of exactly eight tokens: one a pass, at a threshold of 1.
 EIGHT_POSITIONS = read_form(TEMPLATE, "{text:8-8}")

@@ -30,7 +30,7 @@ def test_extract_form_with_random_weights_prints_a_valid_object(
 ) -> None:
     """The class bounds every field, whatever the weights; the canvas ends without a mask."""
     image = tmp_path / "canvas.svg"
-    command = ["--model", str(parity_dir / "checkpoint"), "--layout", layout, "--image", str(image)]
+    command = ["--model", str(parity_dir / "checkpoint"), "--layout", layout, "--svg", str(image)]
     form = extract_form.main(command)
     assert all(0 <= value <= 9999 for value in form.model_dump().values())
     *canvases, printed = capsys.readouterr().out.splitlines()

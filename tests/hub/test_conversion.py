@@ -30,7 +30,8 @@ from traps import set_traps
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.hub import check_checkpoint, conversion, convert_checkpoint
+from dimple_hf.hub import check_checkpoint, convert_checkpoint
+from dimple_hf.hub import convert as conversion
 from dimple_hf.hub.convert import QUANTIZATIONS, SourceTensor, copy_tensor
 
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
@@ -307,7 +308,7 @@ def test_quantized_small_model_generates_nearly_what_it_did(
 #: A run that is killed after its 50th weight, with no time to clear up.
 KILLED = """
 import os, signal, sys
-from dimple_hf.hub import conversion
+from dimple_hf.hub import convert as conversion
 copied, copy_tensor = [], conversion.copy_tensor
 def killed(source, *arguments):
     copy_tensor(source, *arguments)

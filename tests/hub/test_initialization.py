@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig
+from dimple_hf.hub import init as initialization
 from dimple_hf.hub.init import (
     CHAT_TEMPLATE,
     MAX_PIXELS,
@@ -37,7 +38,6 @@ from dimple_hf.hub.init import (
     split_rotary_frequencies,
     vision_name,
 )
-from dimple_hf.training import initialization
 
 
 def load(directory: Path) -> DimpleForConditionalGeneration:
@@ -204,7 +204,7 @@ def test_chat_template_writes_what_the_released_one_writes(parity_dir: Path) -> 
                 chat, chat_template=CHAT_TEMPLATE, tokenize=False, **options
             )
             assert written == expected
-    assert "Image 2: " in processor.tokenizer.apply_chat_template(
+    assert "Picture 2: " in processor.tokenizer.apply_chat_template(
         chats[2], chat_template=CHAT_TEMPLATE, tokenize=False, add_vision_id=True
     )
 

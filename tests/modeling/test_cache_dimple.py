@@ -143,7 +143,7 @@ def test_cache_keeps_chosen_rows() -> None:
     assert torch.equal(cache.update(*new, 0)[0], torch.cat([keys[[2, 0], :, :3], new[0]], dim=2))
     empty = CanvasCache(1, 2, 5)
     empty.batch_select_indices(torch.tensor([0, 0, 1]))
-    empty.direct(torch.arange(3), torch.arange(5).expand(3, -1), None)
+    empty.set_positions(torch.arange(3), torch.arange(5).expand(3, -1), None)
     empty.update(keys, values, 0)
     assert torch.equal(empty.layers[0].keys, keys)
 
@@ -161,16 +161,16 @@ def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(
     caches = [CanvasCache(2, num_rows, width), DynamicCache()]
     for step in range(3):
         ids = torch.cat([inputs["input_ids"], torch.randint(0, 90, (num_rows, answer_length))], dim=1)
-        positions = model.get_rope_index(ids, inputs.get("image_grid_thw"), mask)
+        rope_positions = model.get_rope_index(ids, inputs.get("image_grid_thw"), mask)
         start = 0 if step == 0 else prompt_length - 1
         images = {k: v for k, v in inputs.items() if "image" in k or "pixel" in k} if step == 0 else {}
         positions = torch.arange(start, width).expand(num_rows, -1)
-        caches[0].direct(torch.arange(num_rows), positions, None if step == 0 else width)
+        caches[0].set_positions(torch.arange(num_rows), positions, None if step == 0 else width)
         if step > 0:
             caches[1].crop(-(answer_length + 1))
         outputs = [
             model(
-                ids[:, start:], attention_mask=mask, position_ids=positions[:, :, start:], past_key_values=cache,
+                ids[:, start:], attention_mask=mask, position_ids=rope_positions[:, :, start:], past_key_values=cache,
                 is_causal=False, **images,
             ).logits
             for cache in caches

@@ -290,10 +290,10 @@ def test_runner_scores_outside_the_dual_caches_window_come_from_a_whole_pass(
     for name in ("dual", "none"):
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1)
         ids = torch.cat([inputs["input_ids"], answer], dim=1)
-        positions = model.get_rope_index(ids, inputs["image_grid_thw"], mask)
+        rope_positions = model.get_rope_index(ids, inputs["image_grid_thw"], mask)
         features = torch.cat(model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
         policy = CACHE_POLICIES[name](None, 4)
-        runners[name] = CanvasRunner(model, inputs["input_ids"], mask, positions, features, policy)
+        runners[name] = CanvasRunner(model, inputs["input_ids"], mask, rope_positions, features, policy)
         positions[:, 5] = True
         runners[name].logits(torch.full_like(answer, MASK), positions)
     positions[0, [1, 2]] = True

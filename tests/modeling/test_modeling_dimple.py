@@ -457,15 +457,16 @@ def test_get_image_features_returns_one_tensor_for_each_image(model: DimpleForCo
     assert not torch.allclose(outputs.pooler_output[1][:4], alone, atol=1e-2)
 
 
-def test_forward_with_image_features_equals_forward_with_pixels(model: DimpleForConditionalGeneration) -> None:
+def test_forward_with_encoded_images_equals_forward_with_pixels(model: DimpleForConditionalGeneration) -> None:
     """Features that were computed before, as a frozen vision tower allows."""
     inputs = model_inputs(*MIXED_PROMPTS)
     with torch.no_grad():
         pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
-        features = torch.cat(model.get_image_features(pixels, grid).pooler_output)
+        images = model.get_image_features(pixels, grid)
     others = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    assert torch.equal(logits_of(model, others, image_features=features), logits_of(model, inputs))
-    assert not torch.equal(logits_of(model, others, image_features=-features), logits_of(model, inputs))  # control
+    assert torch.equal(logits_of(model, others, mm_encoder_outputs={"image": images}), logits_of(model, inputs))
+    images.pooler_output = tuple(-features for features in images.pooler_output)
+    assert not torch.equal(logits_of(model, others, mm_encoder_outputs={"image": images}), logits_of(model, inputs))
 
 
 # logits_to_keep
@@ -744,7 +745,9 @@ def refused() -> Iterator[Any]:
         {"inputs_embeds": embeds, "pixel_values": pixels}, "`inputs_embeds` must already hold", id="embeds-and-pixels"
     )
     yield pytest.param(
-        {"input_ids": ids, "pixel_values": pixels, "image_features": features}, "only one of", id="pixels-and-features"
+        {"input_ids": ids, "pixel_values": pixels, "mm_encoder_outputs": {"image": features}},
+        "only one of",
+        id="pixels-and-features",
     )
     yield pytest.param({"input_ids": text, "past_key_values": filled}, "`position_ids` must be given", id="positions")
     yield pytest.param(

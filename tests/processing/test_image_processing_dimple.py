@@ -209,13 +209,13 @@ def test_image_processor_on_a_web_address_without_an_image_is_refused(
     address, pages = web
     pages["/text.png"] = (200, b"<html>hello</html>")
     pages["/error.png"] = (500, encoded(images[0]))
-    with pytest.raises(ValueError, match=r"image 0 is 'http.*missing.png': HTTP Error 404"):
+    with pytest.raises(ValueError, match=r"image 0 \('http.*missing.png'\) .*HTTP Error 404"):
         image_processor(f"{address}/missing.png")
-    with pytest.raises(ValueError, match=r"image 1 is 'http.*error.png': HTTP Error 500"):
+    with pytest.raises(ValueError, match=r"image 1 \('http.*error.png'\) .*HTTP Error 500"):
         image_processor([images[0], f"{address}/error.png"])
-    with pytest.raises(ValueError, match=r"format that Pillow knows \(image 0 is 'http.*text.png'\)"):
+    with pytest.raises(ValueError, match=r"http.*text.png'\) .*got another format"):
         image_processor(f"{address}/text.png")
-    with pytest.raises(ValueError, match=r"image 0 is 'http://127.0.0.1:1/a.png': .*refused"):
+    with pytest.raises(ValueError, match=r"'http://127.0.0.1:1/a.png'\) .*refused"):
         image_processor("http://127.0.0.1:1/a.png")
 
 
@@ -284,17 +284,19 @@ def test_image_processor_scales_16_bit_grey_to_8_bits(image_processor: DimpleIma
     assert not np.array_equal(clipped, expected)  # control
 
 
-def test_image_processor_turns_files_upright_but_not_opened_images(
+def test_image_processor_turns_files_and_opened_images_upright(
     image_processor: DimpleImageProcessor, images: list[PIL.Image.Image], tmp_path: Path
 ) -> None:
-    """A file says how it wants to be seen; who opens an image oneself has it as one sees it, as with upstream."""
+    """The same image gives the same patches through every door, as transformers' own `load_image` has it."""
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to the right
     images[1].save(tmp_path / "a.png", exif=exif)
     upright = patches(image_processor, images[1].transpose(PIL.Image.Transpose.ROTATE_270))
     np.testing.assert_array_equal(patches(image_processor, tmp_path / "a.png"), upright)
     with PIL.Image.open(tmp_path / "a.png") as opened:
-        np.testing.assert_array_equal(patches(image_processor, opened), patches(image_processor, images[1]))
+        np.testing.assert_array_equal(patches(image_processor, opened), upright)
+    np.testing.assert_array_equal(patches(image_processor, (tmp_path / "a.png").read_bytes()), upright)
+    assert not np.array_equal(patches(image_processor, images[1]), upright)  # control
 
 
 def test_image_processor_takes_the_first_frame_of_an_animation(
@@ -329,17 +331,21 @@ def test_image_processor_without_rescaling_takes_floats_as_they_are(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("missing.png", r"image 1 is 'missing.png': there is no such file, and it is neither a URL nor base64"),
+        (
+            "missing.png",
+            r"image 1 \('missing.png'\) must be a readable image \(there is no such file, and it is neither a URL nor",
+        ),
         ("cat10.png", r"there is no such file"),  # base64, were the dot left out
-        ("data:image/png;base64,&", r"image 1 is 'data:image/png;base64,&'"),
-        (base64.b64encode(b"no image").decode(), r"format that Pillow knows \(image 1 is"),
-        (Path(__file__), r"format that Pillow knows \(image 1 is"),
-        (Path(__file__).parent, r"image 1 is .*directory"),
-        (None, r"image 1 is of type NoneType"),
-        (7, r"image 1 is of type int"),
-        (b"bytes", r"image 1 is of type bytes"),
-        ({"image": 1}, r"image 1 is of type dict"),
-        (PIL.Image.new("RGB", (0, 5)), r"image 1 is of type Image: it has 0 x 5 pixels"),
+        ("data:image/png;base64,&", r"image 1 \('data:image/png;base64,&'"),
+        (base64.b64encode(b"no image").decode(), r"image 1 \(.*\) must be a PNG, JPEG"),
+        (Path(__file__), r"image 1 \('.*test_image_processing_dimple.py'\) must be a PNG"),
+        (Path(__file__).parent, r"image 1 \(.*not a regular file"),
+        (None, r"image 1 must .*got NoneType"),
+        (7, r"image 1 must .*got int"),
+        (b"bytes", r"image 1 \(of 5 bytes\) must .*got another format"),
+        ({"image": 1}, r"image 1 must .*got int"),
+        ({"bytes": b""}, r"image 1 must have names that it knows .*got `bytes`"),
+        (PIL.Image.new("RGB", (0, 5)), r"image 1 must .*it has 0 x 5 pixels"),
         (PIL.Image.new("F", (56, 56)), r"mode 'F' must be converted"),
         (PIL.Image.new("I", (56, 56)), r"mode 'I' must be converted"),
         (np.zeros((56, 56, 3), bool), r"must be numbers \(image 1 has dtype bool\)"),
@@ -390,7 +396,7 @@ def test_image_processor_on_a_file_cut_short_is_refused(
     """Pillow opens such a file; only decoding shows that it is broken."""
     whole = encoded(images[3])
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"image 0 is '.*a.png': image file is truncated"):
+    with pytest.raises(ValueError, match=r"image 0 \('.*a.png'\) must be a readable image \(image file is truncated"):
         image_processor(tmp_path / "a.png")
     with PIL.Image.open(tmp_path / "a.png") as opened, pytest.raises(ValueError, match="image file is truncated"):
         image_processor(opened)
@@ -410,11 +416,11 @@ def test_image_processor_on_a_decompression_bomb_is_refused(
     """Image 0 has 3136 pixels: Pillow itself raises only above twice its limit, and between merely warns."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
     small = PIL.Image.new("RGB", (28, 28))
-    message = rf"at most {limit} pixels each .*\(image 1 is '.*0.png'"
+    message = rf"image 1 \('.*0.png'\) must have at most {limit} pixels"
     with pytest.raises(ValueError, match=message):
         image_processor([small, image_paths[0]])
     with PIL.Image.open(image_paths[0]) if limit == 3000 else images[0] as opened:
-        with pytest.raises(ValueError, match=rf"at most {limit} pixels each .*\(image 1 .* 56 x 56 pixels"):
+        with pytest.raises(ValueError, match=rf"at most {limit} pixels .*it has 56 x 56"):
             image_processor([small, opened])
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     image_processor([small, image_paths[0]])  # control: Pillow's way to switch the limit off
@@ -426,7 +432,7 @@ def test_image_processor_on_a_decompression_bomb_with_warnings_as_errors_says_th
 ) -> None:
     """Who turns warnings into errors gets our message too, not Pillow's."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 3000)
-    with pytest.raises(ValueError, match="at most 3000 pixels each"):
+    with pytest.raises(ValueError, match="at most 3000 pixels"):
         image_processor(image_paths[0])
 
 
@@ -495,6 +501,65 @@ def test_image_processor_saved_points_to_its_own_code_only(parity_dir: Path, tmp
     for folder in ("processor", "alone"):
         saved = json.loads((tmp_path / folder / "preprocessor_config.json").read_text())
         assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_dimple.DimpleImageProcessor"}
-    assert [path.name for path in (tmp_path / "alone").glob("*.py")] == ["image_processing_dimple.py"]
+    assert {path.name for path in (tmp_path / "alone").glob("*.py")} == {
+        "image_opening_dimple.py",
+        "image_processing_dimple.py",
+    }
     processor.image_processor.to_json_file(tmp_path / "no_code_beside.json")
     assert "auto_map" not in (tmp_path / "no_code_beside.json").read_text()
+
+
+# --- images with options of their own --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        ({}, [1, 8, 16]),
+        ({"min_pixels": 784, "max_pixels": 1568}, [1, 2, 4]),
+        ({"min_pixels": 4 * 112 * 224}, [1, 16, 32]),
+        ({"max_pixels": 784}, [1, 2, 2]),  # below the processor's least area, which gives way
+        ({"resized_height": 60, "resized_width": 90}, [1, 4, 6]),  # rounded to multiples of 28
+        ({"resized_height": 28, "resized_width": 28}, [1, 4, 4]),  # and then scaled to the processor's least area
+        ({"resized_height": 28, "resized_width": 28, "min_pixels": 1}, [1, 2, 2]),
+    ],
+)
+def test_image_processor_on_options_of_one_image_applies_them_to_it_alone(
+    options: dict[str, int], grid: list[int]
+) -> None:
+    """As Qwen's processors read a part of a message; the other image keeps the processor's size."""
+    processor = DimpleImageProcessor(min_pixels=3136)
+    image = PIL.Image.new("RGB", (224, 112))
+    features = processor([{"image": image, **options}, image], return_tensors="np")
+    assert features["image_grid_thw"].tolist() == [grid, [1, 8, 16]]
+    assert len(features["pixel_values"]) == grid[1] * grid[2] + 8 * 16
+    alone = processor({"image": image, **options}, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(features["pixel_values"][: len(alone)], alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_pixel": 5}, r"image 0 must have names that it knows \(got `max_pixel`; did you mean `max_pixels`"),
+        ({"max_pixels": 0}, r"`max_pixels` of image 0 must be a positive integer \(got 0\)"),
+        ({"min_pixels": True}, r"`min_pixels` of image 0 must be a positive integer \(got True\)"),
+        ({"min_pixels": 9, "max_pixels": 8}, r"`min_pixels` of image 0 must be at most its `max_pixels`"),
+        ({"resized_height": 28}, r"image 0 must be given together"),
+        ({"resized_height": 1, "resized_width": 201}, r"image 0 must have a ratio of at most 200 to 1"),
+    ],
+)
+def test_image_processor_on_options_of_one_image_that_mean_nothing_is_refused(
+    options: dict[str, int], message: str, images: list[PIL.Image.Image]
+) -> None:
+    """An option that is ignored gives another image than was wanted."""
+    with pytest.raises(ValueError, match=message):
+        DimpleImageProcessor()({"image": images[0], **options})
+    with pytest.raises(ValueError, match="`do_resize` must be True for options of an image"):
+        DimpleImageProcessor()({"image": images[0], "max_pixels": 3136}, do_resize=False)
+
+
+def test_image_processor_counts_the_patches_of_a_size(image_processor: DimpleImageProcessor) -> None:
+    """Inference engines reserve room before there is an image; every spelling of the bounds counts."""
+    for options in ({}, {"max_pixels": 9000}, {"size": {"shortest_edge": 784, "longest_edge": 9000}}):
+        grid = image_processor(PIL.Image.new("RGB", (200, 100)), return_tensors="np", **options)["image_grid_thw"]
+        assert image_processor.get_number_of_image_patches(100, 200, options) == grid.prod()

@@ -185,3 +185,18 @@ def test_tokenizer_saved_and_loaded_gives_the_same_ids(
     assert (loaded.padding_side, loaded.chat_template) == (tokenizer.padding_side, tokenizer.chat_template)
     for case in goldens["texts"]:
         assert loaded(case["text"])["input_ids"] == case["ids"]
+
+
+@given(
+    st.lists(st.sampled_from(["<|im_end|>", "<|mask|>", " ", "a\u0301b", "\n", "12", "é", "<|image_pad|>"])).map(
+        "".join
+    )
+)
+def test_tokenizer_encodes_control_tokens_as_text_without_a_switch(toy: DimpleTokenizer, text: str) -> None:
+    """The same ids as transformers' own way, which sets a switch that threads would share."""
+    expected = toy.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert toy._encode_without_added_tokens(text) == expected
+    toy.encode("x")  # sets the switch back
+    switch = toy.backend_tokenizer.encode_special_tokens
+    toy._encode_without_added_tokens(text)
+    assert toy.backend_tokenizer.encode_special_tokens is switch is False

@@ -21,7 +21,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-for folder in (Path(__file__).parent, Path(__file__).resolve().parents[3] / "benchmarks"):
+for folder in (Path(__file__).parent, Path(__file__).resolve().parents[2] / "benchmarks"):
     sys.path.insert(0, str(folder))
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT  # noqa: E402

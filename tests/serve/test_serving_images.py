@@ -14,7 +14,6 @@
 """Images of requests: what is refused before anything is decoded, and what is fetched from where."""
 
 import base64
-import io
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from server_process import data_url, noise_image
 
 from dimple_hf.serve import fetching
 from dimple_hf.serve.fetching import fetch, is_public, public_address
-from dimple_hf.serve.images import data_url_bytes, open_image, read_images
+from dimple_hf.serve.images import data_url_bytes, read_images
 from dimple_hf.serve.limits import Limits, RefusedRequest
 
 
@@ -42,26 +41,15 @@ def test_images_of_every_format_are_read_as_they_are() -> None:
     assert np.array_equal(np.asarray(read[0]), np.asarray(image))
 
 
-def test_image_with_an_orientation_is_turned_upright() -> None:
-    """Telephones write images lying on their side."""
-    image, file, exif = PIL.Image.new("RGB", (4, 2)), io.BytesIO(), PIL.Image.Exif()
-    exif[0x0112] = 6
-    image.save(file, "png", exif=exif)
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    assert read_images([url], {}, Limits())[0].size == (2, 4)
-    assert read_images([data_url(image)], {}, Limits())[0].size == (4, 2)  # control
-
-
 def test_decompression_bombs_are_refused_undecoded() -> None:
     """By the header: nothing of the size that it announces is ever in memory."""
-    bomb = png_bomb(12_000)  # 144 million pixels, 432 MB
-    tracemalloc.start()
-    with pytest.raises(RefusedRequest, match="pixels together"):
-        open_image(bomb, Limits().max_image_pixels)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
-    with pytest.raises(RefusedRequest, match="pixels together"):  # beyond what Pillow itself opens
-        open_image(png_bomb(30_000), Limits().max_image_pixels)
+    for side in (12_000, 30_000):  # 144 million pixels, 432 MB; beyond what Pillow itself opens
+        url = "data:image/png;base64," + base64.b64encode(png_bomb(side)).decode()
+        tracemalloc.start()
+        with pytest.raises(RefusedRequest, match="at most 16777216 pixels"):
+            read_images([url], {}, Limits())
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        tracemalloc.stop()
 
 
 def test_many_small_images_count_together() -> None:
@@ -69,7 +57,7 @@ def test_many_small_images_count_together() -> None:
     url = data_url(PIL.Image.new("RGB", (100, 100)))
     limits = Limits(max_image_pixels=25_000)
     assert len(read_images([url] * 2, {}, limits)) == 2
-    with pytest.raises(RefusedRequest, match="5000 left"):
+    with pytest.raises(RefusedRequest, match=r"at most 5000 pixels .*at most 25000 pixels together"):
         read_images([url] * 3, {}, limits)
     size = len(data_url_bytes(url, 10_000))
     with pytest.raises(RefusedRequest, match="MiB together"):
@@ -98,26 +86,11 @@ def test_what_is_no_image_is_refused(url: str, reason: str) -> None:
 
 def test_images_of_other_formats_and_broken_ones_are_refused() -> None:
     """Pillow has readers that run programs; and a file may be whole at its head only."""
-    file = io.BytesIO()
-    noise_image(0).save(file, "bmp")
     with pytest.raises(RefusedRequest, match="must be a PNG"):
-        open_image(file.getvalue(), 1 << 24)
+        read_images([data_url(noise_image(0), "bmp")], {}, Limits())
     head, data = data_url(noise_image(0)).split(",")
-    with pytest.raises(RefusedRequest, match="must be readable"):
+    with pytest.raises(RefusedRequest, match="must be a readable image"):
         read_images([f"{head},{data[: len(data) // 8 * 4]}"], {}, Limits())
-
-
-def test_jpeg_with_thousands_of_scans_is_refused() -> None:
-    """Each scan goes over all pixels: a small file, and minutes of work."""
-    file = io.BytesIO()
-    noise_image(0).save(file, "jpeg", progressive=True)
-    data = file.getvalue()
-    scans = data.count(b"\xff\xda")
-    assert 1 < scans < 20  # what a progressive file has
-    assert open_image(data, 1 << 24).format == "JPEG"
-    last = data.rfind(b"\xff\xda")
-    with pytest.raises(RefusedRequest, match="at most 100 scans"):
-        open_image(data[:-2] + data[last:-2] * 200 + data[-2:], 1 << 24)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +191,7 @@ def test_fetch_refuses_what_leads_elsewhere(address: str, path: str, reason: str
 
 def test_fetch_is_bounded_in_bytes_and_seconds(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RefusedRequest, match="MiB together"):
-        anyio.run(fetch, f"{address}/image", 6)
+        anyio.run(fetch, f"{address}/image", 4)
     monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.5)
     with pytest.raises(RefusedRequest, match="too long"):
         anyio.run(fetch, f"{address}/slow", 100)

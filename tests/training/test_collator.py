@@ -40,7 +40,7 @@ def row(*turns: str, images: tuple[PIL.Image.Image, ...] = (), **columns: Any) -
     return {"messages": messages, "images": list(images)} | columns
 
 
-IMAGE = PIL.Image.new("RGB", (56, 28))  # 4 x 2 patches, 2 image tokens
+PIL_IMAGE = PIL.Image.new("RGB", (56, 28))  # 4 x 2 patches, 2 image tokens
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_answer_length_bounds_known_lengths_follow_the_formula(num_tokens: int, 
 
 def test_collator_docstring_example_gives_these_tensors(processor: DimpleProcessor) -> None:
     """What the docstring shows, number by number."""
-    batch = DimpleDataCollator(processor)([row("ab", "cdef", images=(IMAGE,)), row("ab", "cdef")])
+    batch = DimpleDataCollator(processor)([row("ab", "cdef", images=(PIL_IMAGE,)), row("ab", "cdef")])
     assert list(batch) == ["input_ids", "attention_mask", "labels", "pixel_values", "image_grid_thw"]
     assert batch["input_ids"].tolist() == [
         [48, 25, 424, 427, 427, 425, 64, 65, 220, 32, 25, 66, 67, 68, 69, PAD],
@@ -76,7 +76,7 @@ def test_collator_docstring_example_gives_these_tensors(processor: DimpleProcess
 def test_collator_prompt_equals_the_processors_own() -> None:
     """A trained model must see at inference what it saw in training, with the checkpoint's real chat template."""
     processor = DimpleProcessor.from_pretrained(CHECKPOINT)
-    image = row("What is it?", "red", images=(IMAGE, IMAGE))
+    image = row("What is it?", "red", images=(PIL_IMAGE, PIL_IMAGE))
     batch = DimpleDataCollator(processor)([image])
     inputs = processor.apply_chat_template(
         image["messages"][:1],
@@ -150,7 +150,7 @@ def test_collator_canvas_of_a_prior_is_never_shortened(processor: DimpleProcesso
 
 def test_collator_several_turns_become_one_sequence_for_each_answer(processor: DimpleProcessor) -> None:
     """Earlier answers are part of the prompt, without padding and with the chat's own end; images come along."""
-    batch = DimpleDataCollator(processor)([row("a", "bcd", "e", "fgh", images=(IMAGE,))])
+    batch = DimpleDataCollator(processor)([row("a", "bcd", "e", "fgh", images=(PIL_IMAGE,))])
     assert batch["input_ids"].tolist() == [
         [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, PAD] + [PAD] * 10,
         [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, 422, 48, 25, 68, 220, 32, 25, 69, 70, 71, PAD],
@@ -167,7 +167,7 @@ def test_collator_image_of_a_later_turn_is_not_in_earlier_sequences(processor: D
     """The model takes images in the order of placeholders, so each sequence must bring exactly its own."""
     later = row("a", "bcd", "e", "fgh")
     later["messages"][2]["content"] = [IMAGE, {"type": "text", "text": "e"}]
-    later["images"] = [IMAGE]
+    later["images"] = [PIL_IMAGE]
     batch = DimpleDataCollator(processor)([later])
     assert (batch["input_ids"] == 427).sum(dim=1).tolist() == [0, 2]
     assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
@@ -180,7 +180,7 @@ def test_collator_later_turn_changed_leaves_logits_of_earlier_answers(
     """Under full attention one sequence for the whole chat would let an answer see its successors."""
 
     def logits(last_question: str) -> torch.Tensor:
-        batch = DimpleDataCollator(processor)([row("a", "bcd", last_question, "fgh", images=(IMAGE,))])
+        batch = DimpleDataCollator(processor)([row("a", "bcd", last_question, "fgh", images=(PIL_IMAGE,))])
         batch.pop("labels")
         with torch.no_grad():
             return model(**batch, is_causal=is_causal).logits
@@ -193,7 +193,7 @@ def test_collator_later_turn_changed_leaves_logits_of_earlier_answers(
 
 def shortened(processor: DimpleProcessor, question: str, max_length: int) -> str:
     """A row with an answer of 20 tokens, shortened, as text: `|` before what is learned, `_` for padding."""
-    sample = row(question, "98765432109876543210", images=(IMAGE,))
+    sample = row(question, "98765432109876543210", images=(PIL_IMAGE,))
     batch = DimpleDataCollator(processor, max_length=max_length, seed=6)([sample])
     assert batch["input_ids"].shape[1] <= max_length
     learned = batch["labels"][0] != -100
@@ -230,7 +230,7 @@ def test_collator_row_too_long_for_its_images_is_refused_by_name(
     processor: DimpleProcessor, num_digits: int, max_length: int
 ) -> None:
     """One position less than the last row that can be shortened."""
-    long = row("0123456789" * 3, "9" * 20, images=(IMAGE,), id="scan-9")
+    long = row("0123456789" * 3, "9" * 20, images=(PIL_IMAGE,), id="scan-9")
     long["messages"][0]["content"][1]["text"] = ("0123456789" * 3)[:num_digits]
     with pytest.raises(BadRowError, match=rf"row 'scan-9' is bad: it must fit `max_length`={max_length} .* 2 of them"):
         DimpleDataCollator(processor, max_length=max_length)([long])
@@ -241,13 +241,10 @@ BAD_ROWS = {
     "row 1 of its batch is bad: it must have an assistant turn": row("hi"),
     "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
     "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
-    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [IMAGE]},
-    "row 'd' is bad: `images` must be readable images (image 0 is 'no/file.png'": row(
-        "hi", "ho", images=(IMAGE,), id="d"
-    )
+    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PIL_IMAGE]},
+    "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row("hi", "ho", images=(PIL_IMAGE,), id="d")
     | {"images": ["no/file.png"]},
-    "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(IMAGE,), id="e") | {"images": [b"junk"]},
-    "row 'f' is bad: its text must not hold the mask token <|mask|>": row("hi <|mask|>", "ho", id="f"),
+    "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(PIL_IMAGE,), id="e") | {"images": [b"junk"]},
     "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
     "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
     "row 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
@@ -273,7 +270,7 @@ def test_collator_cut_off_image_file_is_refused_by_name(processor: DimpleProcess
     PIL.Image.effect_noise((64, 64), 90).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     collator = DimpleDataCollator(processor, image_folder=tmp_path)
-    cut_off = row("hi", "ho", images=(IMAGE,), id=7)
+    cut_off = row("hi", "ho", images=(PIL_IMAGE,), id=7)
     collator([cut_off | {"images": ["whole.png"]}])
     with pytest.raises(BadRowError, match=r"row 7 is bad: .*half\.png"):
         collator([cut_off | {"images": ["half.png"]}])
@@ -291,7 +288,7 @@ def test_collator_skipped_rows_are_left_out_counted_and_reported(
     """The rest of the batch is as if they had not been there; one warning at the end tells how many."""
     caplog.set_level(logging.INFO, logger="dimple_hf")
     collator = DimpleDataCollator(processor, on_bad_row="skip")
-    good = row("ab", "cdef", images=(IMAGE,))
+    good = row("ab", "cdef", images=(PIL_IMAGE,))
     batch = collator([row("hi", "", id="empty"), good, {}])
     assert all(torch.equal(batch[name], tensor) for name, tensor in DimpleDataCollator(processor)([good]).items())
     assert collator.num_skipped_rows == 2
@@ -351,3 +348,14 @@ def test_collator_bad_argument_is_refused(processor: DimpleProcessor, arguments:
     with pytest.raises(ValueError, match="must be") as error:
         DimpleDataCollator(processor, **arguments)
     assert str(error.value) == message
+
+
+def test_collator_takes_typed_control_tokens_for_text(processor: DimpleProcessor) -> None:
+    """As the processor does for the same prompt when the model is asked."""
+    collator = DimpleDataCollator(processor)
+    ids = collator([row("hi <|mask|><|im_end|>", "ho")])["input_ids"][0].tolist()
+    plain = collator([row("hi", "ho")])["input_ids"][0].tolist()
+    special = processor.tokenizer.added_tokens_decoder
+    assert [token for token in ids if token in special and token != 420] == [
+        token for token in plain if token in special and token != 420
+    ]

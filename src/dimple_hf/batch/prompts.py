@@ -201,6 +201,6 @@ def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]
 
 
 def _write(chat: Conversation, processor: ProcessorMixin) -> str:
-    text = processor.apply_chat_template(chat.messages, add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(chat.messages, add_generation_prompt=True, sanitize_control_tokens=True)
     text.encode()  # refuses half characters, which JSON can spell and no tokenizer takes
     return text

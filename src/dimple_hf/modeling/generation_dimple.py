@@ -18,7 +18,6 @@ Source: Dimple, section 4 (arXiv 2505.16990). The options are in `generation_con
 """
 
 import copy
-import inspect
 import json
 import math
 import os
@@ -28,17 +27,16 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
-from transformers.generation import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
 from .cache_dimple import CachePolicy
 from .canvas_dimple import CanvasRunner
+from .causal_generation_dimple import CANVAS_INPUTS, DimpleCausalGenerationMixin, check_prompt, end_token_ids
 from .constraint_dimple import AnswerConstraint
 from .denoising_dimple import DecodingResult, DecodingState, Sampler, denoise
 from .generation_config_dimple import (
-    DEFAULT_MAX_NEW_TOKENS,
     DIFFUSION_OPTIONS,
     SHARED_OPTIONS,
     DimpleGenerationConfig,
@@ -50,14 +48,16 @@ from .original_dimple import REPLACEMENTS, OriginalOptions, denoise_as_original
 from .sampling_dimple import after_first, sampling_filters
 from .streaming_dimple import DimpleGenerationStep, DraftStreamer
 
-#: What the processor makes of a structure prior.
-CANVAS_INPUTS = ("answer_ids", "answer_attention_mask", "answer_constraint")
+#: What trainers, servers and processors pass to every model.
+NEUTRAL_INPUTS = ("labels", "mm_token_type_ids", "tokenizer")
+
+#: Arguments of transformers' `generate` that callers pass while they are off.
+OFF_SWITCHES = (
+    "assistant_model", "assistant_tokenizer", "custom_generate", "negative_prompt_attention_mask",
+    "negative_prompt_ids", "prefix_allowed_tokens_fn", "synced_gpus", "trust_remote_code",
+)  # fmt: skip
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", *CANVAS_INPUTS)
-
-#: What callers pass along and bidirectional decoding has no use for: trainers their labels, transformers' server its
-#: tokenizer, processors the kinds of tokens, which `input_ids` tell as well.
-UNUSED_INPUTS = ("labels", "tokenizer", "mm_token_type_ids")
 
 
 @dataclass
@@ -151,7 +151,7 @@ class PreparedCall:
         return self.sampler.constraint.constrained_rows.to(self.canvas.device)[:, None]
 
 
-class DimpleGenerationMixin(GenerationMixin):
+class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     """
     `generate` for a model with two modes: denoising in bidirectional mode, transformers' own decoding in causal mode.
 
@@ -224,11 +224,17 @@ class DimpleGenerationMixin(GenerationMixin):
         Raises:
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
-        inputs = self._take_prompt(inputs, kwargs)
+        check_no_video(kwargs)
         if not self.config.full_attn_mask:
             return self._generate_causally(
-                inputs, generation_config, logits_processor, stopping_criteria, streamer, **kwargs
+                inputs,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                streamer=streamer,
+                **kwargs,
             )
+        inputs = self._take_prompt(inputs, kwargs)
 
         # 1. Options and inputs, checked before any work; images once; a row for each returned sequence
         call = self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, streamer, kwargs)
@@ -521,58 +527,19 @@ class DimpleGenerationMixin(GenerationMixin):
             return None
         return torch.cat(self.get_image_features(pixel_values, image_grid_thw).pooler_output)
 
-    def _generate_causally(
-        self,
-        inputs: torch.LongTensor,
-        generation_config: GenerationConfig | None,
-        logits_processor: LogitsProcessorList | None,
-        stopping_criteria: StoppingCriteriaList | None,
-        streamer: BaseStreamer | None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        **kwargs: Any,
-    ) -> torch.LongTensor | ModelOutput:
-        """Transformers' own decoding, from embeddings that already hold the images."""
-        for name in (*DIFFUSION_OPTIONS, *CANVAS_INPUTS):
-            if name in kwargs:
-                raise ValueError(f"`{name}` must be used in bidirectional mode (got `full_attn_mask=False`)")
-        config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        answer_length = config.max_new_tokens or max(0, config.max_length - inputs.shape[1])
-        attention_mask = self._check_prompt(inputs, attention_mask, self.config.mask_token_id, answer_length)
-        position_ids = self.get_rope_index(inputs, image_grid_thw, attention_mask)
-        features = self._encode_images(pixel_values, image_grid_thw)
-        # In this mode too answers are trained to end with padding, which transformers alone would go on writing.
-        kwargs["eos_token_id"] = self._end_token_ids(config, inputs.device).tolist() or None
-        return super().generate(
-            inputs,
-            generation_config=generation_config,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            streamer=streamer,
-            inputs_embeds=self.embed(inputs, features),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
-
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[DimpleGenerationConfig, dict[str, Any]]:
         """
-        Merges the checkpoint's options, those of `generation_config` that are set, and keyword arguments, which win;
-        in bidirectional mode with the defaults where nothing is set. Returns what is no option, too.
+        Merges the checkpoint's options, those of `generation_config` that are set, and keyword arguments, which win,
+        with the defaults where nothing is set. Returns what is no option, too. In causal mode as the parent.
         """
+        if not self.config.full_attn_mask:
+            return super()._prepare_generation_config(generation_config, **kwargs)
         config = copy.copy(self.generation_config)
         unknown = {} if generation_config is None else config.overlay(set_options(generation_config))
         unknown |= config.overlay(kwargs)
-        if self.config.full_attn_mask:
-            config = config.with_defaults()
-        else:
-            if config.max_new_tokens is None and config.max_length is None:
-                config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
-            config.update(**config._get_default_generation_params(), defaults_only=True)
-        return config, {name: value for name, value in unknown.items() if value is not None}
+        return config.with_defaults(), {name: value for name, value in unknown.items() if value is not None}
 
     def adjust_generation_fn(
         self,
@@ -604,8 +571,16 @@ class DimpleGenerationMixin(GenerationMixin):
                 return  # no such file: the options made from the model's configuration stay
 
     def _take_prompt(self, inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torch.LongTensor:
-        """Returns the prompt, which may come as `inputs` or, in `kwargs`, as `input_ids`."""
+        """
+        Returns the prompt, which may come as `inputs` or, in `kwargs`, as `input_ids`, and takes what means nothing
+        here out of `kwargs`: inputs of other models, and arguments of transformers' `generate` that are off.
+        """
         check_no_video(kwargs)
+        for name in NEUTRAL_INPUTS:
+            kwargs.pop(name, None)
+        for name in OFF_SWITCHES:
+            if not kwargs.get(name):
+                kwargs.pop(name, None)
         input_ids = kwargs.pop("input_ids", None)
         if (inputs is None) == (input_ids is None):
             raise ValueError("exactly one of `inputs` and `input_ids` must be given")
@@ -618,17 +593,14 @@ class DimpleGenerationMixin(GenerationMixin):
         return inputs.long()
 
     def _check_options(self, config: DimpleGenerationConfig, model_inputs: dict[str, Any]) -> None:
-        """Refuses by name what diffusion decoding does not have, and drops what means nothing to it."""
+        """Refuses by name what diffusion decoding does not have."""
         known = {*MODEL_INPUTS, *SHARED_OPTIONS, *DIFFUSION_OPTIONS}
-        internals = inspect.signature(GenerationMixin.generate).parameters
-        for name, value in list(model_inputs.items()):
-            if name in UNUSED_INPUTS or (name in internals and (value is False or value in ((), [], {}))):
-                del model_inputs[name]
-            elif name in REPLACEMENTS:
+        for name in model_inputs:
+            if name in REPLACEMENTS:
                 raise ValueError(
                     f"`{name}` must be passed to `diffusion_generate`; `generate` has {REPLACEMENTS[name]}"
                 )
-            elif name not in MODEL_INPUTS:
+            if name not in MODEL_INPUTS:
                 raise ValueError(f"`{name}` must be a generation option or model input{nearest_name(name, known)}")
         defaults = config._get_default_generation_params()
         for name, value in vars(config).items():
@@ -652,27 +624,7 @@ class DimpleGenerationMixin(GenerationMixin):
                 f"prompt and answer must fit `max_position_embeddings`={self.config.max_position_embeddings} "
                 f"(got {inputs.shape[1]} + {answer_length} tokens)"
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs)
-        if attention_mask.shape != inputs.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {tuple(inputs.shape)} "
-                f"(got {tuple(attention_mask.shape)})"
-            )
-        is_token = attention_mask != 0
-        for row in (~is_token.any(dim=1)).nonzero()[:1, 0].tolist():
-            raise ValueError(f"`attention_mask` must have a token in each row (got only padding in row {row})")
-        for row in (is_token[:, :-1] & ~is_token[:, 1:]).any(dim=1).nonzero()[:1, 0].tolist():
-            raise ValueError(
-                '`attention_mask` must be padded on the left for generation; use padding_side="left" '
-                f"(got padding after a token in row {row})"
-            )
-        for row in ((inputs == mask_token_id) & is_token).any(dim=1).nonzero()[:1, 0].tolist():
-            raise ValueError(
-                f"`input_ids` must not hold the mask token {mask_token_id}, which belongs in `answer_ids` "
-                f"(got it in row {row})"
-            )
-        return attention_mask
+        return check_prompt(inputs, attention_mask, mask_token_id)
 
     def _check_windows(
         self,
@@ -693,10 +645,7 @@ class DimpleGenerationMixin(GenerationMixin):
 
     def _end_token_ids(self, config: DimpleGenerationConfig, device: torch.device) -> torch.LongTensor:
         """The end tokens and the padding token, with which the released model ends its answers."""
-        eos = config.eos_token_id if config.eos_token_id is not None else []
-        eos = [eos] if isinstance(eos, int) else list(eos)
-        pad = [] if config.pad_token_id is None else [config.pad_token_id]
-        return torch.tensor([*eos, *pad], dtype=torch.long, device=device)
+        return torch.tensor(end_token_ids(config), dtype=torch.long, device=device)
 
     def _pad_token_id(self, config: DimpleGenerationConfig) -> int:
         for token_id in (config.pad_token_id, self.config.pad_token_id):

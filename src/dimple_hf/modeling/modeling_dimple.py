@@ -54,6 +54,14 @@ from .diffusion_dimple import (
 )
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, check_no_video
+from .likelihood_dimple import DimpleLikelihoodMixin
+from .position_ids_dimple import (
+    continued_position_ids,
+    get_position_offset,
+    image_token_counts,
+    multimodal_position_ids,
+    set_position_offset,
+)
 from .weight_files_dimple import refuse_damaged_files
 
 
@@ -89,69 +97,6 @@ class DimpleOutput(ModelOutput):
     token_losses: torch.FloatTensor | None = None
     token_hits: torch.BoolTensor | None = None
     token_noise_levels: torch.FloatTensor | None = None
-
-
-def image_token_counts(image_grid_thw: torch.Tensor, spatial_merge_size: int) -> torch.Tensor:
-    """
-    Args:
-        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`):
-            Patches of each image along time, height and width.
-        spatial_merge_size (`int`):
-            Patches along each side of one merged token.
-
-    Returns:
-        `torch.LongTensor` of shape `(num_images,)`: Language-model tokens of each image.
-    """
-    return image_grid_thw.prod(dim=-1) // spatial_merge_size**2
-
-
-def multimodal_position_ids(
-    image_mask: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    image_grid_thw: torch.Tensor | None,
-    spatial_merge_size: int,
-) -> torch.Tensor:
-    """
-    Positions of every token on the three axes of multimodal RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1).
-
-    Text counts up on all three axes alike. An image of `h x w` merged tokens starts where the text before it ended:
-    its tokens share the temporal position and take their row and column as height and width; the text after it goes
-    on at the largest of them plus one. For two text tokens, an image of 2 x 2 and a text token:
-
-    ```text
-    time    0 1 | 2 2 2 2 | 4
-    height  0 1 | 2 2 3 3 | 4
-    width   0 1 | 2 3 2 3 | 4
-    ```
-
-    Args:
-        image_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
-            `True` at image tokens. Each image's tokens are adjacent, images come in the order of `image_grid_thw`.
-        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            1 at tokens, 0 at padding, which takes no position.
-        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
-            Patches of each image along time, height and width.
-        spatial_merge_size (`int`):
-            Patches along each side of one merged token.
-
-    Returns:
-        `torch.LongTensor` of shape `(3, batch_size, sequence_length)`: Temporal, height and width positions.
-    """
-    advance = (~image_mask).long()  # how far each token moves the position of what follows it
-    offsets = torch.zeros(3, *image_mask.shape, dtype=torch.long, device=image_mask.device)
-    if image_grid_thw is not None and len(image_grid_thw):
-        grids = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in image_grid_thw.tolist()]
-        coordinates = [torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3) for grid in grids]
-        offsets[:, image_mask] = torch.cat(coordinates).T.to(image_mask.device)
-        # An image moves the position at its last token, by its longest side; so all its tokens start from one
-        # position.
-        image_advance = torch.cat(
-            [torch.tensor([0] * (len(c) - 1) + [max(g)]) for c, g in zip(coordinates, grids, strict=True)]
-        )
-        advance[image_mask] = image_advance.to(image_mask.device)
-    if attention_mask is not None:
-        advance = advance * (attention_mask != 0)
-    return advance.cumsum(dim=1) - advance + offsets
 
 
 #: Most positions for which weights times hidden states beat hidden states times weights in bfloat16 on a CPU.
@@ -312,7 +257,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
         attention_mask = self.prepare_attention_mask(inputs_embeds, attention_mask, past_key_values, is_causal)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:
             # Positional, so that reentrant activation checkpointing sees a tensor that needs a gradient.
             hidden_states = layer(
                 hidden_states,
@@ -403,7 +348,7 @@ class DimplePreTrainedModel(PreTrainedModel):
         return loading_info
 
 
-class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixin):
+class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixin, DimpleGenerationMixin):
     r"""
     Dimple, a vision-language model that answers by masked diffusion (or, in its first training phase, token by token).
 
@@ -512,7 +457,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
         labels: torch.LongTensor | None = None,
         masked_positions: torch.BoolTensor | None = None,
         is_causal: bool | None = None,
@@ -538,18 +484,21 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
                 1 at tokens, 0 at padding. Also a mask of four dimensions, or the dict that
                 `DimpleTextModel.prepare_attention_mask` returns.
             position_ids (`torch.LongTensor` of shape `(3, batch_size, sequence_length)`, *optional*):
-                Positions on the three axes; computed from the tokens and `image_grid_thw` when missing.
+                Positions on the three axes, or of shape `(batch_size, sequence_length)` where all three are the same.
+                When missing, computed from the tokens and `image_grid_thw`, and after those of a filled cache.
             past_key_values (`Cache`, *optional*):
-                Keys and values of earlier tokens; once it is filled, `position_ids` must be given.
+                Keys and values of earlier tokens.
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 In place of `input_ids` and images.
             pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
                 Patches of all images.
             image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
                 Patches of each image along time, height and width.
-            image_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
-                In place of `pixel_values`: what [`~DimpleForConditionalGeneration.get_image_features`] returned,
-                concatenated.
+            mm_encoder_outputs (`dict`, *optional*):
+                In place of `pixel_values`: under `"image"`, what
+                [`~DimpleForConditionalGeneration.get_image_features`] returned.
+            mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Says the same as the placeholders, and is not used; processors can make it.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The right token at each position, *not* shifted; -100 where nothing is learned.
             masked_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -578,12 +527,13 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         check_no_video(kwargs)
         self._check_forward_arguments(
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
-            image_features, labels, masked_positions, is_causal,
+            mm_encoder_outputs, labels, masked_positions, is_causal,
         )  # fmt: skip
 
         # 2. Forward process
-        if image_features is None and pixel_values is not None:
-            image_features = torch.cat(self.get_image_features(pixel_values, image_grid_thw).pooler_output)
+        if pixel_values is not None:
+            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
+        image_features = torch.cat(mm_encoder_outputs["image"].pooler_output) if mm_encoder_outputs else None
         noise_levels = None
         if labels is not None and input_ids is not None and not is_causal:
             maskable = labels != -100
@@ -595,7 +545,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
             if self.config.complementary_masks:
                 # Positions come from the rows as they are, so that the images need not be listed twice.
                 if position_ids is None:
-                    position_ids = self._default_position_ids(input_ids, None, image_grid_thw, attention_mask)
+                    position_ids = self._default_position_ids(input_ids, None, image_grid_thw, attention_mask, None)
                 masked_positions, noise_levels = add_complements(masked_positions, maskable, noise_levels)
                 input_ids, labels = input_ids.repeat(2, 1), labels.repeat(2, 1)
                 position_ids = position_ids.repeat(1, 2, 1)
@@ -610,12 +560,16 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
             inputs_embeds = self.embed(input_ids, image_features)
 
         # 4. Positions
-        if position_ids is None:
-            position_ids = self._default_position_ids(input_ids, inputs_embeds, image_grid_thw, attention_mask)
-
-        # 5. Language model
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = self._default_position_ids(
+                input_ids, inputs_embeds, image_grid_thw, attention_mask, past_key_values
+            )
+
+        position_ids = position_ids.expand(3, -1, -1) if position_ids.ndim == 2 else position_ids
+
+        # 5. Language model
         outputs = self.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -709,13 +663,27 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         inputs_embeds: torch.FloatTensor | None,
         image_grid_thw: torch.LongTensor | None,
         attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
     ) -> torch.LongTensor:
+        """Positions of the tokens, of those in a filled cache on; a cache that is being filled keeps their offset."""
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         attention_mask = attention_mask if is_padding_mask else None
-        if inputs_embeds is None or input_ids is not None:
-            return self.get_rope_index(input_ids, image_grid_thw, attention_mask)
-        text_only = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-        return multimodal_position_ids(text_only, attention_mask, None, 1)
+        if input_ids is not None:
+            image_mask = input_ids == self.config.image_token_id
+        elif inputs_embeds is not None:
+            image_mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if past_length > 0:
+            if image_mask.any():
+                raise ValueError("`position_ids` must be given for images after a filled cache (got None)")
+            offset = get_position_offset(past_key_values, len(image_mask))
+            return continued_position_ids(image_mask.shape[1], past_length, offset, attention_mask)
+        self._check_placeholders(image_mask, image_grid_thw)
+        merge_size = self.visual.config.spatial_merge_size
+        position_ids = multimodal_position_ids(image_mask, attention_mask, image_grid_thw, merge_size)
+        if past_key_values is not None:
+            set_position_offset(past_key_values, position_ids, attention_mask)
+        return position_ids
 
     def _check_forward_arguments(
         self,
@@ -726,25 +694,22 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleGenerationMixi
         past_key_values: Cache | None,
         pixel_values: torch.FloatTensor | None,
         image_grid_thw: torch.LongTensor | None,
-        image_features: torch.FloatTensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
         labels: torch.LongTensor | None,
         masked_positions: torch.BoolTensor | None,
         is_causal: bool,
     ) -> None:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
-        if image_grid_thw is not None and inputs_embeds is None and pixel_values is None and image_features is None:
+        has_images = pixel_values is not None or bool(mm_encoder_outputs)
+        if image_grid_thw is not None and inputs_embeds is None and not has_images:
             raise ValueError("`pixel_values` must be given with `image_grid_thw` (got None)")
-        if inputs_embeds is not None and (pixel_values is not None or image_features is not None):
+        if inputs_embeds is not None and has_images:
             raise ValueError(
-                "`inputs_embeds` must already hold the images (got `pixel_values` or `image_features` too)"
+                "`inputs_embeds` must already hold the images (got `pixel_values` or `mm_encoder_outputs` too)"
             )
-        if pixel_values is not None and image_features is not None:
-            raise ValueError("only one of `pixel_values` and `image_features` must be given (got both)")
-        if position_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
-            raise ValueError(
-                "`position_ids` must be given with a filled cache: images shift them by an unknown amount"
-            )
+        if pixel_values is not None and mm_encoder_outputs:
+            raise ValueError("only one of `pixel_values` and `mm_encoder_outputs` must be given (got both)")
         if masked_positions is not None and (labels is None or is_causal):
             raise ValueError("`masked_positions` must come with `labels` in bidirectional mode (`is_causal=False`)")
         if labels is not None and not is_causal and input_ids is None:

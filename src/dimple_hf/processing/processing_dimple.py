@@ -15,9 +15,9 @@
 
 Source: the released processor, which is Qwen2-VL's: a chat template puts one placeholder where an image stands, and
 the placeholder grows to as many tokens as the image has merged patches (Dimple, section 3, arXiv 2505.16990).
-Imported by `dimple_hf`.
 """
 
+import copy
 import inspect
 import json
 import os
@@ -29,67 +29,19 @@ from typing import Any
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.utils.chat_template_utils import _CONTROL_TOKEN_START, mark_control_tokens
 
 from .image_processing_dimple import DimpleImageProcessor, flatten_images, refuse_unknown_names
+from .messages_dimple import check_conversation, holds_any, join_split_tokens
 from .structure_prior_dimple import OptionalPart, RepeatedPart, Slot, StructurePrior, canvas_inputs, read_answers
 from .tokenization_dimple import DimpleTokenizer
 
 #: Stands for one image token in the text. The same for every checkpoint, as the chat template spells it out.
 IMAGE_TOKEN = "<|image_pad|>"
 
-#: What a part of a message may be; both image types mean the same.
-CONTENT_TYPES = ("text", "image", "image_url")
-
 #: Arguments that `apply_chat_template` takes itself; it passes the rest on to the template or to the processor's call.
 TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
-
-
-def _checked_message(message: Any, name: str) -> dict[str, Any]:
-    """A message without the empty entries of its parts; `name` says where it stands, for the errors."""
-    if not isinstance(message, dict):
-        raise ValueError(f"`{name}` must be a dict with 'role' and 'content' (got {type(message).__name__})")
-    if not isinstance(message.get("role"), str):
-        raise ValueError(f"`{name}['role']` must be a string such as 'user' (got {message.get('role')!r})")
-    content = message.get("content")
-    if isinstance(content, str):
-        return message
-    if not isinstance(content, (list, tuple)):
-        raise ValueError(f"`{name}['content']` must be a string or a list of parts (got {type(content).__name__})")
-    parts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in CONTENT_TYPES:
-            got = repr(kind) if isinstance(part, dict) else type(part).__name__
-            raise ValueError(
-                f"`{name}['content'][{index}]` must be a dict with a 'type' of {', '.join(CONTENT_TYPES)}, as Dimple"
-                f" takes text and images only (got {got})"
-            )
-        # Datasets fill what a part lacks with None, and the template takes the mere key 'image' for an image.
-        part = {key: value for key, value in part.items() if value is not None}
-        if kind == "text" and not isinstance(part.get("text"), str):
-            raise ValueError(f"`{name}['content'][{index}]['text']` must be a string (got {part.get('text')!r})")
-        parts.append(part)
-    return message | {"content": parts}
-
-
-def _checked_conversation(conversation: Any) -> list[Any]:
-    """The conversation, or batch of conversations, with every message checked. The caller's lists stay as they are."""
-    if not isinstance(conversation, (list, tuple)) or not conversation:
-        raise ValueError(
-            "`conversation` must be a list of messages, or a list of such lists, with at least one message"
-            f" (got {conversation!r})"
-        )
-    if not isinstance(conversation[0], (list, tuple)):
-        return [_checked_message(message, f"conversation[{index}]") for index, message in enumerate(conversation)]
-    rows = []
-    for row, messages in enumerate(conversation):
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise ValueError(f"`conversation[{row}]` must be a list with at least one message (got {messages!r})")
-        rows.append(
-            [_checked_message(message, f"conversation[{row}][{index}]") for index, message in enumerate(messages)]
-        )
-    return rows
 
 
 def _is_nested(images: Any) -> bool:
@@ -113,10 +65,13 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
     It joins a [`DimpleImageProcessor`] and a [`DimpleTokenizer`]. The differences from transformers' processor of
     Qwen2.5-VL:
 
-    - No video and no audio: the model does not know them. They are refused.
-    - Rows are padded, on the left, as soon as tensors are asked for: `generate` needs the prompts to end at the same
+    - No video and no audio: the model was not trained on them. They are refused.
+    - Rows are padded, on the left, when tensors are returned: `generate` needs the prompts to end at the same
       position. `padding_side="right"` and `padding=False` override that for one call.
-    - Arguments that nobody knows are refused, with the nearest known name.
+    - Unknown arguments are refused, with the nearest known name.
+    - Control tokens that a user's text spells stay text: a user cannot end a turn, nor write an image placeholder.
+    - An image of a message may have options of its own: `min_pixels`, `max_pixels`, `resized_height` and
+      `resized_width`, as in Qwen's message format.
     - A directory of the released model loads as it is, and what is saved loads in the released code.
     - What priors are made of are its attributes: `processor.StructurePrior`, `processor.Slot`,
       `processor.OptionalPart`, `processor.RepeatedPart`. So a processor that came with its own code
@@ -213,7 +168,11 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         Returns:
             `list[str]`: The paths of the processor's own files.
         """
-        files = super().save_pretrained(save_directory) + self.image_processor.save_pretrained(save_directory)
+        # The parent notes in what it saves where the code of the saved files is.
+        saved = copy.copy(self)
+        saved.image_processor = copy.copy(self.image_processor)
+        files = super(DimpleProcessor, saved).save_pretrained(save_directory)
+        files += saved.image_processor.save_pretrained(save_directory)
         if isinstance(self.chat_template, str):  # the released code knows a single template only
             files.append(os.path.join(save_directory, "chat_template.json"))
             with open(files[-1], "w", encoding="utf-8") as file:
@@ -273,6 +232,8 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         refuse_unknown_names(kwargs, self._argument_names(), type(self).__name__)
         for group in groups.keys() & kwargs.keys():
             refuse_unknown_names(kwargs[group], groups[group], f"`{group}`")
+        if kwargs.get("sanitize_control_tokens") is None and holds_any(text, (_CONTROL_TOKEN_START,)):
+            kwargs["sanitize_control_tokens"] = True  # text that `apply_chat_template` has marked
         if structure_prior is None:
             return super().__call__(images=images, text=text, **kwargs)
         if text is None:
@@ -384,11 +345,42 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         merge_size = kwargs.get("merge_size") or self.image_processor.merge_size
         return self.image_token * (int(image_inputs["image_grid_thw"][image_idx].prod()) // merge_size**2)
 
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, video_sizes: None = None, **kwargs: Any
+    ) -> MultiModalData:
+        """
+        The number of tokens of images that are not there yet, as inference engines ask for.
+
+        Args:
+            image_sizes (`Sequence[Sequence[int]]`, *optional*):
+                Height and width of each image.
+            video_sizes (`None`):
+                Not supported.
+            **kwargs:
+                Arguments of the image processor, such as `max_pixels`.
+
+        Returns:
+            `MultiModalData`: `num_image_tokens` and `num_image_patches`, one number per image.
+
+        Raises:
+            ValueError: If there are videos.
+        """
+        if video_sizes is not None:
+            raise ValueError(f"`video_sizes` must be None, as Dimple takes text and images only (got {video_sizes!r})")
+        if image_sizes is None:
+            return MultiModalData()
+        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        patches = [self.image_processor.get_number_of_image_patches(*size, options) for size in image_sizes]
+        merged = (options.get("merge_size") or self.image_processor.merge_size) ** 2
+        return MultiModalData(num_image_tokens=[number // merged for number in patches], num_image_patches=patches)
+
     def apply_chat_template(
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
         chat_template: str | None = None,
         processor_kwargs: dict[str, Any] | None = None,
+        frames_as_images: bool = False,
+        sanitize_control_tokens: bool | None = None,
         **kwargs: Any,
     ) -> str | list[str] | list[list[int]] | torch.Tensor | BatchFeature:
         """
@@ -399,11 +391,17 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
                 Messages with a `role` and a `content`: a string, or a list of parts such as
                 `{"type": "text", "text": "Hi"}`, `{"type": "image", "image": image}` (the key may also be `path`,
                 `url` or `base64`, and the value whatever [`DimpleImageProcessor`] takes), or OpenAI's `image_url`.
-                Chats of a batch may hold different numbers of images, or none.
+                An image part may also have `min_pixels` and `max_pixels`, or `resized_height` and `resized_width`,
+                which win over the processor's `size`. Chats of a batch may hold different numbers of images, or none.
             chat_template (`str`, *optional*):
                 A template, or the name of one, to use instead of the processor's default.
             processor_kwargs (`dict`, *optional*):
                 Arguments of [`~DimpleProcessor.__call__`].
+            frames_as_images (`bool`, *optional*, defaults to `False`):
+                Whether a part such as `{"type": "video", "video": [frame, frame]}` becomes one image per frame.
+            sanitize_control_tokens (`bool`, *optional*):
+                Whether control tokens that the conversation spells are encoded as text. Defaults to `tokenize`. True
+                without `tokenize` marks them in the returned text, for a later call of the processor.
             **kwargs:
                 `tokenize` (default `False`: return text), `return_dict` (default `False`: return token ids only),
                 `return_tensors`, `add_generation_prompt` (default `False`), `continue_final_message` and the other
@@ -419,7 +417,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
             ValueError: Where a message has no role, no content or parts of another type (videos, audio), where an
                 argument is unknown, and wherever the call itself refuses its inputs.
         """
-        conversation = _checked_conversation(conversation)
+        conversation = check_conversation(conversation, frames_as_images)
         template = self._resolve_chat_template(chat_template)
         processor_kwargs = dict(processor_kwargs or {})
         call_names = self._argument_names()
@@ -437,9 +435,25 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
             processor_kwargs["images"] = flatten_images(images)  # the parent wraps this list and iterates over it
         elif images is not None and not _is_nested(images):
             raise ValueError(f"`images` must be one list per conversation of a batch (got {type(images).__name__})")
+        if kwargs.get("tokenize", False) if sanitize_control_tokens is None else sanitize_control_tokens:
+            conversation, kwargs = self._sanitized(conversation, template, kwargs)
         return super().apply_chat_template(
             conversation, chat_template=chat_template, processor_kwargs=processor_kwargs, **kwargs
         )
+
+    def _sanitized(self, conversation: list[Any], template: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of `apply_chat_template`, so that control tokens which users spelled become text."""
+        tokens = self.tokenizer._get_control_tokens(template)
+        if isinstance(conversation[0], list):
+            conversation = [join_split_tokens(messages, tokens) for messages in conversation]
+        else:
+            conversation = join_split_tokens(conversation, tokens)
+        if not holds_any([conversation, kwargs], tokens):
+            return conversation, kwargs
+        if kwargs.get("tokenize"):
+            return conversation, kwargs | {"sanitize_control_tokens": True}
+        longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
+        return mark_control_tokens(conversation, re.compile("|".join(longest_first))), kwargs
 
     def parse(self, output: Any, prior: StructurePrior | Sequence[StructurePrior | None]) -> Any:
         """

@@ -14,7 +14,7 @@
 """The tokenizer of Dimple: Qwen2's byte-level BPE with a mask token.
 
 Source: the released tokenizer, a slow one of transformers 4.46.2 with the vocabulary of Dream-7B. This one is fast and
-gives the same ids. Imported by `processing_dimple` and `dimple_hf`.
+gives the same ids.
 """
 
 import json
@@ -61,6 +61,14 @@ class DimpleTokenizer(Qwen2Tokenizer):
         kwargs.pop("auto_map", None)
         super().__init__(vocab=vocab, merges=merges, mask_token=mask_token, **kwargs)
 
+    def _encode_without_added_tokens(self, text: str) -> list[int]:
+        """As the parent's, which sets a switch of the tokenizer for that; several threads may share this one."""
+        backend = self.backend_tokenizer
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        pieces = backend.pre_tokenizer.pre_tokenize_str(text)
+        return [token.id for piece, _ in pieces for token in backend.model.tokenize(piece)]
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """
         Writes `vocab.json` and `merges.txt`: the vocabulary without added tokens, as a slow tokenizer reads it.
@@ -85,9 +93,16 @@ class DimpleTokenizer(Qwen2Tokenizer):
     ) -> tuple[str, ...]:
         """Also writes the slow format, unless `legacy_format=False`; `file_names[0]` is the config just written."""
         # How the last call padded and cut its texts would be written into tokenizer.json, which others obey.
+        padding, truncation = self.backend_tokenizer.padding, self.backend_tokenizer.truncation
         self.backend_tokenizer.no_padding()
         self.backend_tokenizer.no_truncation()
-        file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        try:
+            file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        finally:
+            if padding is not None:
+                self.backend_tokenizer.enable_padding(**padding)
+            if truncation is not None:
+                self.backend_tokenizer.enable_truncation(**truncation)
         if legacy_format is False:
             return file_names
 

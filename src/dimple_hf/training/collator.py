@@ -258,7 +258,7 @@ class DimpleDataCollator:
     ) -> TrainingSequence:
         messages = conversation.messages[:answer_index]
         num_images = sum(part["type"] == "image" for message in messages for part in message["content"])
-        prompt = self._tokenize(self._write_prompt(messages, num_images, features))
+        prompt = self._tokenize(self._write_prompt(messages, num_images, features), sanitize_control_tokens=True)
         answer = self._tokenize(conversation.answer(answer_index))
         if self.processor.tokenizer.mask_token_id in (*prompt, *answer):
             raise BadRowError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
@@ -278,15 +278,15 @@ class DimpleDataCollator:
 
     def _write_prompt(self, messages: list[dict[str, Any]], num_images: int, features: BatchFeature | None) -> str:
         """The chat before an answer as the model gets it when it generates, each placeholder grown to its image."""
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
         pieces = text.split(self.processor.image_token)
         if len(pieces) - 1 != num_images:
             raise BadRowError(f"its text must not spell the image placeholder {self.processor.image_token}")
         runs = [self.processor.replace_image_token(features, index) for index in range(num_images)]
         return "".join(part for pair in zip(pieces, [*runs, ""], strict=True) for part in pair)
 
-    def _tokenize(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _tokenize(self, text: str, **options: Any) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
     def _pad_answer(self, prompt: list[int], answer: list[int]) -> list[int]:
         """Adds the run of padding that ends the answer, of a length drawn from the seed and the tokens."""

@@ -197,7 +197,9 @@ class GenerationCallback(TrainerCallback):
         conversations = [self.conversations[position] for position in positions]
         for conversation in conversations:
             messages = conversation.messages[: conversation.answer_indices[-1]]
-            prompts.append(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            prompts.append(
+                self.processor.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
+            )
             num_images = sum(part["type"] == "image" for message in messages for part in message["content"])
             images.append(conversation.images[:num_images])
         priors = [conversation.structure_prior for conversation in conversations]

@@ -1,0 +1,191 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Calibration of decisions: one temperature for each type of question, and how good probabilities are.
+
+Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2. It keeps
+which option is most probable. Fitting needs the extra `decisions`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from transformers.utils import cached_file
+
+from .questions import Choice, Predicate, Question, Score
+
+CALIBRATION_NAME = "decision_calibration.json"
+"""Name of the file beside a checkpoint's weights."""
+
+QUESTION_TYPES: dict[type, str] = {Predicate: "predicate", Choice: "choice", Score: "score"}
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    Temperatures by which log-probabilities of options are divided.
+
+    Args:
+        temperatures (`dict[str, float]`):
+            `"predicate"`, `"choice"` and `"score"` -> positive temperature; 1 where a type is missing.
+
+    Raises:
+        ValueError: If a type is unknown or a temperature is not positive and finite.
+    """
+
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.temperatures, Mapping):
+            raise ValueError(f"`temperatures` must map question types to numbers (got {self.temperatures!r})")
+        for name, value in self.temperatures.items():
+            if name not in QUESTION_TYPES.values():
+                raise ValueError(
+                    f"`temperatures` must have the keys {', '.join(QUESTION_TYPES.values())} only (got {name!r})"
+                )
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ValueError(f"`temperatures[{name!r}]` must be a positive number (got {value!r})")
+
+    def temperature(self, question: Question) -> float:
+        """The temperature of a question's type."""
+        return self.temperatures.get(QUESTION_TYPES[type(question)], 1.0)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes `decision_calibration.json` into a folder."""
+        path = Path(save_directory, CALIBRATION_NAME)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2, default=dict) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str]) -> "Calibration":
+        """
+        Reads `decision_calibration.json`.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or Hub id of a checkpoint.
+
+        Raises:
+            ValueError: If the file is not what `save_pretrained` writes.
+            OSError: If there is none.
+        """
+        path = cached_file(pretrained_model_name_or_path, CALIBRATION_NAME)
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} must be JSON ({error})") from error
+        if not isinstance(content, dict) or set(content) != {"temperatures"}:
+            raise ValueError(f"{path} must hold `temperatures` and nothing else (got {content!r})")
+        try:
+            return cls(content["temperatures"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def fit_temperature(log_probs: Sequence[torch.Tensor], targets: Sequence[int]) -> float:
+    """
+    Fits the temperature that makes the right options most likely.
+
+    Args:
+        log_probs (`Sequence[torch.FloatTensor]`):
+            Log-probabilities of the options of each example, `(num_options,)`.
+        targets (`Sequence[int]`):
+            Index of the right option of each example.
+
+    Returns:
+        `float`: In [0.05, 20].
+
+    Raises:
+        ValueError: If there are no examples, or an index is out of range.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if len(log_probs) == 0 or len(log_probs) != len(targets):
+        raise ValueError(f"`targets` must hold one index for each example (got {len(targets)} for {len(log_probs)})")
+    for row, target in zip(log_probs, targets, strict=True):
+        if not 0 <= target < len(row):
+            raise ValueError(f"`targets` must be indices of options (got {target} of {len(row)})")
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        scaled = [(row.double() / math.exp(log_temperature)).log_softmax(dim=0) for row in log_probs]
+        return -sum(float(row[target]) for row, target in zip(scaled, targets, strict=True)) / len(targets)
+
+    bounds = [math.log(bound) for bound in TEMPERATURE_RANGE]
+    return math.exp(minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded").x)
+
+
+def expected_calibration_error(confidences: torch.Tensor, correct: torch.Tensor, num_bins: int = 10) -> float:
+    """
+    Mean distance of confidence and accuracy over bins of equal width, weighted by their number of examples
+    (arXiv 1706.04599, equation 3).
+
+    Args:
+        confidences (`torch.FloatTensor` of shape `(num_examples,)`):
+            In [0, 1].
+        correct (`torch.BoolTensor` of shape `(num_examples,)`):
+            Whether each answer is right.
+        num_bins (`int`, defaults to 10):
+            Number of bins.
+    """
+    return sum(
+        abs(mean_confidence - accuracy) * share
+        for mean_confidence, accuracy, share in reliability(confidences, correct, num_bins)
+    )
+
+
+def reliability(
+    confidences: torch.Tensor, correct: torch.Tensor, num_bins: int = 10
+) -> list[tuple[float, float, float]]:
+    """
+    What a reliability diagram draws.
+
+    Args:
+        confidences, correct, num_bins:
+            See [`expected_calibration_error`].
+
+    Returns:
+        `list[tuple[float, float, float]]`: Mean confidence, accuracy and share of the examples of each bin that has
+        any.
+    """
+    bins = (confidences * num_bins).long().clamp(max=num_bins - 1)
+    return [
+        (
+            float(confidences[bins == number].double().mean()),
+            float(correct[bins == number].double().mean()),
+            float((bins == number).double().mean()),
+        )
+        for number in bins.unique().tolist()
+    ]
+
+
+def brier_score(probabilities: Sequence[Sequence[float]], targets: Sequence[int]) -> float:
+    """
+    Mean squared distance of the probabilities from 1 at the right option and 0 elsewhere (Brier, 1950); in [0, 2].
+
+    Args:
+        probabilities (`Sequence[Sequence[float]]`):
+            Of the options of each example.
+        targets (`Sequence[int]`):
+            Index of the right option of each example.
+    """
+    total = 0.0
+    for row, target in zip(probabilities, targets, strict=True):
+        total += sum((probability - (index == target)) ** 2 for index, probability in enumerate(row))
+    return total / len(targets)

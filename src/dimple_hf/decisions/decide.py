@@ -1,0 +1,175 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Decisions: typed questions about an input, answered with a probability for each option in one forward pass.
+
+The canvas holds the fixed text of all answers and one masked position for each question. The distribution at that
+position, restricted to the labels of the question's options, is the answer:
+
+```text
+prompt   ... 1. Is the price above 500? A. yes B. no  2. Which label ...? A. price B. qty C. age
+canvas   1. [mask] 2. [mask]
+                |         |
+read         A 0.97    A 0.02  B 0.95  C 0.03
+             B 0.03
+```
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+
+from ..modeling import DimpleForConditionalGeneration
+from ..processing import DimpleProcessor
+from .answers import Answer, answer_of
+from .calibration import Calibration
+from .layout import LabelLayout, TextLayout
+from .questions import Question
+from .reading import Conversation, read_canvases
+
+MAX_QUESTIONS = 400
+"""Most questions of a call, as in OpenAI's API."""
+
+QUESTIONS_PER_CANVAS = 32
+
+
+def decide(
+    model: DimpleForConditionalGeneration,
+    processor: DimpleProcessor,
+    inputs: Any,
+    questions: Sequence[Question],
+    permutations: int = 1,
+    independent: bool = False,
+    reading: str = "label",
+    calibration: Calibration | None = None,
+    batch_size: int = 8,
+) -> list[Answer] | list[list[Answer]]:
+    """
+    Answers typed questions about one input or many, with a probability for each option.
+
+    1. Lay out canvases: all questions of an input share one, up to 32; with `independent=True` each has its own.
+    2. Run the model once over each batch of canvases. The images of an input are encoded once.
+    3. Normalise the probabilities of each question's labels, average them over rotated option orders, and divide
+       log-probabilities by the temperature of `calibration` before that.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]):
+            The model, in bidirectional mode; in causal mode with `independent=True` or one question only.
+        processor ([`DimpleProcessor`]):
+            Its processor.
+        inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `list[dict]`, or a list of these):
+            An image (a Pillow image or a path as `os.PathLike`), a text, or a conversation; or a list of them.
+        questions (`Sequence[Predicate | Choice | Score]`):
+            1 to 400 questions.
+        permutations (`int`, defaults to 1):
+            Rotated orders of each question's options to average over, as rows of the same batch. More than 1 lessens
+            the preference that models have for options by their position.
+        independent (`bool`, defaults to `False`):
+            Whether each question is a row of its own, so that its answer does not depend on the others.
+        reading (`"label"` or `"text"`, defaults to `"label"`):
+            `"label"` lists the options in the prompt and reads their labels. `"text"` lists none and scores the text
+            of each option, token by token from left to right: exact for options of one token; for longer ones the
+            product of conditional probabilities in that order, which costs one row for each token.
+        calibration ([`Calibration`], *optional*):
+            Temperatures fitted on labelled examples.
+        batch_size (`int`, defaults to 8):
+            Most rows of one forward pass.
+
+    Returns:
+        `list[Answer]` in the order of the questions for one input; a list of these for a list of inputs.
+
+    Raises:
+        ValueError: If there are no or too many questions, a text holds a special token, a question has more options
+            than the tokenizer has labels of one token, or the mode cannot answer several questions on one canvas.
+
+    Example:
+
+    ```python
+    >>> from dimple_hf.decisions import Choice, Predicate, decide
+
+    >>> questions = [Predicate("The price is above 500."), Choice("Which number is largest?", ["price", "qty"])]
+    >>> price, largest = decide(model, processor, Path("form.png"), questions)
+    >>> price.probability, largest.choice, largest.confidence
+    ```
+    """
+    if not 1 <= len(questions) <= MAX_QUESTIONS:
+        raise ValueError(f"`questions` must hold 1 to {MAX_QUESTIONS} questions (got {len(questions)})")
+    for name, value in (("permutations", permutations), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be an integer >= 1 (got {value!r})")
+    if reading not in ("label", "text"):
+        raise ValueError(f'`reading` must be "label" or "text" (got {reading!r})')
+    independent = independent or reading == "text" or len(questions) == 1
+    if not model.config.full_attn_mask and not independent:
+        raise ValueError(
+            "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
+            "what follows it (got full_attn_mask=False)"
+        )
+    _refuse_special_tokens(processor, questions)
+    is_batch = isinstance(inputs, (list, tuple)) and not _is_conversation(inputs)
+    conversations = [_as_conversation(item) for item in (inputs if is_batch else [inputs])]
+    # 1. Layout
+    tokenizer, mask_token_id = processor.tokenizer, model.config.mask_token_id
+    if reading == "text":
+        layout: LabelLayout | TextLayout = TextLayout(tokenizer, mask_token_id, questions)
+    else:
+        per_canvas = 1 if independent else QUESTIONS_PER_CANVAS
+        layout = LabelLayout(tokenizer, mask_token_id, questions, permutations, per_canvas)
+    canvases = [canvas for index in range(len(conversations)) for canvas in layout.canvases(index)]
+
+    # 2. Forward passes
+    rows = read_canvases(model, processor, conversations, canvases, batch_size)
+
+    # 3. Probabilities
+    answers = []
+    for _ in conversations:
+        log_probs = layout.log_probs([next(rows) for _ in range(layout.num_canvases)])
+        answers.append([_answer(*pair, calibration) for pair in zip(questions, log_probs, strict=True)])
+    return answers if is_batch else answers[0]
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+def _as_conversation(item: Any) -> Conversation:
+    if _is_conversation(item):
+        return list(item)
+    if isinstance(item, str):
+        return [{"role": "user", "content": [{"type": "text", "text": item}]}]
+    if isinstance(item, PIL.Image.Image):
+        return [{"role": "user", "content": [{"type": "image", "image": item}]}]
+    if isinstance(item, os.PathLike):
+        return [{"role": "user", "content": [{"type": "image", "path": os.fspath(item)}]}]
+    raise ValueError(f"`inputs` must be texts, images, paths or conversations (got {type(item).__name__})")
+
+
+def _refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    for question in questions:
+        for text in (question.instructions, *(option.text for option in question.options)):
+            for token in special:
+                if token in text:
+                    raise ValueError(f"texts of `questions` must not hold special tokens (got {token!r} in {text!r})")
+
+
+def _answer(question: Question, log_probs: torch.Tensor, calibration: Calibration | None) -> Answer:
+    """The answer from log-probabilities `(permutations, num_options)`, options in the question's order."""
+    temperature = 1.0 if calibration is None else calibration.temperature(question)
+    log_probs = log_probs.double()
+    probabilities = (log_probs / temperature).softmax(dim=1).mean(dim=0)
+    label_mass = log_probs.exp().sum(dim=1).mean().clamp(max=1.0)
+    return answer_of(question, probabilities.tolist(), label_mass.item())

@@ -1,0 +1,153 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How questions are laid out on canvases, and how what is read becomes log-probabilities of their options."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .prompt import decision_prompt, label_prefixes, label_token_ids, option_labels
+from .questions import Choice, Question
+from .reading import Canvas, Read
+
+
+def rotated(question: Question, rotation: int) -> Choice:
+    """The question with its options moved `rotation` labels to the front: option `k + rotation` gets label `k`."""
+    options = question.options
+    start = rotation % len(options)
+    return Choice(question.instructions, [*options[start:], *options[:start]])
+
+
+class LabelLayout:
+    """
+    Several questions on one canvas, one masked position for each, which holds the label of an option.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        mask_token_id (`int`):
+            The mask token.
+        questions (`Sequence[Predicate | Choice | Score]`):
+            The questions.
+        permutations (`int`):
+            Rotations of the options' order. Each is a canvas of its own.
+        questions_per_canvas (`int`):
+            Most questions of one canvas.
+
+    Raises:
+        ValueError: If a question has more options than the tokenizer has labels of one token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        mask_token_id: int,
+        questions: Sequence[Question],
+        permutations: int,
+        questions_per_canvas: int,
+    ):
+        self.tokenizer = tokenizer
+        self.mask_token_id = mask_token_id
+        self.permutations = permutations
+        self.chunks = [
+            questions[start : start + questions_per_canvas] for start in range(0, len(questions), questions_per_canvas)
+        ]
+        self.labels = option_labels(tokenizer, max(len(question.options) for question in questions))
+        self.label_ids = label_token_ids(tokenizer, self.labels)
+        self.num_canvases = len(self.chunks) * permutations
+
+    def canvases(self, input_index: int) -> list[Canvas]:
+        """The canvases of one input: all rotations of the first questions, then those of the next."""
+        return [
+            self._canvas(input_index, chunk, rotation)
+            for chunk in self.chunks
+            for rotation in range(self.permutations)
+        ]
+
+    def _canvas(self, input_index: int, questions: Sequence[Question], rotation: int) -> Canvas:
+        token_ids: list[int] = []
+        reads = []
+        for prefix, question in zip(label_prefixes(len(questions)), questions, strict=True):
+            token_ids += [*self.tokenizer(prefix, add_special_tokens=False)["input_ids"], self.mask_token_id]
+            reads.append(Read(len(token_ids) - 1, tuple(self.label_ids[: len(question.options)])))
+        token_ids.append(self.tokenizer.pad_token_id)  # the end of an answer, as in training
+        prompt = decision_prompt([rotated(question, rotation) for question in questions], self.labels)
+        return Canvas(input_index, prompt, tuple(token_ids), tuple(reads))
+
+    def log_probs(self, reads: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """
+        Args:
+            reads (`Sequence[Sequence[torch.FloatTensor]]`):
+                What was read from the canvases of one input, in their order.
+
+        Returns:
+            `list[torch.FloatTensor]`: For each question, of shape `(permutations, num_options)`.
+        """
+        results = []
+        for start, chunk in zip(range(0, len(reads), self.permutations), self.chunks, strict=True):
+            rotations = reads[start : start + self.permutations]
+            for number in range(len(chunk)):
+                results.append(torch.stack([row[number].roll(shift) for shift, row in enumerate(rotations)]))
+        return results
+
+
+class TextLayout:
+    """
+    Each option's text on canvases of its own, scored token by token from left to right.
+
+    Canvas `n` of a text gives its first `n` tokens and reads the next one. The end is read too: without it, a text
+    would be at least as likely as any longer one that begins with it. The sum of the log-probabilities is exact for a
+    text of one token and its end; a longer one has another sum in another order, because the conditionals of a
+    masked-diffusion model need not agree with each other.
+
+    Args:
+        tokenizer, mask_token_id, questions:
+            See [`LabelLayout`].
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_token_id: int, questions: Sequence[Question]):
+        self.mask_token_id = mask_token_id
+        self.questions = questions
+        self.texts = [
+            [
+                [*tokenizer(option.text, add_special_tokens=False)["input_ids"], tokenizer.pad_token_id]
+                for option in question.options
+            ]
+            for question in questions
+        ]
+        self.num_canvases = sum(len(tokens) for texts in self.texts for tokens in texts)
+
+    def canvases(self, input_index: int) -> list[Canvas]:
+        """The canvases of one input: question by question, option by option, token by token."""
+        return [
+            Canvas(
+                input_index,
+                question.instructions,
+                (*tokens[:given], *[self.mask_token_id] * (len(tokens) - given)),
+                (Read(given, (tokens[given],)),),
+            )
+            for question, texts in zip(self.questions, self.texts, strict=True)
+            for tokens in texts
+            for given in range(len(tokens))
+        ]
+
+    def log_probs(self, reads: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """Log-likelihoods of each question's options, `(1, num_options)`; see [`LabelLayout.log_probs`]."""
+        tokens = torch.cat([row[0] for row in reads])
+        lengths = [len(text) for texts in self.texts for text in texts]
+        ends = list(accumulate(lengths))
+        totals = iter([tokens[end - length : end].sum() for end, length in zip(ends, lengths, strict=True)])
+        return [torch.stack([next(totals) for _ in texts])[None] for texts in self.texts]

@@ -1,0 +1,248 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Decisions on the small model of the package, against distributions that are computed by hand."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.decisions import Calibration, Choice, Predicate, Score, decide
+from dimple_hf.decisions.layout import rotated
+from dimple_hf.decisions.prompt import decision_prompt, option_labels
+
+QUESTIONS = [
+    Predicate("Is the price above 500?", name="high"),
+    Choice("Which label has the largest number?", ["price", "qty", "age"]),
+    Score("How many digits has the age?", ["one", "two", "three", "four"]),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def image_path(repo_root: Path) -> Path:
+    return repo_root / "examples" / "forms" / "sample.png"
+
+
+@pytest.fixture
+def calls(model: Any) -> Iterator[dict[str, int]]:
+    """How often the vision tower and the language model run."""
+    counts = {"visual": 0, "model": 0}
+
+    def count(name: str) -> Any:
+        def hook(*args: Any) -> None:
+            counts[name] += 1
+
+        return hook
+
+    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in counts]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+def probabilities(answer: Any) -> torch.Tensor:
+    if hasattr(answer, "probabilities"):
+        return torch.tensor([option.probability for option in answer.probabilities])
+    return torch.tensor([answer.probability, 1 - answer.probability])
+
+
+def by_hand(model: Any, processor: Any, path: Path, answer: str, position: int) -> torch.Tensor:
+    """Log-probabilities of the whole vocabulary at the masked `position` of `answer`, about [`QUESTIONS`]."""
+    prompt = decision_prompt(QUESTIONS, option_labels(processor.tokenizer, 4))
+    content = [{"type": "image", "path": str(path)}, {"type": "text", "text": prompt}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    canvas = processor.tokenizer(answer, return_tensors="pt")["input_ids"]
+    ids = torch.cat([inputs["input_ids"], canvas], dim=1)
+    with torch.no_grad():
+        outputs = model(ids, pixel_values=inputs["pixel_values"], image_grid_thw=inputs["image_grid_thw"])
+    logits = outputs.logits[0, inputs["input_ids"].shape[1] + position - 1]
+    logits[model.config.mask_token_id] = -torch.inf
+    return logits.log_softmax(dim=-1)
+
+
+def test_probabilities_are_the_models_at_the_labels(model: Any, processor: Any, image_path: Path) -> None:
+    """Softmax over the tokens " A", " B", .. at each masked position of "1.? 2.? 3.?", and their mass before that."""
+    mask, pad = processor.tokenizer.mask_token, processor.tokenizer.pad_token
+    answer = f"1.{mask}\n2.{mask}\n3.{mask}{pad}"
+    positions = [
+        index
+        for index, token in enumerate(processor.tokenizer(answer)["input_ids"])
+        if token == model.config.mask_token_id
+    ]
+    labels = [processor.tokenizer(f" {label}")["input_ids"][0] for label in option_labels(processor.tokenizer, 4)]
+    answers = decide(model, processor, image_path, QUESTIONS)
+    for found, position, size in zip(answers, positions, (2, 3, 4), strict=True):
+        expected = by_hand(model, processor, image_path, answer, position)[labels[:size]]
+        torch.testing.assert_close(probabilities(found), expected.softmax(dim=0), rtol=1e-4, atol=1e-5)
+        assert found.label_mass == pytest.approx(float(expected.exp().sum()), rel=1e-3)
+        assert abs(float(probabilities(found).double().sum()) - 1) < 1e-6
+    assert [answer.to_dict()["type"] for answer in answers] == ["predicate", "choice", "score"]
+    assert answers[0].name == "high"
+    levels = probabilities(answers[2])
+    assert answers[2].score == pytest.approx(float((levels * torch.arange(4)).sum()), abs=1e-5)
+
+
+def test_eight_questions_take_one_forward_pass_and_one_image_encoding(
+    model: Any, processor: Any, image_path: Path, calls: dict[str, int]
+) -> None:
+    decide(model, processor, image_path, [QUESTIONS[1]] * 8)
+    assert calls == {"visual": 1, "model": 1}
+    decide(model, processor, image_path, [QUESTIONS[1]] * 8, independent=True, permutations=3, batch_size=12)
+    assert calls == {"visual": 2, "model": 3}  # 24 rows in two batches, about one image
+
+
+def test_answers_do_not_depend_on_batch_mates(model: Any, processor: Any, image_path: Path) -> None:
+    """Inputs of several kinds: images of two sizes, a text, a chat; alone and together."""
+    image = PIL.Image.open(image_path)
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "path": str(image_path)}, {"type": "text", "text": "A form."}]},
+    ]
+    inputs = [image_path, image.resize((84, 112)), "The price is 700.", chat, image, "Nothing.", chat[1:], image_path]
+    together = decide(model, processor, inputs, QUESTIONS)
+    for item, answers in zip(inputs, together, strict=True):
+        (alone,) = decide(model, processor, [item], QUESTIONS)
+        for one, other in zip(alone, answers, strict=True):
+            torch.testing.assert_close(probabilities(one), probabilities(other), rtol=0, atol=1e-5)
+    different = [probabilities(answers[1]) for answers in together]
+    assert not torch.allclose(different[0], different[2], atol=1e-4)  # control
+
+
+def test_permutations_average_over_rotated_options(model: Any, processor: Any, image_path: Path) -> None:
+    question = QUESTIONS[1]
+    expected = torch.zeros(3)
+    for rotation in range(3):
+        (answer,) = decide(model, processor, image_path, [rotated(question, rotation)])
+        expected += probabilities(answer).roll(rotation) / 3
+    (found,) = decide(model, processor, image_path, [question], permutations=3)
+    torch.testing.assert_close(probabilities(found), expected, rtol=0, atol=1e-5)
+    (unrotated,) = decide(model, processor, image_path, [question])
+    assert not torch.allclose(probabilities(unrotated), expected, atol=1e-3)  # control
+    assert [option.value for option in found.probabilities] == ["price", "qty", "age"]
+
+
+def test_independent_questions_do_not_see_each_other(model: Any, processor: Any, image_path: Path) -> None:
+    together = decide(model, processor, image_path, QUESTIONS, independent=True)
+    for question, answer in zip(QUESTIONS, together, strict=True):
+        (alone,) = decide(model, processor, image_path, [question])
+        torch.testing.assert_close(probabilities(alone), probabilities(answer), rtol=0, atol=1e-5)
+    shared = decide(model, processor, image_path, QUESTIONS)
+    assert not torch.allclose(probabilities(shared[1]), probabilities(together[1]), atol=1e-4)  # control
+
+
+def test_many_questions_are_spread_over_canvases(model: Any, processor: Any, calls: dict[str, int]) -> None:
+    """70 questions are three canvases of at most 32."""
+    answers = decide(model, processor, "The price is 700.", [QUESTIONS[0]] * 70)
+    assert len(answers) == 70
+    assert calls["model"] == 1
+    with pytest.raises(ValueError, match=r"`questions` must hold 1 to 400 questions \(got 401\)"):
+        decide(model, processor, "", [QUESTIONS[0]] * 401)
+    with pytest.raises(ValueError, match=r"\(got 0\)"):
+        decide(model, processor, "", [])
+
+
+def test_texts_are_scored_token_by_token(model: Any, processor: Any) -> None:
+    """ "92" is two tokens and the end: the product of three conditional probabilities, each from its own canvas."""
+    tokenizer, mask = processor.tokenizer, model.config.mask_token_id
+    question = Choice("What is the floor?", ["92", "93"])
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": "A form.\nWhat is the floor?"}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    totals = []
+    for text in ("92", "93"):
+        tokens = [*tokenizer(text)["input_ids"], tokenizer.pad_token_id]
+        assert len(tokens) == 3
+        total = 0.0
+        for given in range(3):
+            canvas = torch.tensor([[*tokens[:given], *[mask] * (3 - given)]])
+            with torch.no_grad():
+                logits = model(torch.cat([inputs["input_ids"], canvas], dim=1)).logits[0, given - 4]
+            logits[mask] = -torch.inf
+            total += float(logits.log_softmax(dim=-1)[tokens[given]])
+        totals.append(total)
+    (answer,) = decide(model, processor, "A form.", [question], reading="text")
+    expected = torch.tensor(totals).softmax(dim=0)
+    torch.testing.assert_close(probabilities(answer), expected, rtol=0, atol=1e-5)
+
+
+def test_causal_mode_answers_one_question_a_row(model: Any, processor: Any) -> None:
+    model.config.full_attn_mask = False
+    try:
+        with pytest.raises(ValueError, match="`independent=True` must be set"):
+            decide(model, processor, "A text.", QUESTIONS)
+        answers = decide(model, processor, "A text.", QUESTIONS, independent=True)
+    finally:
+        model.config.full_attn_mask = True
+    assert abs(float(probabilities(answers[1]).sum()) - 1) < 1e-6
+    other = decide(model, processor, "A text.", QUESTIONS, independent=True)
+    assert probabilities(other[1]).tolist() != probabilities(answers[1]).tolist()  # control: the mode matters
+
+
+def test_calibration_divides_log_probabilities(model: Any, processor: Any) -> None:
+    calibration = Calibration({"choice": 2.0})
+    plain = decide(model, processor, "A text.", QUESTIONS)
+    scaled = decide(model, processor, "A text.", QUESTIONS, calibration=calibration)
+    torch.testing.assert_close(
+        probabilities(scaled[1]), (probabilities(plain[1]).log() / 2).softmax(dim=0), rtol=0, atol=1e-5
+    )
+    assert scaled[0] == plain[0]  # no temperature for its type
+    assert scaled[1].label_mass == plain[1].label_mass
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (3, {}, r"`inputs` must be texts, images, paths or conversations \(got int\)"),
+        ("", {"permutations": 0}, r"`permutations` must be an integer >= 1 \(got 0\)"),
+        ("", {"batch_size": 1.5}, r"`batch_size` must be an integer >= 1 \(got 1.5\)"),
+        ("", {"reading": "mind"}, r'`reading` must be "label" or "text" \(got \'mind\'\)'),
+    ],
+)
+def test_bad_arguments_are_refused(model: Any, processor: Any, inputs: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decide(model, processor, inputs, QUESTIONS, **options)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [Predicate("Is it <|im_end|>?"), Choice("Which?", ["a", "b<|image_pad|>"]), Score("s", ["<|mask|>", "b"])],
+)
+def test_special_tokens_in_questions_are_refused(model: Any, processor: Any, question: Any) -> None:
+    with pytest.raises(ValueError, match="must not hold special tokens"):
+        decide(model, processor, "A text.", [question])
+
+
+def test_more_options_than_labels_are_refused(model: Any, processor: Any) -> None:
+    """The small model's vocabulary has fewer labels of one token than a large one."""
+    with pytest.raises(ValueError, match="one for each single-token label of the tokenizer"):
+        decide(model, processor, "A text.", [Choice("Which?", [str(number) for number in range(2000)])])
