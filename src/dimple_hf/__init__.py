@@ -42,6 +42,12 @@ from .modeling import (
     DimpleGenerationOutput,
     DimpleGenerationStep,
     DimpleVisionConfig,
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    ProphetConfig,
+    ThresholdConfig,
+    WinoConfig,
 )
 from .processing import (
     DimpleImageProcessor,
@@ -65,10 +71,16 @@ __all__ = [
     "DimpleProcessor",
     "DimpleTokenizer",
     "DimpleVisionConfig",
+    "EntropyBoundConfig",
+    "FactorConfig",
+    "KlassConfig",
     "OptionalPart",
+    "ProphetConfig",
     "RepeatedPart",
     "Slot",
     "StructurePrior",
+    "ThresholdConfig",
+    "WinoConfig",
 ]
 
 

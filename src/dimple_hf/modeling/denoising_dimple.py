@@ -453,7 +453,7 @@ def denoise(
 
         # 2. One forward pass
         num_positions = sum(counts[row] for row in running)
-        logits = runner.logits(state.answer, state.scored, num_positions)
+        logits = runner.logits(state.answer, state.scored, num_positions=num_positions)
 
         # 3. Tokens, confidences, positions to commit
         sampler.commit(state, sampler.process(state, runner.input_ids, logits))

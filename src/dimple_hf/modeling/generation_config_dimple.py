@@ -419,7 +419,8 @@ def translated_options(options: Mapping[str, Any]) -> dict[str, Any]:
             options.pop(name, None)
     if "parallel_rule" in options:
         config_class = SAMPLER_RULES[options.pop("parallel_rule")]
-        before = {name: options.pop(name, None) for rule in SAMPLER_RULES.values() for name in option_names(rule)}
+        names = {name for rule in SAMPLER_RULES.values() for name in option_names(rule)}
+        before = {name: options.pop(name, None) for name in names}
         is_set = {name: value for name, value in before.items() if value is not None or name == "confidence_threshold"}
         own = {name: value for name, value in is_set.items() if name in option_names(config_class)}
         options["sampler_config"] = config_class(**own).to_dict()
