@@ -46,7 +46,7 @@ from dimple_hf.training.collator import TrainingSequence
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
 from forms_data import CELL, LABEL_COLUMNS, Form, FormRow, draw_form, form_rng, render_form
-from forms_dataset import write_answer
+from forms_dataset import write_text
 from forms_model import model_config
 from forms_tokenizer import write_tokenizer
 
@@ -91,7 +91,7 @@ def claims_row(split: str, index: int, num_rows: int | None = None) -> dict[str,
     rows = tuple(FormRow(row.label, row.digit_indices[:MAX_DIGITS]) for row in form.rows[: num_rows or drawn])
     form = Form(rows, first_grid_row=int(rng.integers(MAX_ROWS - len(rows) + 1)))
     image = render_form(form, split, rng).crop((0, 0, COLUMN_CELLS * CELL, ROW_CELLS * CELL))
-    answer = write_answer("text", form.fields)
+    answer = write_text(form.fields)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {

@@ -21,10 +21,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, pipeline
+from helpers import tiny_model
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from traps import set_traps
 
@@ -34,6 +36,7 @@ from dimple_hf import DimpleForConditionalGeneration
 AUTO_CLASSES = {
     "AutoConfig": "DimpleConfig",
     "AutoModel": "DimpleForConditionalGeneration",
+    "AutoModelForCausalLM": "DimpleForConditionalGeneration",
     "AutoModelForImageTextToText": "DimpleForConditionalGeneration",
     "AutoModelForMultimodalLM": "DimpleForConditionalGeneration",
     "AutoProcessor": "DimpleProcessor",
@@ -158,3 +161,16 @@ def test_tokenizer_of_a_directory_without_config_is_ours(
     assert not (directory / "config.json").exists()
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     assert type(tokenizer) is dimple_hf.DimpleTokenizer
+
+
+@pytest.mark.parametrize("auto_class", [DimpleForConditionalGeneration, AutoModel, AutoModelForImageTextToText])
+def test_from_pretrained_takes_fields_of_the_configuration(auto_class: Any, tmp_path: Path) -> None:
+    """As for any transformers model, and whichever class loads."""
+    tiny_model().save_pretrained(tmp_path)
+    fields = {"full_attn_mask": False, "loss_weighting": "elbo", "attention_dropout": 0.25, "use_cache": True}
+    model = auto_class.from_pretrained(tmp_path, **fields)
+    assert {name: getattr(model.config, name) for name in fields} == fields
+    assert model.model.layers[0].self_attn.attention_dropout == 0.25
+    plain = auto_class.from_pretrained(tmp_path)
+    assert plain.generation_config.to_dict() == model.generation_config.to_dict()
+    assert not any(getattr(plain.config, name) == value for name, value in fields.items())  # control

@@ -65,6 +65,7 @@ RUN_BY = {
     "docs/batch.md": "tests/batch/test_batch_page.py",
     "docs/commands.md": "tests/cli/test_commands_page.py",
     "docs/custom_rules.md": "tests/modeling/test_custom_rules.py",
+    "docs/decisions.md": "tests/decisions/test_decisions_page.py",
     "docs/decoding.md": "tests/test_readme.py",
     "docs/evaluation.md": "tests/integrations/test_lmms_eval.py",
     "docs/demo.md": "tests/demo/test_demo.py",

@@ -25,6 +25,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -107,7 +108,8 @@ class _NoVideoProcessor:
 
 def _register() -> None:
     AutoConfig.register(DimpleConfig.model_type, DimpleConfig, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    # PEFT and TRL look for a language model of any kind under `AutoModelForCausalLM`.
+    for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto_class.register(DimpleConfig, DimpleForConditionalGeneration, exist_ok=True)
     AutoImageProcessor.register(DimpleConfig, image_processor_classes={"pil": DimpleImageProcessor}, exist_ok=True)
     AutoProcessor.register(DimpleConfig, DimpleProcessor, exist_ok=True)

@@ -93,18 +93,19 @@ def test_token_cross_entropy_in_slices_equals_all_at_once(monkeypatch: pytest.Mo
     for limit, slices in ((2**25, [8]), (3 * 11, [3, 3, 2])):
         monkeypatch.setattr(diffusion_dimple, "MAX_LOGITS_ELEMENTS", limit)
         sizes.clear()
-        losses, hits = token_cross_entropy(hidden, head, targets, 11)
+        losses, predictions, entropies = token_cross_entropy(hidden, head, targets, 11)
         assert sizes == slices
         gradients = torch.autograd.grad((losses * torch.arange(8)).sum(), [hidden, head.weight])
         torch.testing.assert_close(losses, expected)
         torch.testing.assert_close(gradients, expected_gradients)
-        assert torch.equal(hits, head(hidden).argmax(dim=-1) == targets)
+        assert torch.equal(predictions, head(hidden).argmax(dim=-1))
+        torch.testing.assert_close(entropies, torch.distributions.Categorical(logits=head(hidden)).entropy())
 
 
 def test_token_cross_entropy_of_half_precision_is_taken_in_float32() -> None:
     """bfloat16 keeps three digits; the softmax over 152064 tokens needs more."""
     head, hidden = nn.Linear(6, 11, bias=False).bfloat16(), torch.randn(4, 6).bfloat16()
-    losses, _ = token_cross_entropy(hidden, head, torch.tensor([0, 1, 2, 3]), 11)
+    losses, _, _ = token_cross_entropy(hidden, head, torch.tensor([0, 1, 2, 3]), 11)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, cross_entropy(head(hidden).float(), torch.arange(4), reduction="none"))
 

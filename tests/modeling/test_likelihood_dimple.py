@@ -72,17 +72,25 @@ def test_bound_converges_to_the_enumerated_one() -> None:
     assert abs(exact[0] - exact[1]) > 10 * error.max()
 
 
-def test_antithetic_masks_have_less_variance() -> None:
-    """Two forward passes an estimate: a pair of complementary masks, or two independent draws."""
-    model, inputs = small_vocabulary_model(), model_inputs(PROMPTS[0])
-    many = {name: tensor.repeat(1000, 1) for name, tensor in inputs.items()}
-    answers = ANSWERS[:1].repeat(1000, 1)
-    with torch.no_grad():
-        pairs = model.answer_log_likelihood(many, answers, num_samples=2)
-        draws = [model.answer_log_likelihood(many, answers, num_samples=1, antithetic=False) for _ in range(2)]
-    independent = torch.stack(draws).mean(dim=0)
-    assert abs(float(pairs.mean() - independent.mean())) < 4 * float(independent.std()) / 1000**0.5
-    assert float(pairs.var()) < 0.75 * float(independent.var())
+@pytest.mark.parametrize(("length", "ratio"), [(3, 0.5), (16, 0.1)])
+def test_antithetic_masks_lower_the_variance(length: int, ratio: float) -> None:
+    """
+    Tokens of different difficulty, each harder the more of the others are masked, as in a trained model:
+    log p = -difficulty * n / L. Pairs of masks against as many independent ones.
+    """
+    difficulty = 5 * torch.rand(length) ** 3
+    answer_mask = torch.ones(20_000, length, dtype=torch.bool)
+
+    def estimate(num_samples: int, antithetic: bool) -> torch.Tensor:
+        masks = sample_answer_masks(answer_mask, num_samples, antithetic)
+        numbers = masks.sum(dim=-1)
+        log_probs = -(masks * difficulty).sum(dim=-1) * numbers / length
+        return (log_probs * length / numbers).mean(dim=1)
+
+    pairs, independent = estimate(2, True), (estimate(1, False) + estimate(1, False)) / 2
+    error = float(independent.std()) / 20_000**0.5
+    assert abs(float(pairs.mean() - independent.mean())) < 5 * error
+    assert float(pairs.var()) < ratio * float(independent.var())
 
 
 def test_gradient_is_that_of_the_enumeration() -> None:
@@ -104,7 +112,7 @@ def test_gradient_is_that_of_the_enumeration() -> None:
 def test_masks_have_every_number_equally_often(antithetic: bool) -> None:
     """Numbers 1 to L uniform for rows of 5 and 3 tokens; every token masked equally often; padding never."""
     answer_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool().repeat(3000, 1)
-    masks = sample_answer_masks(answer_mask, 2, antithetic, None)
+    masks = sample_answer_masks(answer_mask, 2, antithetic)
     assert masks.shape == (6000, 2, 5)
     assert not (masks & ~answer_mask[:, None]).any()
     for row, length in ((0, 5), (1, 3)):

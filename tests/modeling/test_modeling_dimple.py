@@ -519,7 +519,9 @@ def test_causal_loss_is_cross_entropy_of_the_next_token(causal_model: DimpleForC
     output = causal_model(**inputs, labels=labels)
     torch.testing.assert_close(output.loss, expected)
     assert output.logits is None
-    assert output.token_losses.shape == output.token_hits.shape == (16,)
+    assert output.token_losses.shape == output.token_predictions.shape == labels.shape
+    assert torch.equal(output.token_losses != -100, labels != -100)
+    assert torch.equal(output.token_predictions[:, 1:], logits[:, :-1].argmax(-1).where(labels[:, 1:] != -100, -100))
     assert not output.token_losses.requires_grad
     unshifted = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     assert not torch.allclose(unshifted, expected)  # control
@@ -536,9 +538,9 @@ def test_diffusion_loss_is_cross_entropy_of_the_masked_tokens(model: DimpleForCo
     counted = masked[:, 1:]
     expected = F.cross_entropy(logits[:, :-1][counted], labels[:, 1:][counted])
     torch.testing.assert_close(output.loss, expected)
-    assert output.token_noise_levels.tolist() == [0.5] * 8  # two of four tokens in each of four rows
-    hits = logits[:, :-1][counted].argmax(dim=-1) == labels[:, 1:][counted]
-    assert torch.equal(output.token_hits, hits)
+    # two of four tokens in each of four rows
+    assert torch.equal(output.token_noise_levels, torch.where(masked, 0.5, -100.0))
+    assert torch.equal(output.token_predictions[:, 1:], logits[:, :-1].argmax(dim=-1).where(counted, -100))
     # control: unmasked input gives another loss
     unmasked = logits_of(model, plain | {"input_ids": inputs["input_ids"]})
     assert not torch.allclose(F.cross_entropy(unmasked[:, :-1][counted], labels[:, 1:][counted]), expected)
@@ -549,17 +551,75 @@ def test_diffusion_loss_without_masked_positions_draws_them(model: DimpleForCond
     inputs = labelled(*MIXED_PROMPTS)
     inputs.pop("masked_positions")
     seen: list[torch.Tensor] = []
-    handle = model.model.embed_tokens.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
     losses = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        losses.append(model(**inputs).loss.item())
+        losses.append(model.train()(**inputs).loss.item())
     handle.remove()
+    model.eval()
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]  # control
-    is_masked = torch.stack([ids == MASK for ids in seen])
+    mask_embedding = model.model.embed_tokens.weight[MASK]
+    is_masked = torch.stack([(embeds == mask_embedding).all(dim=-1) for embeds in seen])
     assert is_masked.any()
     assert not (is_masked & (inputs["labels"] == -100)).any()
+
+
+def test_diffusion_loss_in_evaluation_mode_draws_by_what_a_row_holds(model: DimpleForConditionalGeneration) -> None:
+    """Whoever evaluates, in whatever batches: the masks of a row are the same, and other rows have others."""
+    inputs = labelled(*MIXED_PROMPTS)
+    inputs.pop("masked_positions")
+    whole = model(**inputs).token_noise_levels
+    torch.manual_seed(5)
+    assert torch.equal(model(**inputs).token_noise_levels, whole)
+    length = int(inputs["attention_mask"][1].sum())
+    alone = {name: inputs[name][1:2, -length:] for name in ("input_ids", "attention_mask", "labels")}
+    images = {"pixel_values": inputs["pixel_values"][:16], "image_grid_thw": inputs["image_grid_thw"][:1]}
+    assert torch.equal(model(**alone, **images).token_noise_levels[0], whole[1, -length:])
+    levels = whole.amax(dim=1)
+    assert len(set(levels.tolist())) == 4
+    pixels = inputs["pixel_values"].clone()
+    pixels[-1] += 1  # control: the last image is the last row's
+    other = model(**(inputs | {"pixel_values": pixels})).token_noise_levels.amax(dim=1)
+    assert torch.equal(other[:3], levels[:3])
+    assert other[3] != levels[3]
+    model.mask_seed = 7
+    assert not torch.equal(model(**inputs).token_noise_levels, whole)
+    model.mask_seed = None
+
+
+@pytest.mark.parametrize("full_attn_mask", [True, False])
+def test_backward_through_logits_of_unmasked_text_is_refused(full_attn_mask: bool) -> None:
+    """What the Trainer's label smoothing does, and trainers of preferences: the model would learn to copy."""
+    model = tiny_model(full_attn_mask=full_attn_mask).train()
+    ids = torch.arange(1, 9)[None]
+    if full_attn_mask:
+        with pytest.raises(ValueError, match="`labels` must be given in training.*label_smoothing_factor"):
+            model(ids).logits.sum().backward()
+    masked = ids.masked_fill(ids > 6, MASK)
+    for tokens in (masked, *([] if full_attn_mask else [ids])):  # a user's own diffusion loss, and the causal mode
+        model(tokens).logits.sum().backward()
+    model.eval()(ids).logits.sum().backward()
+    assert model.lm_head.weight.grad is not None
+
+
+@pytest.mark.parametrize("full_attn_mask", [True, False])
+def test_training_on_text_alone_gives_tower_and_projector_a_gradient_of_zero(full_attn_mask: bool) -> None:
+    """Without one, processes with images and processes without wait for each other (DDP, FSDP2, ZeRO-3)."""
+    model = tiny_model(full_attn_mask=full_attn_mask).train()
+    inputs = labelled(MIXED_PROMPTS[0])
+    given = {name: value for name, value in inputs.items() if full_attn_mask or name != "masked_positions"}
+    loss = model(**given).loss
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if name.startswith(("visual", "img_projector")):
+            assert not parameter.grad.any(), name
+    torch.testing.assert_close(loss, model.eval()(**given).loss)
+    assert model.model.layers[0].mlp.up_proj.weight.grad.any()  # control
 
 
 def test_loss_with_logits_to_keep_returns_both(model: DimpleForConditionalGeneration) -> None:
@@ -595,7 +655,7 @@ def test_loss_weighting_elbo_divides_by_the_noise_level() -> None:
     inputs["masked_positions"][:, :-1] = False
     inputs["masked_positions"][1:] = False
     one = tiny_model(loss_weighting="elbo")(**inputs)
-    torch.testing.assert_close(one.loss, one.token_losses.sum() * 4 / 16)
+    torch.testing.assert_close(one.loss, one.token_losses[one.token_losses != -100].sum() * 4 / 16)
 
 
 def test_complementary_masks_train_on_every_answer_token_once() -> None:
@@ -607,7 +667,8 @@ def test_complementary_masks_train_on_every_answer_token_once() -> None:
     sides = [model(**(inputs | {"masked_positions": mask})) for mask in (masked, complement)]
     output = both(**inputs, logits_to_keep=1)
     torch.testing.assert_close(output.loss, (sides[0].loss + sides[1].loss) / 2)
-    torch.testing.assert_close(output.token_losses, torch.cat([side.token_losses for side in sides]))
+    expected = torch.where(masked, sides[0].token_losses, sides[1].token_losses)
+    torch.testing.assert_close(output.token_losses, expected)
     assert output.logits.shape == (4, 1, VOCAB_SIZE)
     assert not torch.allclose(output.loss, sides[0].loss)  # control
     torch.testing.assert_close(both(**inputs, num_items_in_batch=16).loss, output.loss)

@@ -18,7 +18,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.training.adapters import TEXT_LINEAR_LAYERS, load_adapter, lora_config, remember_mode
@@ -78,25 +78,11 @@ def test_load_adapter_switches_the_base_to_the_adapters_mode_and_says_so(
     else:
         names = ("causal", "bidirectional") if base_mode else ("bidirectional", "causal")
         assert said == [
-            f"The adapter {tmp_path} was trained in {names[0]} mode: the model, which was {names[1]}, is switched to "
-            "it."
+            f"The model is switched from {names[1]} to {names[0]} mode, which is that of its active adapter 'default'."
         ]
 
 
-def test_load_adapter_that_does_not_know_its_mode_says_so(
-    model: DimpleForConditionalGeneration, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An adapter from elsewhere is used in the mode that the base is in."""
-    get_peft_model(model, LoraConfig(target_modules=TEXT_LINEAR_LAYERS)).save_pretrained(tmp_path)
-    base = DimpleForConditionalGeneration(model.config)
-    with caplog.at_level(logging.WARNING, logger="dimple_hf"):
-        assert load_adapter(base, str(tmp_path)).config.full_attn_mask is True
-    assert "does not say in which mode it was trained; the model stays bidirectional" in caplog.text
-
-
-def test_load_adapter_with_a_damaged_file_names_it_and_leaves_the_mode(
-    model: DimpleForConditionalGeneration, tmp_path: Path
-) -> None:
+def test_load_adapter_with_a_damaged_file_names_it(model: DimpleForConditionalGeneration, tmp_path: Path) -> None:
     """The library that reads the file says neither which one it is nor where."""
     get_peft_model(model, lora_config(False)).save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
@@ -104,7 +90,6 @@ def test_load_adapter_with_a_damaged_file_names_it_and_leaves_the_mode(
     base = DimpleForConditionalGeneration(model.config)
     with pytest.raises(ValueError, match=r"safetensors files must be whole \(got .*adapter_model\.safetensors"):
         load_adapter(base, str(tmp_path))
-    assert base.config.full_attn_mask is True
 
 
 def test_remember_mode_after_a_switch_is_saved_with_the_adapter(

@@ -14,6 +14,7 @@
 """One Trainer run, causal first: the switch, its learning rates and its clipping, under all ways to run a step."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class ForwardRecorder(TrainerCallback):
     def record(self, model: torch.nn.Module, inputs: Any, output: Any) -> None:
         self.passes.append((self.step, model.training, output.token_noise_levels is not None))
         if output.token_noise_levels is not None:
-            self.noise_levels.append(output.token_noise_levels.unique())
+            self.noise_levels.append(output.token_noise_levels[output.token_noise_levels != -100].unique())
 
 
 def train(output_dir: Path, **options: Any) -> tuple[Trainer, ForwardRecorder]:
@@ -261,6 +262,49 @@ def test_phase_callback_masks_follow_seed_and_step_alone(tmp_path: Path) -> None
     levels = noise_levels()
     assert noise_levels(Disturbance()) == levels
     assert noise_levels(seed=1, data_seed=42) != levels
+
+
+def test_phase_callback_with_label_smoothing_is_refused(tmp_path: Path) -> None:
+    """The Trainer would take the labels away from the model, which then masks nothing and learns to copy."""
+    with pytest.raises(ValueError, match=r"`label_smoothing_factor` must be 0 \(got 0.1\)"):
+        make_trainer(tmp_path, label_smoothing_factor=0.1)
+
+
+def test_training_with_label_smoothing_and_no_callback_is_refused(tmp_path: Path) -> None:
+    """The model notices by itself that it is about to learn copying."""
+    trainer = make_trainer(tmp_path, label_smoothing_factor=0.1, without_phases=True)
+    with pytest.raises(ValueError, match="`labels` must be given in training in bidirectional mode"):
+        trainer.train()
+
+
+def test_evaluate_three_times_gives_one_loss(tmp_path: Path) -> None:
+    """Without any callback, and whatever was drawn meanwhile."""
+    trainer = make_trainer(tmp_path, without_phases=True)
+    found = [trainer.evaluate()["eval_loss"] for _ in range(3)]
+    assert len(set(found)) == 1
+    other = make_trainer(tmp_path, without_phases=True, per_device_eval_batch_size=1)
+    noise = other.predict(other.eval_dataset).predictions[2]
+    assert sorted(noise.max(axis=1)) == sorted(trainer.predict(trainer.eval_dataset).predictions[2].max(axis=1))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows one after the other, without a length."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from training_run.make_rows()
+
+
+def test_training_on_a_stream_equals_training_on_its_rows(tmp_path: Path) -> None:
+    """accelerate would cut all tensors of a batch to the number of its rows, patches included."""
+    arguments = {"max_steps": 2, "switch_at": 1}
+    with pytest.raises(ValueError, match=r'`accelerator_config` must be \{"dispatch_batches": False\}'):
+        make_trainer(tmp_path, rows=Stream(), **arguments).train()
+    whole = {"accelerator_config": {"dispatch_batches": False}}
+    stream = make_trainer(tmp_path, rows=Stream(), **arguments, **whole)
+    stream.train()
+    in_order = make_trainer(tmp_path, train_sampling_strategy="sequential", **arguments)
+    in_order.train()
+    assert losses(stream) == losses(in_order)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import training_run
 from safetensors.torch import load_file
@@ -76,10 +77,28 @@ def test_last_complete_checkpoint_half_written_one_is_passed_over(tmp_path: Path
     (tmp_path / "checkpoint-final").mkdir()
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 1')
     assert last_complete_checkpoint(tmp_path) is None
+    for step in (8, 10):
+        torch.save({}, tmp_path / f"checkpoint-{step}" / "optimizer.pt")
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8}')
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 10}')
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize("damage", ["optimizer.pt", "scheduler.pt", "model.safetensors"])
+def test_last_complete_checkpoint_with_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+    """The Trainer goes on without an optimizer's state, silently and elsewhere, and can never read half of one."""
+    training_run.run(tmp_path, max_steps=1, save_steps=1, save_strategy="steps")
+    folder = tmp_path / "checkpoint-1"
+    assert last_complete_checkpoint(tmp_path) == str(folder)  # control
+    whole = (folder / damage).read_bytes()
+    (folder / damage).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"{damage} must be whole .*delete {folder} to go on from the checkpoint"):
+        last_complete_checkpoint(tmp_path)
+    if damage == "optimizer.pt":
+        (folder / damage).unlink()
+        with pytest.raises(ValueError, match=rf"{folder} must hold optimizer.pt .*save_only_model.*delete {folder}"):
+            last_complete_checkpoint(tmp_path)
 
 
 def test_training_with_loading_processes_equals_training_without(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def make_trainer(
     phases: dict[str, Phase] | None = None,
     model: torch.nn.Module | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
-    rows: list[dict[str, Any]] | None = None,
+    rows: Any = None,
+    without_phases: bool = False,
     **arguments: Any,
 ) -> Trainer:
     """A plain Trainer: 6 steps of 2 micro-batches of 2 rows, causal for 3 of them."""
@@ -100,9 +101,9 @@ def make_trainer(
         model,
         TrainingArguments(str(output_dir), **defaults | arguments),
         train_dataset=rows,
-        eval_dataset=rows[:4],
+        eval_dataset=make_rows(4),
         data_collator=DimpleDataCollator(DimpleProcessor.from_pretrained(CHECKPOINT)),
-        callbacks=[PhaseCallback(switch_at, switch_unit, **phases or {}), *callbacks],
+        callbacks=[] if without_phases else [PhaseCallback(switch_at, switch_unit, **phases or {}), *callbacks],
     )
 
 

@@ -14,7 +14,7 @@
 """One of two processes that train together, for the tests. `python two_processes.py OUT MODE` under the variables of
 `torch.distributed` (rank, world size, address, port); also run alone, with the same global batch.
 
-MODE `fixed`: masks follow from the tokens. MODE `drawn`: all rows are alike, masks are drawn; noise levels are kept.
+Every other row has no image. MODE `plain`, or `checkpointing`: with activation checkpointing, as the shipped recipes.
 """
 
 import json
@@ -25,58 +25,54 @@ from typing import Any
 
 import torch
 import training_run
-from transformers import set_seed
 
-from dimple_hf.modeling.diffusion_dimple import sample_noise_levels
 from dimple_hf.training import MetricsCallback, Phase, add_before_reporters
 
 #: For plain gradient descent: Adam would blow up the rounding of gradients that are 0, such as those of key biases.
 PHASES = {
-    "causal": Phase(learning_rate=1.0, warmup_ratio=0, decay_ratio=0, max_grad_norm=1.0),
-    "diffusion": Phase(learning_rate=0.5, warmup_ratio=0, decay_ratio=0, max_grad_norm=0.5),
+    "causal": Phase(learning_rate=0.05, warmup_ratio=0, decay_ratio=0, max_grad_norm=1.0),
+    "diffusion": Phase(learning_rate=0.02, warmup_ratio=0, decay_ratio=0, max_grad_norm=0.5),
 }
 
 
-def mask_by_tokens(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Masks every second answer token in the diffusion phase, wherever its row stands."""
-    if model.config.full_attn_mask:
-        maskable = kwargs["labels"] != -100
-        kwargs = kwargs | {"masked_positions": maskable & (maskable.cumsum(dim=1) % 2 == 1)}
-    return args, kwargs
+def mixed_rows(num_rows: int = 16) -> list[dict[str, Any]]:
+    """Rows with and without an image by turns."""
+    rows = training_run.make_rows(num_rows)
+    for row in rows[::2]:
+        row["messages"][0]["content"] = row["messages"][0]["content"][1:]
+        del row["images"]
+    return rows
 
 
 def main(output_dir: Path, mode: str) -> None:
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    rows = training_run.make_rows() if mode == "fixed" else training_run.make_rows()[3:4] * 16
     trainer = training_run.make_trainer(
         output_dir,
-        rows=rows,
+        rows=mixed_rows(),
         phases=PHASES,
         optim="sgd",
         max_steps=4,
         switch_at=2,
         per_device_train_batch_size=2 // world_size,
+        activation_checkpointing=mode == "checkpointing",
         ddp_backend="gloo" if world_size > 1 else None,
     )
     add_before_reporters(trainer, MetricsCallback(num_noise_bins=1))
     levels: list[float] = []
-    if mode == "fixed":
-        trainer.model.register_forward_pre_hook(mask_by_tokens, with_kwargs=True)
-    else:
-        trainer.model.register_forward_hook(
-            lambda module, inputs, output: levels.extend(
-                [] if output.token_noise_levels is None else output.token_noise_levels.unique().tolist()
+    images: list[bool] = []
+    trainer.model.register_forward_hook(
+        lambda module, args, kwargs, output: (
+            images.append("pixel_values" in kwargs)
+            or levels.extend(
+                [] if output.token_noise_levels is None else output.token_noise_levels.amax(dim=1).tolist()
             )
-        )
+        ),
+        with_kwargs=True,
+    )
     trainer.train()
     if rank == 0:
         trainer.model.save_pretrained(output_dir)
-    set_seed(trainer.args.seed)
-    result = {
-        "history": trainer.state.log_history,
-        "levels": levels,
-        "trainers_own_seed_level": float(sample_noise_levels(1)),
-    }
+    result = {"history": trainer.state.log_history, "levels": levels, "images": images}
     (output_dir / f"{rank}.json").write_text(json.dumps(result))
 
 

@@ -26,7 +26,7 @@ import training_run
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from two_processes import mask_by_tokens
+from two_processes import mixed_rows
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
 from dimple_hf.training import DimpleDataCollator
@@ -46,7 +46,7 @@ def shard(model: DimpleForConditionalGeneration, world_size: int) -> None:
 def train_step(model: DimpleForConditionalGeneration, rank: int, world_size: int) -> float:
     """One step of SGD on this process's share of the rows; returns the loss over all rows."""
     collator = DimpleDataCollator(DimpleProcessor.from_pretrained(training_run.CHECKPOINT))
-    rows = training_run.make_rows(4)
+    rows = mixed_rows(4)  # one process has the rows with images, the other those without
     num_items = int((collator(rows)["labels"] != -100).sum())
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     loss = model(**collator(rows[rank::world_size]), num_items_in_batch=num_items).loss
@@ -72,7 +72,7 @@ def answers(model: DimpleForConditionalGeneration) -> list[list[int]]:
 def main(output_dir: Path) -> None:
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     model = DimpleForConditionalGeneration.from_pretrained(training_run.CHECKPOINT)
-    hook = model.register_forward_pre_hook(mask_by_tokens, with_kwargs=True)
+    model.mask_seed = 0
     result = {"losses": [], "answers": [], "unregistered": ""}
     if world_size > 1:
         dist.init_process_group("gloo")
@@ -80,7 +80,6 @@ def main(output_dir: Path) -> None:
     for full_attn_mask in (False, True):
         model.config.full_attn_mask = full_attn_mask
         result["losses"].append(train_step(model.train(), rank, world_size))
-    hook.remove()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
         model.save_pretrained(output_dir, state_dict=state)

@@ -16,6 +16,7 @@
 from .answers import Answer, ChoiceAnswer, OptionProbability, PredicateAnswer, ScoreAnswer
 from .calibration import Calibration
 from .decide import decide
+from .parsing import questions_from_json
 from .questions import Choice, Option, Predicate, Question, Score
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "Score",
     "ScoreAnswer",
     "decide",
+    "questions_from_json",
 ]

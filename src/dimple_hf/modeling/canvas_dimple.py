@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from transformers import CompileConfig, PreTrainedModel
 
+from .adapter_dimple import RowAdapters
 from .cache_dimple import CachePolicy, CanvasCache, WindowPolicy
 from .cuda_graph_dimple import RecordedPass, without_graphs
 
@@ -70,6 +71,7 @@ class CanvasRunner:
         is_static: bool = False,
     ):
         self.model = model
+        self._row_adapters = RowAdapters(model)
         self.is_static = is_static
         self._compiled_text_model: Callable[..., Any] | None = None
         self._recorded: RecordedPass | None = None
@@ -238,6 +240,7 @@ class CanvasRunner:
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
         kept = rows.tolist()
+        self._row_adapters.select_rows(kept)
         self.canvas_lengths = [self.canvas_lengths[row] for row in kept]
         self._refreshed_in = [self._refreshed_in[row] for row in kept]
         self._ages = [self._ages[row] for row in kept]
@@ -367,6 +370,7 @@ class CanvasRunner:
         }
 
     def _set_positions(self, rows: torch.LongTensor, positions: torch.LongTensor, width: int | None) -> None:
+        self._row_adapters.run_rows(rows)
         if self.cache is not None:
             self.cache.set_positions(rows, positions, width)
 

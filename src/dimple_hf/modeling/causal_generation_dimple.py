@@ -65,6 +65,7 @@ class DimpleCausalGenerationMixin(GenerationMixin):
         Raises:
             ValueError: In bidirectional mode, which continuous batching cannot decode.
         """
+        self.follow_active_adapter()
         if self.config.full_attn_mask:
             raise ValueError(
                 "continuous batching must be used in causal mode; pass the rows to `generate` together, or run "

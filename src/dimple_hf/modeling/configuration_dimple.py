@@ -18,6 +18,7 @@ Source: "Dimple: Discrete Diffusion Multimodal Large Language Model with Paralle
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ from transformers import PreTrainedConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .adapter_dimple import register_lora_targets
+
 #: The Auto classes that find the model without this package, in the code that is saved with it.
-MODEL_AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+MODEL_AUTO_CLASSES = (
+    "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM",
+)  # fmt: skip
 
 
 def _check_positive(config: PreTrainedConfig, name: str) -> None:
@@ -80,6 +85,14 @@ class DimpleVisionConfig(Qwen2_5_VLVisionConfig):
             )
 
 
+#: Options of the training loss, and their values.
+LOSS_OPTIONS = {
+    "loss_weighting": ("uniform", "elbo"),
+    "noise_schedule": ("linear", "cosine"),
+    "loss_normalization": ("token", "sequence"),
+}
+
+
 @strict
 class DimpleConfig(Qwen2_5_VLTextConfig):
     r"""
@@ -98,6 +111,15 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         loss_weighting (`str`, defaults to `"uniform"`):
             Weights of the masked-diffusion loss: `"uniform"` (the released code) or `"elbo"` (1 / t, the paper's
             equation 3).
+        noise_schedule (`str`, defaults to `"linear"`):
+            How noise levels are drawn in training: `"linear"` (t ~ U(1e-3, 1), the paper) or `"cosine"` (MDLM, arXiv
+            2406.07524); see [`~modeling.diffusion_dimple.NoiseSchedule`].
+        loss_normalization (`str`, defaults to `"token"`):
+            What the loss is a mean over: `"token"`, the supervised tokens of the optimizer step, or `"sequence"`, the
+            rows, each with the mean of its tokens (LLaDA, arXiv 2502.09992).
+        causal_loss_weight (`float`, defaults to 0):
+            What the next-token loss is multiplied by that is added to the masked-diffusion loss (a second forward pass
+            of the language model; hybrid training as of Nemotron-Labs-Diffusion).
         complementary_masks (`bool`, defaults to `False`):
             Whether the masked-diffusion loss trains each row on a mask and on its complement, so that every answer
             token is learned in every pass (the released code's "dual" strategy). Images are encoded once.
@@ -114,9 +136,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
             Placeholder ids around and for image features. Video is not supported by the model.
 
     Raises:
-        ValueError: If a size is not positive, `loss_weighting` is unknown, a sliding window is asked for,
-            `mrope_section` does not sum to half the head size, heads do not divide each other or the hidden size, or
-            a special token id lies outside the vocabulary.
+        ValueError: If a size is not positive, an option of the loss is unknown or contradicts another, a sliding
+            window is asked for, `mrope_section` does not sum to half the head size, heads do not divide each other or
+            the hidden size, or a special token id lies outside the vocabulary.
     """
 
     model_type = "dimple"
@@ -136,6 +158,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     tie_word_embeddings: bool = False
     full_attn_mask: bool = True
     loss_weighting: str = "uniform"
+    noise_schedule: str = "linear"
+    loss_normalization: str = "token"
+    causal_loss_weight: float | int = 0.0
     complementary_masks: bool = False
     use_cache: bool = False
     mrope_section: list[int] | tuple[int, ...] = (16, 24, 24)
@@ -171,8 +196,17 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     def _check_consistency(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             _check_positive(self, name)
-        if self.loss_weighting not in ("uniform", "elbo"):
-            raise ValueError(f'`loss_weighting` must be "uniform" or "elbo" (got {self.loss_weighting!r})')
+        for name, known in LOSS_OPTIONS.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)} (got {getattr(self, name)!r})")
+        if not 0 <= self.causal_loss_weight < math.inf:
+            raise ValueError(f"`causal_loss_weight` must be >= 0 (got {self.causal_loss_weight})")
+        if self.complementary_masks and self.loss_weighting == "elbo" and self.noise_schedule != "linear":
+            # A complement's level is 1 - p, which only the linear schedule draws as often as p.
+            raise ValueError(
+                '`noise_schedule` must be "linear" with `complementary_masks` and `loss_weighting="elbo"` '
+                f"(got {self.noise_schedule!r})"
+            )
         if self.use_sliding_window:
             raise ValueError("`use_sliding_window` must be False: the model attends to the whole sequence (got True)")
         if self.hidden_size % self.num_attention_heads:
@@ -203,6 +237,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields. `auto_map` is none: it says where code lies, and [`~DimpleConfig.to_json_file`] writes it."""
+        register_lora_targets()
         return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:

@@ -225,6 +225,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
         check_no_video(kwargs)
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             return self._generate_causally(
                 inputs,
@@ -304,6 +305,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         ...     print(processor.batch_decode(step.answer_ids, skip_special_tokens=True))
         ```
         """
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             raise ValueError("`generate_steps` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
@@ -380,6 +382,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         Raises:
             ValueError: If an option or input is unknown, out of range, or contradicts another.
         """
+        self.follow_active_adapter()
         if not self.config.full_attn_mask:
             raise ValueError("`diffusion_generate` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
@@ -558,6 +561,8 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         if generation_config is not None:
             self.generation_config = DimpleGenerationConfig(**set_options(generation_config))
         elif pretrained_model_name_or_path is not None:
+            # Fields of the model's configuration have been set there.
+            loading_kwargs = {k: v for k, v in loading_kwargs.items() if not hasattr(self.config, k)}
             try:
                 self.generation_config = DimpleGenerationConfig.from_pretrained(
                     pretrained_model_name_or_path,

@@ -207,7 +207,7 @@ def _sum_log_probs(
     ).last_hidden_state
     # The output of a position predicts the token after it.
     hidden_states = hidden_states[:, prompt.embeds.shape[1] - 1 : -1]
-    losses, _ = token_cross_entropy(
+    losses, _, _ = token_cross_entropy(
         hidden_states[counted], model.lm_head, answer_ids[counted], model.config.vocab_size
     )
     return torch.zeros(counted.shape, device=losses.device).masked_scatter(counted, -losses).sum(dim=1)

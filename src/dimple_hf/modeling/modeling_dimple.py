@@ -20,6 +20,7 @@ first. Imported by the package's `__init__`, which registers the model with tran
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,19 +43,21 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapter_dimple import take_mode_of_adapter
+from .adapter_dimple import AdapterMixin, copy_adapter_mode
 from .configuration_dimple import DimpleConfig, DimpleVisionConfig
-from .diffusion_dimple import (
-    add_complements,
-    diffusion_loss,
-    observed_noise_levels,
-    sample_masked_positions,
-    sample_noise_levels,
-    token_cross_entropy,
-)
+from .diffusion_dimple import image_keys
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, check_no_video
 from .likelihood_dimple import DimpleLikelihoodMixin
+from .objective_dimple import (
+    NoisySequences,
+    TokenLosses,
+    add_noise,
+    make_sequences,
+    reduce_losses,
+    refuse_copying,
+    token_losses,
+)
 from .position_ids_dimple import (
     continued_position_ids,
     get_position_offset,
@@ -62,6 +65,8 @@ from .position_ids_dimple import (
     multimodal_position_ids,
     set_position_offset,
 )
+from .trl_dimple import FusedHeadOutput, fused_head_output, keeps_own_forward
+from .turns_dimple import branch_offsets, sees_branch
 from .weight_files_dimple import refuse_damaged_files
 
 
@@ -81,12 +86,12 @@ class DimpleOutput(ModelOutput):
             Keys and values of the tokens so far.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
             Of each text layer, on request.
-        token_losses (`torch.FloatTensor` of shape `(num_tokens,)`, *optional*):
-            Cross-entropy in nats of each token that the loss counts, row by row, without gradient.
-        token_hits (`torch.BoolTensor` of shape `(num_tokens,)`, *optional*):
-            Whether the most probable token was the right one, at the same tokens.
-        token_noise_levels (`torch.FloatTensor` of shape `(num_tokens,)`, *optional*):
-            Noise level of the row that each of these tokens stands in; diffusion loss only.
+        token_predictions (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The most probable token at each position that the loss counts, when `labels` were given; -100 elsewhere.
+        token_losses (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Cross-entropy in nats at the same positions, without gradient; -100 elsewhere.
+        token_noise_levels (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Noise level at which the token was masked, at the same positions; -100 elsewhere. Diffusion loss only.
     """
 
     loss: torch.FloatTensor | None = None
@@ -94,8 +99,8 @@ class DimpleOutput(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    token_predictions: torch.LongTensor | None = None
     token_losses: torch.FloatTensor | None = None
-    token_hits: torch.BoolTensor | None = None
     token_noise_levels: torch.FloatTensor | None = None
 
 
@@ -275,6 +280,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
         attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
         past_key_values: Cache | None,
         is_causal: bool,
+        branch_ids: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         """
         Returns:
@@ -289,6 +295,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
+            and_mask_function=None if branch_ids is None else sees_branch(branch_ids),
         )
         return {"full_attention": mask}
 
@@ -306,7 +313,7 @@ class DimpleProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(image_features)))
 
 
-class DimplePreTrainedModel(PreTrainedModel):
+class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     """What all models of this package share: the configuration and what they support."""
 
     config: DimpleConfig
@@ -340,11 +347,14 @@ class DimplePreTrainedModel(PreTrainedModel):
         """
         load_config, adapter_kwargs = kwargs.get("load_config"), kwargs.get("adapter_kwargs") or {}
         download = ({} if load_config is None else load_config.download_kwargs) | adapter_kwargs
+        is_swap = (adapter_name or "default") in getattr(self, "peft_config", {})
         with refuse_damaged_files(
             peft_model_id, download.get("revision"), download.get("cache_dir"), config_name="adapter_config.json"
         ):
             loading_info = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
-        take_mode_of_adapter(self.config, self.peft_config[adapter_name or "default"], str(peft_model_id))
+        if is_swap and peft_model_id is not None:  # into the place of one with a configuration of its own
+            copy_adapter_mode(peft_model_id, self.peft_config[adapter_name or "default"], **download)
+        self.follow_active_adapter()
         return loading_info
 
 
@@ -385,6 +395,10 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
+    #: With a number, masks follow from it and what a row holds, and not from torch's generator. `PhaseCallback` sets
+    #: it for each optimizer step, so that masks do not depend on how the rows of a step are divided.
+    mask_seed: int | None = None
+
     def __init__(self, config: DimpleConfig):
         super().__init__(config)
         self.visual = DimpleVisionModel._from_config(config.vision_config)
@@ -392,6 +406,16 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         self.model = DimpleTextModel._from_config(config)
         self.lm_head = DimpleHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """CHANGED: `forward` stays when TRL's `SFTTrainer` would replace it; it takes `fused_lm_head` itself."""
+        if name != "forward" or not keeps_own_forward(value, self.config.full_attn_mask):
+            super().__setattr__(name, value)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether `Trainer` passes `num_items_in_batch`; else it averages the losses of micro-batches."""
+        return self.config.loss_normalization == "token"
 
     @can_return_tuple
     def get_image_features(
@@ -461,19 +485,21 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         mm_token_type_ids: torch.IntTensor | None = None,
         labels: torch.LongTensor | None = None,
         masked_positions: torch.BoolTensor | None = None,
+        branch_ids: torch.LongTensor | None = None,
         is_causal: bool | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        fused_lm_head: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> DimpleOutput:
+    ) -> DimpleOutput | FusedHeadOutput:
         r"""
-        One pass, in six steps:
+        One forward pass, in six steps:
 
         1. The mode: causal or bidirectional.
-        2. With labels in bidirectional mode: mask tokens by the noise schedule, or as `masked_positions` says.
-        3. Embed tokens and put image features at the placeholders.
-        4. Positions on the three axes.
+        2. Embed tokens and put image features at the placeholders.
+        3. Positions on the three axes.
+        4. With labels in bidirectional mode: mask tokens by the noise schedule, or as `masked_positions` says.
         5. The language model.
         6. The loss at supervised positions, or the logits at the positions asked for.
 
@@ -503,7 +529,12 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 The right token at each position, *not* shifted; -100 where nothing is learned.
             masked_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 `True` where the token is replaced by the mask token. Bidirectional mode with labels only; drawn from
-                the noise schedule among the supervised positions when missing.
+                the noise schedule among the supervised positions when missing: from torch's generator in training, or
+                from `mask_seed` and what the rows hold; in evaluation mode always from what the rows hold.
+            branch_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                With labels, for rows with several answers: 0 at the conversation, 1, 2, ... at the runs of padding
+                after all answers but the last. In bidirectional mode each answer becomes a sequence of its own; see
+                [`~modeling.turns_dimple.turn_copies`].
             is_causal (`bool`, *optional*, defaults to `not config.full_attn_mask`):
                 `True`: a token sees those before it, and the loss is next-token cross-entropy. `False`: it sees all,
                 and the loss is the masked-diffusion loss.
@@ -515,6 +546,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 1-D index tensors, rows and positions. All when missing, none when `labels` are given.
             num_items_in_batch (`int` or `torch.LongTensor`, *optional*):
                 Supervised tokens of the whole optimizer step; `Trainer` passes it. See [`diffusion_loss`].
+            fused_lm_head (`bool`, defaults to `False`):
+                `True`: return the losses in the form that TRL's `SFTTrainer` reads, [`FusedHeadOutput`].
 
         Returns:
             [`DimpleOutput`]
@@ -523,51 +556,49 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             ValueError: If the arguments contradict each other, or images do not fit their placeholders.
         """
         # 1. Mode
+        self.follow_active_adapter()
         is_causal = not self.config.full_attn_mask if is_causal is None else is_causal
+        if self.training and torch.is_grad_enabled():
+            self.note_adapter_mode(not is_causal)
         check_no_video(kwargs)
         self._check_forward_arguments(
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
-            mm_encoder_outputs, labels, masked_positions, is_causal,
+            mm_encoder_outputs, labels, masked_positions, branch_ids, is_causal,
         )  # fmt: skip
 
-        # 2. Forward process
+        # 2. Embeddings
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
         image_features = torch.cat(mm_encoder_outputs["image"].pooler_output) if mm_encoder_outputs else None
-        noise_levels = None
-        if labels is not None and input_ids is not None and not is_causal:
-            maskable = labels != -100
-            if masked_positions is None:
-                noise_levels = sample_noise_levels(len(labels), labels.device)
-                masked_positions = sample_masked_positions(maskable, noise_levels)
-            else:
-                noise_levels = observed_noise_levels(masked_positions, maskable)
-            if self.config.complementary_masks:
-                # Positions come from the rows as they are, so that the images need not be listed twice.
-                if position_ids is None:
-                    position_ids = self._default_position_ids(input_ids, None, image_grid_thw, attention_mask, None)
-                masked_positions, noise_levels = add_complements(masked_positions, maskable, noise_levels)
-                input_ids, labels = input_ids.repeat(2, 1), labels.repeat(2, 1)
-                position_ids = position_ids.repeat(1, 2, 1)
-                if attention_mask is not None:
-                    attention_mask = torch.cat([attention_mask, attention_mask])
-                if image_features is not None:
-                    image_features = torch.cat([image_features, image_features])
-            input_ids = input_ids.masked_fill(masked_positions, self.config.mask_token_id)
-
-        # 3. Embeddings
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, image_features)
+        if image_features is None and self.training and torch.is_grad_enabled():
+            inputs_embeds = inputs_embeds + self._no_image_features().to(inputs_embeds.device, inputs_embeds.dtype)
 
-        # 4. Positions
+        # 3. Positions
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = self._default_position_ids(
-                input_ids, inputs_embeds, image_grid_thw, attention_mask, past_key_values
-            )
-
+            trunk = attention_mask if branch_ids is None else (branch_ids == 0) & (attention_mask != 0)
+            position_ids = self._default_position_ids(input_ids, inputs_embeds, image_grid_thw, trunk, past_key_values)
+            if branch_ids is not None:
+                position_ids = position_ids + branch_offsets(branch_ids)
         position_ids = position_ids.expand(3, -1, -1) if position_ids.ndim == 2 else position_ids
+
+        # 4. Forward process
+        noisy = None
+        clean = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        if labels is not None and not is_causal:
+            if input_ids is not None:
+                labels = labels.masked_fill(input_ids == self.config.image_token_id, -100)  # images are never masked
+            noisy = self._add_noise(
+                input_ids, attention_mask, labels, masked_positions, branch_ids, pixel_values, image_grid_thw
+            )
+            inputs_embeds, attention_mask, position_ids = self._noisy_inputs(noisy, **clean)
+        elif branch_ids is not None:
+            attention_mask = self.model.prepare_attention_mask(
+                inputs_embeds, attention_mask, past_key_values, is_causal, branch_ids
+            )
 
         # 5. Language model
         outputs = self.model(
@@ -583,11 +614,17 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         # 6. Loss and logits
         losses, logits = {}, None
         if labels is not None:
-            losses = self._losses(hidden_states, labels, masked_positions, noise_levels, num_items_in_batch)
+            tokens = [token_losses(hidden_states, self.lm_head, labels, noisy, self.config.vocab_size)]
+            if noisy is not None and self.config.causal_loss_weight:
+                tokens.append(self._causal_losses(labels, branch_ids, **clean, **kwargs))
+            if fused_lm_head:
+                return self._fused_head_output(tokens, labels)
+            losses = self._loss_fields(tokens, labels, num_items_in_batch)
         if labels is None or logits_to_keep is not None:
-            if noise_levels is not None and self.config.complementary_masks:
-                hidden_states = hidden_states[: len(hidden_states) // 2]  # the rows as the caller knows them
-            logits = self.lm_head(select_positions(hidden_states, logits_to_keep))
+            # With complements, the rows as the caller knows them
+            logits = self.lm_head(select_positions(hidden_states[: len(clean["inputs_embeds"])], logits_to_keep))
+            if labels is None and input_ids is not None and not is_causal and self.training and logits.requires_grad:
+                logits.register_hook(partial(refuse_copying, input_ids, self.config.mask_token_id))
         return DimpleOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -625,37 +662,118 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(image_mask[..., None], image_features)
 
-    def _losses(
+    def _no_image_features(self) -> torch.FloatTensor:
+        """
+        0, by way of the vision tower and the projector: so that in training each of their parameters has a gradient,
+        and each process runs the same modules, whether its rows have images or not.
+        """
+        vision = self.visual.config
+        size = vision.spatial_merge_size
+        num_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixel_values = torch.zeros(size**2, num_values, device=self.visual.device, dtype=self.visual.dtype)
+        grid = torch.tensor([[1, size, size]], device=pixel_values.device)
+        return self.get_image_features(pixel_values, grid).pooler_output[0][:0].sum()
+
+    def _add_noise(
         self,
-        hidden_states: torch.FloatTensor,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
         labels: torch.LongTensor,
         masked_positions: torch.BoolTensor | None,
-        noise_levels: torch.FloatTensor | None,
-        num_items_in_batch: int | torch.Tensor | None,
+        branch_ids: torch.LongTensor | None,
+        pixel_values: torch.FloatTensor | None,
+        image_grid_thw: torch.LongTensor | None,
+    ) -> NoisySequences:
+        """The sequences of a batch with masks; see [`add_noise`]."""
+        is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        index = make_sequences(labels, attention_mask if is_padding_mask else None, branch_ids)
+        seed, keys = self.mask_seed, None
+        if seed is None and not self.training:
+            seed = 0
+        if seed is not None and input_ids is not None and pixel_values is not None and image_grid_thw is not None:
+            counts = image_token_counts(image_grid_thw, self.visual.spatial_merge_size)
+            rows = (input_ids == self.config.image_token_id).nonzero()[:, 0]
+            rows = rows[counts.cumsum(dim=0).to(rows.device) - 1]
+            keys = image_keys(pixel_values, image_grid_thw.prod(dim=-1).tolist(), rows, len(labels)).to(labels.device)
+        return add_noise(
+            index,
+            input_ids,
+            masked_positions,
+            self.config.noise_schedule,
+            self.config.complementary_masks,
+            seed,
+            keys,
+        )
+
+    def _noisy_inputs(
+        self,
+        noisy: NoisySequences,
+        inputs_embeds: torch.FloatTensor,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+        position_ids: torch.LongTensor,
+    ) -> tuple[torch.FloatTensor, torch.Tensor | dict[str, torch.Tensor | None] | None, torch.LongTensor]:
+        """Embeddings with the mask token's at masked positions, attention mask and positions of noisy sequences."""
+        index = noisy.index
+        mask_token = torch.full((1,), self.config.mask_token_id, device=inputs_embeds.device)
+        mask_embedding = self.get_input_embeddings()(mask_token).to(inputs_embeds.dtype)
+        is_masked = noisy.is_masked[..., None].to(inputs_embeds.device)
+        if not index.are_rows:
+            attention_mask = index.is_token.long()
+        elif isinstance(attention_mask, torch.Tensor):
+            attention_mask = attention_mask[index.rows[:, 0]]
+        return (
+            torch.where(is_masked, mask_embedding, index.take(inputs_embeds)),
+            attention_mask,
+            position_ids[:, index.rows, index.positions],
+        )
+
+    def _causal_losses(
+        self,
+        labels: torch.LongTensor,
+        branch_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+        position_ids: torch.LongTensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenLosses:
+        """Next-token losses on the unmasked rows, for hybrid training."""
+        attention_mask = self.model.prepare_attention_mask(inputs_embeds, attention_mask, None, True, branch_ids)
+        hidden_states = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            is_causal=True,
+            **kwargs,
+        ).last_hidden_state
+        return token_losses(hidden_states, self.lm_head, labels, None, self.config.vocab_size)
+
+    def _loss_fields(
+        self, tokens: list[TokenLosses], labels: torch.LongTensor, num_items_in_batch: int | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Returns the loss at supervised positions and its parts: fields of [`DimpleOutput`]."""
-        labels = labels.to(hidden_states.device)
-        supervised = labels != -100
-        supervised[:, 0] = False  # nothing predicts the first token
-        counted = supervised if masked_positions is None else supervised & masked_positions.to(hidden_states.device)
-        rows, positions = counted.nonzero(as_tuple=True)
-        token_losses, token_hits = token_cross_entropy(
-            hidden_states[rows, positions - 1], self.lm_head, labels[rows, positions], self.config.vocab_size
-        )
-        fields = {"token_losses": token_losses.detach(), "token_hits": token_hits}
-        if noise_levels is None:
-            total = len(rows) if num_items_in_batch is None else num_items_in_batch
-            return fields | {"loss": token_losses.sum() / max(1, total)}
-        token_noise_levels = noise_levels.to(hidden_states.device)[rows]
-        loss = diffusion_loss(
-            token_losses,
-            token_noise_levels,
-            num_maskable=supervised.sum(),
-            loss_weighting=self.config.loss_weighting,
-            num_items_in_batch=num_items_in_batch,
-            complementary_masks=self.config.complementary_masks,
-        )
-        return fields | {"loss": loss, "token_noise_levels": token_noise_levels}
+        """The loss and what it is made of: fields of [`DimpleOutput`]. `tokens` are those of the mode, and then the
+        causal ones of hybrid training."""
+        first, shape = tokens[0], labels.shape
+        loss = reduce_losses(first, labels, self.config, num_items_in_batch)
+        for further in tokens[1:]:
+            causal_loss = reduce_losses(further, labels, self.config, num_items_in_batch)
+            loss = loss + self.config.causal_loss_weight * causal_loss
+        fields = {
+            "loss": loss,
+            "token_predictions": first.grid(first.predictions, shape),
+            "token_losses": first.grid(first.losses.detach(), shape),
+        }
+        if first.noise_levels is not None:
+            fields["token_noise_levels"] = first.grid(first.noise_levels, shape)
+        return fields
+
+    def _fused_head_output(self, tokens: list[TokenLosses], labels: torch.LongTensor) -> FusedHeadOutput:
+        if len(tokens) > 1 or self.config.loss_normalization != "token":
+            raise ValueError(
+                '`loss_normalization` must be "token" and `causal_loss_weight` 0 with TRL\'s `SFTTrainer` (got '
+                f"{self.config.loss_normalization!r} and {self.config.causal_loss_weight}): use plain `Trainer`"
+            )
+        weights = tokens[0].weights(self.config)
+        return fused_head_output(tokens[0], weights, labels, reduce_losses(tokens[0], labels, self.config, None))
 
     def _default_position_ids(
         self,
@@ -697,6 +815,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
         labels: torch.LongTensor | None,
         masked_positions: torch.BoolTensor | None,
+        branch_ids: torch.LongTensor | None,
         is_causal: bool,
     ) -> None:
         if (input_ids is None) == (inputs_embeds is None):
@@ -719,12 +838,25 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         doubles_rows = labels is not None and not is_causal and self.config.complementary_masks
         if doubles_rows and isinstance(attention_mask, dict):
             raise ValueError("`attention_mask` must be a tensor with `complementary_masks`, which double the rows")
-        for name, tensor in (("labels", labels), ("masked_positions", masked_positions)):
+        if branch_ids is not None:
+            self._check_branches(attention_mask, labels, is_causal)
+        for name, tensor in (("labels", labels), ("masked_positions", masked_positions), ("branch_ids", branch_ids)):
             if tensor is not None and input_ids is not None and tensor.shape != input_ids.shape:
                 raise ValueError(
                     f"`{name}` must have the shape of `input_ids`, {tuple(input_ids.shape)} "
                     f"(got {tuple(tensor.shape)})"
                 )
+
+    def _check_branches(
+        self, attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None, labels: Any, is_causal: bool
+    ) -> None:
+        if labels is None or not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+            raise ValueError("`branch_ids` must come with `labels` and an `attention_mask` of two dimensions")
+        if is_causal and is_flash_attention_requested(self.config):
+            raise ValueError(
+                "`attn_implementation` must be 'sdpa', 'eager' or 'flex_attention' for rows with several answers in "
+                f"causal mode (got {self.config._attn_implementation!r}): or set `join_turns=False` in the collator"
+            )
 
     def _check_images(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None) -> None:
         vision = self.visual.config

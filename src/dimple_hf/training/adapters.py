@@ -23,12 +23,8 @@ from typing import Any
 from peft import LoraConfig, PeftModel
 
 from ..modeling import DimpleForConditionalGeneration
-from ..modeling.adapter_dimple import MODE_KEY, take_mode_of_adapter
+from ..modeling.adapter_dimple import TEXT_LINEAR_LAYERS, set_adapter_mode
 from ..modeling.weight_files_dimple import refuse_damaged_files
-
-#: The linear layers of the language model, as PEFT's regular expression over module names. The vision tower's layers
-#: have the same last names, so a list of those would adapt it, too.
-TEXT_LINEAR_LAYERS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
 def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
@@ -55,7 +51,9 @@ def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
     ```
     """
     defaults: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": TEXT_LINEAR_LAYERS}
-    return LoraConfig(task_type="CAUSAL_LM", auto_mapping={MODE_KEY: full_attn_mask}, **(defaults | options))
+    config = LoraConfig(task_type="CAUSAL_LM", **(defaults | options))
+    set_adapter_mode(config, full_attn_mask)
+    return config
 
 
 def remember_mode(model: PeftModel) -> None:
@@ -67,14 +65,12 @@ def remember_mode(model: PeftModel) -> None:
             A wrapped [`DimpleForConditionalGeneration`].
     """
     for config in model.peft_config.values():
-        config.auto_mapping = (config.auto_mapping or {}) | {MODE_KEY: model.config.full_attn_mask}
+        set_adapter_mode(config, model.config.full_attn_mask)
 
 
 def load_adapter(model: DimpleForConditionalGeneration, adapter: str, is_trainable: bool = False) -> PeftModel:
     """
     Wraps a model with a saved adapter, and switches the model to the mode that the adapter was trained in.
-
-    See [`~dimple_hf.modeling.adapter_dimple.take_mode_of_adapter`] for what is logged.
 
     Args:
         model ([`DimpleForConditionalGeneration`]):
@@ -91,9 +87,7 @@ def load_adapter(model: DimpleForConditionalGeneration, adapter: str, is_trainab
         ValueError: If the adapter's weights are damaged.
     """
     with refuse_damaged_files(adapter, config_name="adapter_config.json"):
-        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
-    take_mode_of_adapter(model.config, adapted.active_peft_config, adapter)
-    return adapted
+        return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 
 def freeze_other_modules(model: PeftModel, modules: set[str]) -> None:

@@ -17,12 +17,14 @@ The forward pass returns the loss of every learned token ([`DimpleOutput`]); a h
 gets their averages since the last one. Imported by recipes and users.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..modeling.objective_dimple import NOT_COUNTED
 
 
 def add_before_reporters(trainer: Trainer, *callbacks: TrainerCallback) -> None:
@@ -61,6 +63,35 @@ def logged_prefix(logs: Mapping[str, Any]) -> str | None:
     if "loss" in logs:
         return ""
     return next((key.removesuffix("loss") for key in logs if key.endswith("_loss") and key != "train_loss"), None)
+
+
+class ForwardHook:
+    """
+    Calls a function after each forward pass of a model, wherever the Trainer has wrapped it.
+
+    Args:
+        record (`Callable`):
+            Called with the model, its keyword arguments and its output.
+    """
+
+    def __init__(self, record: Callable[[nn.Module, dict[str, Any], Any], None]) -> None:
+        self._record = record
+        self._handle: torch.utils.hooks.RemovableHandle | None = None
+
+    def watch(self, model: nn.Module) -> None:
+        """Moves to another model."""
+        self.remove()
+        self._handle = model.register_forward_hook(self._call, with_kwargs=True)
+
+    def remove(self) -> None:
+        """Takes the hook off. Nothing happens without one."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @torch.compiler.disable
+    def _call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._record(model, kwargs, output)
 
 
 class TokenAverages:
@@ -135,17 +166,17 @@ class MetricsCallback(TrainerCallback):
         if num_noise_bins < 1:
             raise ValueError(f"`num_noise_bins` must be >= 1 (got {num_noise_bins})")
         self._averages = {is_training: TokenAverages(num_noise_bins) for is_training in (True, False)}
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._hook = ForwardHook(self._record)
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        self._watch(model)
+        self._hook.watch(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        self._watch(model)  # FSDP has wrapped it by now
+        self._hook.watch(model)  # FSDP has wrapped it by now
 
     def on_log(
         self,
@@ -163,13 +194,11 @@ class MetricsCallback(TrainerCallback):
         values["phase"] = int(model.config.full_attn_mask)
         add_to_logs(state, logs, {prefix + name: value for name, value in values.items()})
 
-    def _watch(self, model: nn.Module) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = model.register_forward_hook(self._record)
-
-    @torch.compiler.disable
-    def _record(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if output.token_losses is not None:
-            averages = self._averages[model.training]
-            averages.add(output.token_losses, output.token_hits, output.token_noise_levels)
+    def _record(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
+        if getattr(output, "token_losses", None) is None:
+            return
+        counted = output.token_losses != NOT_COUNTED
+        hits = output.token_predictions[counted] == inputs["labels"].to(counted.device)[counted]
+        levels = output.token_noise_levels
+        averages = self._averages[model.training]
+        averages.add(output.token_losses[counted], hits, None if levels is None else levels[counted])

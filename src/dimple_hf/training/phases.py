@@ -15,7 +15,7 @@
 
 Source: Dimple, section 3 (arXiv 2505.16990), "Autoregressive-then-Diffusion"; learning rates and clipping differ by
 phase there. Everything is a function of the number of the optimizer step, so that a resumed run, every process and
-every micro-batch of a step agree without talking to each other. Imported by recipes and users.
+every micro-batch of a step agree without talking to each other.
 """
 
 import math
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate.data_loader import DataLoaderDispatcher
 from peft import PeftModel
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -30,13 +31,13 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from ..modeling import DimpleForConditionalGeneration
 from .adapters import remember_mode
-from .seeding import SeededSpan
+from .seeding import SeededSpan, derive_seed
 
 SWITCH_UNITS = ("steps", "epochs", "fraction")
 
 #: First number of the key of a seed, so that training and evaluation never draw the same masks.
-TRAINING, EVALUATION = 0, 1
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,11 @@ class PhaseCallback(TrainerCallback):
     1. sets `model.config.full_attn_mask`, from which `forward` takes attention and loss, and which checkpoints keep,
        as adapters do;
     2. sets `args.max_grad_norm`, which the Trainer reads at each step (DeepSpeed clips by its own configuration);
-    3. seeds torch's generators from `args.seed`, the step and the rank, until the step is over, so that masks are
-       the same in a resumed run and differ between processes. Evaluation draws the same masks every time.
+    3. sets the model's `mask_seed` from `args.seed` and the step, so that masks follow from what an example holds and
+       the step: they are the same in a resumed run, and however the step is divided into micro-batches and processes;
+    4. seeds torch's generators from `args.seed`, the step and the rank, until the step is over, for dropout.
+
+    Evaluation draws the same masks every time, which the model does by itself.
 
     All of it follows from `state.global_step`, so nothing needs to be saved. A checkpoint of step `switch` itself is
     still a causal one. The learning rate is set through the Trainer's own scheduler, whose functions are replaced,
@@ -126,8 +130,9 @@ class PhaseCallback(TrainerCallback):
             whole run; with one of them, the other is `Phase()`.
 
     Raises:
-        ValueError: If the switch is out of range or its unit unknown; when training begins, if phases are given and
-            the scheduler is none of transformers' functions of the step, or `learning_rate` is 0.
+        ValueError: If the switch is out of range or its unit unknown; in the Trainer, if `label_smoothing_factor` is
+            set; when training begins, if batches of a stream are dispatched, or if phases are given and the scheduler
+            is none of transformers' functions of the step, or `learning_rate` is 0.
 
     Example:
 
@@ -180,6 +185,11 @@ class PhaseCallback(TrainerCallback):
             steps = self.switch_at
         return min(round(steps), state.max_steps)
 
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        check_arguments(args)
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -190,42 +200,32 @@ class PhaseCallback(TrainerCallback):
         train_dataloader: DataLoader,
         **kwargs: Any,
     ) -> None:
+        check_arguments(args)
+        check_dispatch(train_dataloader)
         self._switch_step = self.switch_step(args, state, train_dataloader)
         self._default_max_grad_norm = args.max_grad_norm
         if self.phases is not None:
             factor = learning_rate_schedule(*self.phases, args.learning_rate, self._switch_step, state.max_steps)
             replace_schedule(lr_scheduler, factor)
         self._set_phase(args, state, model)
-        if args.eval_on_start:
-            self._span.begin(EVALUATION, args.seed, args.process_index)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self._set_phase(args, state, model)
-        self._span.begin(TRAINING, args.seed, args.process_index, state.global_step)
+        base_model(model).mask_seed = derive_seed(args.seed, state.global_step)
+        self._span.begin(args.seed, args.process_index, state.global_step)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        self._span.end()
-        if control.should_evaluate:
-            self._span.begin(EVALUATION, args.seed, args.process_index)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if control.should_evaluate:
-            self._span.begin(EVALUATION, args.seed, args.process_index)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+        base_model(model).mask_seed = None
         self._span.end()
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        base_model(model).mask_seed = None
         self._span.end()
         args.max_grad_norm = self._default_max_grad_norm
 
@@ -238,6 +238,29 @@ class PhaseCallback(TrainerCallback):
         if self.phases is not None:
             max_grad_norm = self.phases[is_diffusion].max_grad_norm
             args.max_grad_norm = self._default_max_grad_norm if max_grad_norm is None else max_grad_norm
+
+
+def base_model(model: nn.Module) -> DimpleForConditionalGeneration:
+    """The model itself, also if PEFT has wrapped it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Refuses what would take the labels away from the model, which computes its own loss."""
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor` must be 0 (got {args.label_smoothing_factor}): the Trainer would keep the "
+            "labels from the model, which then masks nothing"
+        )
+
+
+def check_dispatch(dataloader: DataLoader) -> None:
+    """Refuses accelerate's way with streams, which cuts all tensors of a batch to the number of its rows."""
+    if isinstance(dataloader, DataLoaderDispatcher):
+        raise ValueError(
+            '`accelerator_config` must be {"dispatch_batches": False} in `TrainingArguments` for a streaming data set '
+            "(got batches that are made in one process and cut up for the others)"
+        )
 
 
 def learning_rate_schedule(
