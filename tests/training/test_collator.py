@@ -314,10 +314,12 @@ BAD_ROWS = {
     "row 1 of its batch is bad: it must have an assistant turn": row("hi"),
     "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
     "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
-    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PIL_IMAGE]},
+    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", images=(PIL_IMAGE,), id="c")
+    | {"images": [PIL_IMAGE, PIL_IMAGE]},
     "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row("hi", "ho", images=(PIL_IMAGE,), id="d")
     | {"images": ["no/file.png"]},
-    "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(PIL_IMAGE,), id="e") | {"images": [b"junk"]},
+    "row 'e' is bad: image 0 (of 4 bytes) must be a PNG": row("hi", "ho", images=(PIL_IMAGE,), id="e")
+    | {"images": [b"junk"]},
     "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
     "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
     "row 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
@@ -374,6 +376,29 @@ def test_collator_skipped_rows_are_left_out_counted_and_reported(
     assert warnings[0].startswith("2 bad rows were left out of training batches")
 
 
+def test_collator_too_many_bad_rows_stop_the_run_with_their_list(processor: DimpleProcessor, tmp_path: Path) -> None:
+    """As with a wrong folder of images: skipping all rows would train on nothing, and say so to nobody."""
+    rows = [row("a", "b", id=f"r{index}") | {"image": "a.png"} for index in range(8)]
+    PIL_IMAGE.save(tmp_path / "a.png")
+    good = DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path)
+    assert len(good(rows)["input_ids"]) == 8  # control
+    with pytest.raises(
+        BadRowError, match=r"(?s)3 of 3 rows are bad, more than `max_bad_share`=0.1:.*'r0'.*'r2' is bad"
+    ):
+        DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path / "wrong")(rows)
+    tolerant = DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path / "wrong", max_bad_share=1.0)
+    assert len(tolerant(rows)["input_ids"]) == 1
+
+
+def test_collator_image_address_is_refused_unless_allowed(processor: DimpleProcessor) -> None:
+    """A data set must not make a run fetch what it names."""
+    address = row("a", "b") | {"image": "http://127.0.0.1:9/a.png"}
+    with pytest.raises(BadRowError, match=r"image 0 must be a file, not 'http.*`allow_urls=True` lets it be fetched"):
+        DimpleDataCollator(processor)([address])
+    with pytest.raises(BadRowError, match="must be a readable image"):  # control: it is tried
+        DimpleDataCollator(processor, allow_urls=True)([address])
+
+
 def test_collator_without_skipped_rows_is_silent_at_the_end(
     processor: DimpleProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,7 +412,7 @@ def test_collator_without_skipped_rows_is_silent_at_the_end(
 
 def test_collator_skipped_rows_of_loading_processes_are_counted(processor: DimpleProcessor) -> None:
     """Rows are mostly read by other processes, which end without a word."""
-    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    collator = DimpleDataCollator(processor, on_bad_row="skip", max_bad_share=0.5)
     rows = [row("ab", "cd"), {}, row("ab", "cd"), {}, {}, row("ab", "cd")]
     batches = list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
     assert [len(batch["input_ids"]) for batch in batches] == [1, 1, 1]
@@ -413,6 +438,7 @@ def test_collator_batch_of_bad_rows_trains_nothing(
         ({"max_length": 1}, "`max_length` must be >= 2 (got 1)"),
         ({"canvas_length": 0}, "`canvas_length` must be >= 1 (got 0)"),
         ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
+        ({"max_bad_share": 1.5}, "`max_bad_share` must be in [0, 1] (got 1.5)"),
         ({"on_bad_row": "ignore"}, "`on_bad_row` must be 'raise' or 'skip' (got 'ignore')"),
     ],
 )

@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import batch, card, convert, demo, doctor, extract, generate, init, serve, train
+from . import batch, card, convert, data, demo, doctor, extract, generate, init, serve, train
 from .arguments import CommandParser
 
 #: Sub-command -> module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
@@ -25,6 +25,7 @@ COMMANDS = {
     "batch": batch,
     "card": card,
     "convert": convert,
+    "data": data,
     "demo": demo,
     "doctor": doctor,
     "extract": extract,

@@ -32,6 +32,7 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..data.examples import BadRowError, Conversation, naming, read_row
+from ..data.images import open_image
 from ..processing import StructurePrior
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,12 @@ MIN_KEPT_TOKENS = 16
 
 #: Loading processes whose skipped rows are counted apart, so that they never write to one number at a time.
 MAX_WORKERS = 256
+
+#: Rows that a share of bad ones is at least a share of, so that one bad row among the first stops no run.
+MIN_SEEN_ROWS = 20
+
+#: Bad rows that an error lists.
+MAX_REASONS = 20
 
 
 def answer_length_bounds(num_tokens: int) -> tuple[int, int]:
@@ -171,10 +178,16 @@ class DimpleDataCollator:
         on_bad_row (`str`, defaults to `"raise"`):
             `"raise"`, or `"skip"`: leave the row out, log why (level INFO), and warn with the number of such rows when
             the collator is disposed of or the process ends.
+        max_bad_share (`float`, defaults to 0.1):
+            With `on_bad_row="skip"`, the share of bad rows above which a [`BadRowError`] lists them and stops the run
+            (of the first 20 rows, their share of 20).
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative image paths are relative to.
         join_turns (`bool`, defaults to `True`):
-            Whether the turns of a conversation share a row. Not with flash attention, which takes no such mask.
+            Whether the turns of a conversation share a row of the batch. Not with flash attention, which takes no such
+            mask.
+        allow_urls (`bool`, defaults to `False`):
+            Whether images may be fetched from `http` and `https` addresses.
 
     Raises:
         ValueError: If an argument is out of range; when called, [`BadRowError`] for a bad row.
@@ -218,6 +231,8 @@ class DimpleDataCollator:
         on_bad_row: str = "raise",
         image_folder: str | os.PathLike[str] | None = None,
         join_turns: bool = True,
+        max_bad_share: float = 0.1,
+        allow_urls: bool = False,
     ) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"`max_length` must be >= 2 (got {max_length})")
@@ -227,6 +242,8 @@ class DimpleDataCollator:
             raise ValueError(f"`seed` must be >= 0 (got {seed})")
         if on_bad_row not in ("raise", "skip"):
             raise ValueError(f"`on_bad_row` must be 'raise' or 'skip' (got {on_bad_row!r})")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"`max_bad_share` must be in [0, 1] (got {max_bad_share})")
         self.processor = processor
         self.max_length = max_length
         self.canvas_length = canvas_length
@@ -234,9 +251,13 @@ class DimpleDataCollator:
         self.on_bad_row = on_bad_row
         self.image_folder = image_folder
         self.join_turns = join_turns
+        self.max_bad_share = max_bad_share
+        self.allow_urls = allow_urls
+        self._reasons: list[str] = []
         self._markers = frozenset(processor.tokenizer.added_tokens_decoder)
         # In shared memory, because rows are mostly read by other processes.
         self._num_skipped = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
+        self._num_seen = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
         if on_bad_row == "skip":
             weakref.finalize(self, _warn_of_skipped_rows, self._num_skipped, os.getpid())
 
@@ -268,10 +289,20 @@ class DimpleDataCollator:
             except BadRowError as error:
                 if self.on_bad_row == "raise":
                     raise
-                logger.info("%s", str(error))
-                worker = get_worker_info()
-                self._num_skipped[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += 1
+                self._skip(error)
+            self._num_seen[_worker_slot()] += 1
         return self._join(sequences or [self._empty_sequence()])
+
+    def _skip(self, error: BadRowError) -> None:
+        logger.info("%s", str(error))
+        self._num_skipped[_worker_slot()] += 1
+        self._reasons = [*self._reasons[-MAX_REASONS + 1 :], str(error)]
+        num_skipped, num_seen = int(self._num_skipped.sum()), int(self._num_seen.sum()) + 1
+        if num_skipped > self.max_bad_share * max(num_seen, MIN_SEEN_ROWS):
+            raise BadRowError(
+                f"{num_skipped} of {num_seen} rows are bad, more than `max_bad_share`={self.max_bad_share}:\n"
+                + "\n".join(self._reasons)
+            )
 
     def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
         """
@@ -293,8 +324,12 @@ class DimpleDataCollator:
     def _process_images(self, images: list[Any]) -> BatchFeature | None:
         if not images:
             return None
+        for index, image in enumerate(images):
+            if isinstance(image, str) and image.startswith(("http://", "https://")) and not self.allow_urls:
+                raise BadRowError(f"image {index} must be a file, not {image!r}: `allow_urls=True` lets it be fetched")
         try:
-            return self.processor.image_processor(images, return_tensors="pt")
+            opened = [open_image(image, index=index) for index, image in enumerate(images)]
+            return self.processor.image_processor(opened, return_tensors="pt")
         except ValueError as error:  # names the image by its index
             raise BadRowError(str(error)) from error
 
@@ -407,6 +442,12 @@ class DimpleDataCollator:
             batch["pixel_values"] = torch.cat([sequence.pixel_values for sequence in with_images])
             batch["image_grid_thw"] = torch.cat([sequence.image_grid_thw for sequence in with_images])
         return batch
+
+
+def _worker_slot() -> int:
+    """Where this process counts its rows."""
+    worker = get_worker_info()
+    return 0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)
 
 
 def _warn_of_skipped_rows(num_skipped: torch.Tensor, process_id: int) -> None:
