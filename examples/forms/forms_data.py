@@ -15,10 +15,11 @@
 
 The handwriting is real: the 1,797 digits of 8x8 pixels in scikit-learn's `load_digits` (UCI "Optical Recognition of
 Handwritten Digits"). They are split by image before anything is composed, so no digit seen in training appears in a
-held-out image. Everything about row `index` follows from `(split, index, seed)`: nothing is stored, nothing is read
-from the network. Imported by `forms_dataset.py` (questions about the images) and by the vision stage.
+held-out image. Everything about example `index` follows from `(split, index, seed)`: nothing is stored, nothing is
+read from the network. A plain form has numbers only, a rich one also amounts, dates and checkboxes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,18 +40,29 @@ LABELS = (
     "age", "code", "floor", "item", "lot", "order", "page", "phone",
     "price", "qty", "room", "seat", "table", "tax", "total", "year",
 )  # fmt: skip
+"""Labels of numbers, the only ones on plain forms."""
+AMOUNT_LABELS, DATE_LABELS, BOX_LABELS = ("cost", "fee"), ("date", "due"), ("gift", "new", "paid")
+"""Labels of amounts with two decimals, of dates (month and day) and of checkboxes, on rich forms."""
+ALL_LABELS = LABELS + AMOUNT_LABELS + DATE_LABELS + BOX_LABELS
 SPLITS = ("train", "test")
 NUM_TRAIN_DIGITS = 1400
 
 CELL_TARGETS = {
-    "shows": 1 + 10 + len(LABELS),
-    "label": 1 + len(LABELS),
+    "shows": 1 + 10 + len(ALL_LABELS) + 2,
+    "label": 1 + len(ALL_LABELS),
     "row": 1 + MAX_ROWS,
     "position": 1 + MAX_DIGITS,
     "digit": 1 + MAX_DIGITS,
 }
-"""What the vision stage learns to say of each cell, and the number of classes; class 0 is always "nothing"."""
+"""What the vision stages learn of each cell, and the number of classes; class 0 is always "nothing". The last two of
+`"shows"` are an empty and a ticked checkbox."""
 
+Value = int | float | str | bool
+"""A number, an amount, a date as `"MM-DD"`, or whether a checkbox is ticked."""
+
+_CROSS = np.array([(-0.7, -0.7), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7)])
+_TICK = np.array([(-0.6, 0.0), (-0.1, 0.7), (-0.1, 0.7), (0.8, -0.9)])
+"""Two strokes each, from corner to corner: where they begin and end in a box from -1 to 1."""
 _GLYPH_BOX = 32
 _GLYPH_BORDER = 2
 _MARGIN = 16
@@ -94,15 +106,21 @@ JITTER = {
 
 @dataclass(frozen=True)
 class FormRow:
-    """One row of a form: a label, and the digits of its number by their index in `load_digits`."""
+    """One row of a form: a label, and the digits of its value by their index in `load_digits` or a checkbox."""
 
     label: str
-    digit_indices: tuple[int, ...]
+    digit_indices: tuple[int, ...] = ()
+    is_ticked: bool = False
 
     @property
-    def number(self) -> int:
+    def value(self) -> Value:
+        if self.label in BOX_LABELS:
+            return self.is_ticked
         values = digit_images()[1]
-        return int("".join(str(values[index]) for index in self.digit_indices))
+        digits = "".join(str(values[index]) for index in self.digit_indices)
+        if self.label in DATE_LABELS:
+            return f"{digits[:2]}-{digits[2:]}"
+        return int(digits) / 100 if self.label in AMOUNT_LABELS else int(digits)
 
 
 @dataclass(frozen=True)
@@ -113,9 +131,9 @@ class Form:
     first_grid_row: int
 
     @property
-    def fields(self) -> dict[str, int]:
-        """Label to number, in reading order."""
-        return {row.label: row.number for row in self.rows}
+    def fields(self) -> dict[str, Value]:
+        """Label to value, in reading order."""
+        return {row.label: row.value for row in self.rows}
 
 
 @lru_cache(maxsize=1)
@@ -145,28 +163,50 @@ def _indices_by_value(split: str) -> tuple[np.ndarray, ...]:
 
 
 def form_rng(split: str, index: int, seed: int = 0) -> np.random.Generator:
-    """The random stream of row `index`: form, image and question are drawn from it in this order."""
+    """The random stream of example `index`: form, image and question are drawn from it in this order."""
     return np.random.default_rng((seed, SPLITS.index(split), index))
 
 
-def draw_form(split: str, rng: np.random.Generator) -> Form:
-    """Draws a form: 2 to 5 rows, different labels, numbers of 1 to 4 digits without leading zeros."""
-    by_value = _indices_by_value(split)
+def draw_form(split: str, rng: np.random.Generator, is_rich: bool = False) -> Form:
+    """Draws a form: 2 to 5 rows with different labels; numbers of 1 to 4 digits without leading zeros.
+
+    Args:
+        split (`str`): `"train"` or `"test"`: whose digits.
+        rng (`np.random.Generator`): The source of rows and digits.
+        is_rich (`bool`, defaults to `False`): Whether about half of the rows are amounts, dates and checkboxes.
+    """
     num_rows = int(rng.integers(MIN_ROWS, MAX_ROWS + 1))
     first_grid_row = int(rng.integers(GRID_ROWS - num_rows + 1))
-    rows = []
-    for label in rng.permutation(len(LABELS))[:num_rows]:
-        num_digits = int(rng.integers(1, MAX_DIGITS + 1))
-        values = rng.integers(10, size=num_digits)
-        if num_digits > 1:
-            values[0] = rng.integers(1, 10)
-        picks = rng.random(num_digits)
-        chosen = (by_value[value][int(pick * len(by_value[value]))] for value, pick in zip(values, picks, strict=True))
-        rows.append(FormRow(LABELS[label], tuple(int(index) for index in chosen)))
+    labels = list(rng.permutation(len(LABELS))[:num_rows])
+    if is_rich:
+        special = len(LABELS) + rng.permutation(len(ALL_LABELS) - len(LABELS))[: (num_rows + 1) // 2]
+        labels = list(rng.permutation([*special, *labels[len(special) :]]))
+    rows = [_draw_row(ALL_LABELS[label], split, rng) for label in labels]
     return Form(tuple(rows), first_grid_row)
 
 
-@lru_cache(maxsize=len(LABELS))
+def _draw_row(label: str, split: str, rng: np.random.Generator) -> FormRow:
+    if label in BOX_LABELS:
+        return FormRow(label, is_ticked=bool(rng.integers(2)))
+    if label in DATE_LABELS:
+        month, day = rng.integers(1, 13), rng.integers(1, 29)
+        return FormRow(label, _pick_digits([int(digit) for digit in f"{month:02d}{day:02d}"], split, rng))
+    num_digits = int(rng.integers(MAX_DIGITS - 1 if label in AMOUNT_LABELS else 1, MAX_DIGITS + 1))
+    values = rng.integers(10, size=num_digits)
+    if num_digits > 1:
+        values[0] = rng.integers(1, 10)
+    return FormRow(label, _pick_digits(values, split, rng))
+
+
+def _pick_digits(values: Sequence[int], split: str, rng: np.random.Generator) -> tuple[int, ...]:
+    """An image of the split for each of these values, by its index in `load_digits`."""
+    by_value, picks = _indices_by_value(split), rng.random(len(values))
+    return tuple(
+        int(by_value[value][int(pick * len(by_value[value]))]) for value, pick in zip(values, picks, strict=True)
+    )
+
+
+@lru_cache(maxsize=len(ALL_LABELS))
 def _label_mask(label: str) -> Image.Image:
     """The label in PIL's built-in bitmap font (the same pixels on every system), ink = 255, blank border of 2."""
     font = ImageFont.load_default_imagefont()
@@ -235,8 +275,35 @@ def render_form(form: Form, split: str, rng: np.random.Generator) -> Image.Image
         for position, index in enumerate(row.digit_indices):
             center_x = _MARGIN + (LABEL_COLUMNS + position + 0.5) * CELL + shift_x
             _draw_digit(ink, glyphs[index], (center_x, center_y), size, jitter, gain, rng)
+        if row.label not in LABELS:
+            _draw_printed_marks(ink, row, shift_x, int(center_y), rng)
     ink = ink[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     return _shade(ink, jitter, rng)
+
+
+def _draw_printed_marks(
+    ink: np.ndarray, row: FormRow, shift_x: float, center_y: int, rng: np.random.Generator
+) -> None:
+    """Adds a decimal point, the dash of a date, or a checkbox with its tick, which is drawn by hand."""
+    if row.label in BOX_LABELS:
+        center_x = int(_MARGIN + (LABEL_COLUMNS + 0.5) * CELL + shift_x)
+        half = int(rng.integers(7, 10))
+        box = Image.new("L", (2 * half + 9, 2 * half + 9))
+        draw = ImageDraw.Draw(box)
+        draw.rectangle((4, 4, 2 * half + 4, 2 * half + 4), outline=200)
+        if row.is_ticked:
+            strokes = rng.permutation([_CROSS, _TICK])[0] * half + half + 4 + rng.uniform(-2, 2, (4, 2))
+            for start, stop in ((0, 1), (2, 3)):
+                draw.line([tuple(strokes[start]), tuple(strokes[stop])], fill=255, width=int(rng.integers(2, 4)))
+        target = ink[center_y - half - 4 : center_y + half + 5, center_x - half - 4 : center_x + half + 5]
+        np.maximum(target, np.asarray(box, dtype=np.float32) / 255, out=target)
+        return
+    num_before = len(row.digit_indices) - 2
+    x = int(_MARGIN + (LABEL_COLUMNS + num_before) * CELL + shift_x)
+    if row.label in AMOUNT_LABELS:
+        ink[center_y + 8 : center_y + 11, x - 1 : x + 2] = 1
+    else:
+        ink[center_y : center_y + 2, x - 3 : x + 4] = 1
 
 
 def _shade(ink: np.ndarray, jitter: Jitter, rng: np.random.Generator) -> Image.Image:
@@ -257,19 +324,22 @@ def cell_targets(form: Form) -> dict[str, np.ndarray]:
     """What each of the image's 30 image tokens shows, and what it belongs to, for the vision stage.
 
     Returns:
-        `dict[str, np.ndarray]`: `int64 (5, 6)` each, 0 where there is nothing: `"shows"`, 1 + value for a digit and
-        11 + label number for the two cells of a label; `"label"`, 1 + number of its row's label; `"row"`, its row in
-        the form, from 1; `"position"`, the decimal position of a digit, 1 for units; `"digit"`, its number in reading
-        order.
+        `dict[str, np.ndarray]`: `int64 (5, 6)` each, 0 where there is nothing: `"shows"`, 1 + value for a digit,
+        11 + label number for the two cells of a label, the last two classes for a checkbox; `"label"`, 1 + number of
+        its row's label; `"row"`, its row in the form, from 1; `"position"`, the decimal position of a digit, 1 for
+        units; `"digit"`, its number in reading order.
     """
     values = digit_images()[1]
     targets = {name: np.zeros((GRID_ROWS, GRID_COLUMNS), dtype=np.int64) for name in CELL_TARGETS}
     for number, row in enumerate(form.rows):
-        label, num_digits = LABELS.index(row.label), len(row.digit_indices)
-        cells = form.first_grid_row + number, slice(0, LABEL_COLUMNS + num_digits)
+        label, num_digits = ALL_LABELS.index(row.label), len(row.digit_indices)
+        is_box = row.label in BOX_LABELS
+        cells = form.first_grid_row + number, slice(0, LABEL_COLUMNS + max(num_digits, is_box))
         digits = form.first_grid_row + number, slice(LABEL_COLUMNS, LABEL_COLUMNS + num_digits)
         targets["shows"][cells] = 11 + label
         targets["shows"][digits] = 1 + values[list(row.digit_indices)]
+        if is_box:
+            targets["shows"][form.first_grid_row + number, LABEL_COLUMNS] = CELL_TARGETS["shows"] - 2 + row.is_ticked
         targets["label"][cells] = 1 + label
         targets["row"][cells] = 1 + number
         targets["position"][digits] = np.arange(num_digits, 0, -1)

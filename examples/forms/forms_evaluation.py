@@ -11,24 +11,28 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Asks a checkpoint about held-out forms and scores its answers, in confident decoding and one token per pass.
+"""Asks a checkpoint about held-out forms and scores its answers, in confident decoding and one position per pass.
 
-Command:
+Commands:
     python examples/forms/forms_evaluation.py [--model CHECKPOINT] [--rows 200] [--seed 0] [--output scores.json]
+    python examples/forms/forms_evaluation.py --by-wording --decodings confident
 
-Hardware: one CPU core, some minutes. Its functions are also what the benchmarks ask with.
+The first prints the table of the model card: every kind of question on plain forms, some on rich forms and in held-out
+words, with 95 % intervals. The second prints how far the wordings of a question differ from each other.
+Hardware: one CPU core, some minutes.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from forms_dataset import QUESTIONS, UNDER_PRIOR, forms_row
-from forms_scores import summarize
+from forms_dataset import KINDS, UNDER_PRIOR, forms_row
+from forms_questions import LIST_WORDINGS, WORDINGS, wordings_of
+from forms_scores import Points, add_points, summarize, wilson_interval
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -40,16 +44,25 @@ DECODINGS: dict[str, dict[str, Any]] = {
     # The reference: the position that the model is surest of, one after the other.
     "one_by_one": {"confidence_threshold": None},
 }
+GROUPS: dict[str, dict[str, Any]] = {
+    **{kind: {"kind": kind, "words": "all"} for kind in KINDS},
+    **{
+        f"rich {kind}": {"kind": kind, "words": "all", "rich_share": 1.0}
+        for kind in ("text", "json", "shuffled", "field", "decide")
+    },
+    **{f"held-out words {kind}": {"kind": kind, "words": "held_out"} for kind in WORDINGS},
+}
+"""Name of a group of questions to arguments of `forms_row`."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """
-    What a model said.
+    What a model answered.
 
     Args:
         text (`str`): Its answer, without special tokens.
-        num_passes (`int`): Passes of the model.
+        num_passes (`int`): Forward passes.
         num_tokens (`int`): Tokens of the answer, without padding.
     """
 
@@ -111,85 +124,162 @@ def chat_turn(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def score(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> dict[str, float]:
-    """`summarize`, and `"passes_per_token"`: passes of the model for each token of an answer, padding not counted."""
-    scored = (
-        (row["kind"], answer.text, row["answer"], json.loads(row["fields"]))
-        for row, answer in zip(rows, answers, strict=True)
-    )
+    """`summarize`, and `"passes_per_token"`: forward passes for each token of an answer, padding not counted."""
     num_passes, num_tokens = (
         sum(getattr(answer, name) for answer in answers) for name in ("num_passes", "num_tokens")
     )
-    return summarize(scored) | {"passes_per_token": num_passes / max(1, num_tokens)}
+    return summarize(_to_score(rows, answers)) | {"passes_per_token": num_passes / max(1, num_tokens)}
 
 
-def evaluate(
+def _to_score(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> Iterator[tuple[str, str, str, Any]]:
+    """The arguments of `score_answer`."""
+    for row, answer in zip(rows, answers, strict=True):
+        yield row["kind"], answer.text, row["answer"], json.loads(row["fields"])
+
+
+def ask_group(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     num_rows: int,
     batch_size: int,
-    description: str | None = None,
     seed: int = 0,
-    **options: Any,
-) -> dict[str, Any]:
-    """Scores the first held-out forms of every kind of question.
+    description: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **row_arguments: Any,
+) -> tuple[Points, float]:
+    """Asks about the first held-out forms.
 
     Args:
-        model, processor, batch_size, description, options: See [`ask`].
-        num_rows (`int`): Forms of each kind.
-        seed (`int`, defaults to 0): Of `forms_row`: another one gives other forms of the same held-out digits.
+        model, processor, batch_size, description: See [`ask`].
+        num_rows (`int`): How many.
+        seed (`int`, defaults to 0): Another one gives other forms of the same held-out digits.
+        options (`Mapping[str, Any]`, *optional*): Of `generate`.
+        row_arguments: Of `forms_row`.
 
     Returns:
-        `dict[str, Any]`: The shares of [`score`] over all questions, and `"passes_per_token"` of each kind by name
-        (`"text/passes_per_token"`, ...).
+        `tuple[Points, float]`: Points by the name of the score, and forward passes for each token.
     """
-    scores: dict[str, Any] = {}
-    all_rows, all_answers = [], []
-    for kind in QUESTIONS:
-        rows = [forms_row("test", index, seed, kind) for index in range(num_rows)]
-        form = options
-        if kind in UNDER_PRIOR:  # the priors say how long answers are
-            form = {name: value for name, value in options.items() if name != "max_new_tokens"}
-            form["priors"] = [row["structure_prior"] for row in rows]
-        name = f"{description}, {kind}" if description else None
-        answers = ask(model, processor, rows, batch_size, description=name, **form)
-        scores[f"{kind}/passes_per_token"] = score(rows, answers)["passes_per_token"]
-        all_rows += rows
-        all_answers += answers
-    return dict(sorted((scores | score(all_rows, all_answers)).items()))
+    rows = [forms_row("test", index, seed, **row_arguments) for index in range(num_rows)]
+    form = dict(options or {})
+    if row_arguments["kind"] in UNDER_PRIOR:  # the priors say how long answers are
+        form.pop("max_new_tokens", None)
+        form["priors"] = [row["structure_prior"] for row in rows]
+    answers = ask(model, processor, rows, batch_size, description=description, **form)
+    points = add_points(_to_score(rows, answers))
+    return {name.split("/")[1]: value for name, value in points.items()}, score(rows, answers)["passes_per_token"]
 
 
-def format_scores(reports: Mapping[str, Mapping[str, float]]) -> str:
-    """Scores of several decodings side by side, as a Markdown table."""
-    names = list(next(iter(reports.values())))
-    lines = ["| | " + " | ".join(reports) + " |", "|---|" + "---:|" * len(reports)]
-    for name in names:
-        values = [report[name] for report in reports.values()]
-        shown = [f"{value:.3f}" if name.endswith("passes_per_token") else f"{100 * value:.1f} %" for value in values]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+def evaluate(
+    model: PreTrainedModel, processor: ProcessorMixin, num_rows: int, batch_size: int, seed: int = 0, **options: Any
+) -> tuple[Points, dict[str, float]]:
+    """Scores the first held-out forms of every group of questions.
+
+    Args:
+        model, processor, num_rows, batch_size, seed: See [`ask_group`].
+        options: Of `generate`.
+
+    Returns:
+        `tuple[Points, dict[str, float]]`: `"GROUP/SCORE"` to its points, and `"GROUP/passes_per_token"` to its value.
+    """
+    points: Points = {}
+    passes: dict[str, float] = {}
+    for group, row_arguments in GROUPS.items():
+        found, passes_per_token = ask_group(
+            model, processor, num_rows, batch_size, seed, group, options, **row_arguments
+        )
+        points |= {f"{group}/{name}": value for name, value in found.items()}
+        passes[f"{group}/passes_per_token"] = passes_per_token
+    return points, passes
+
+
+def evaluate_wordings(
+    model: PreTrainedModel, processor: ProcessorMixin, num_rows: int, batch_size: int, seed: int = 0, **options: Any
+) -> dict[str, dict[str, float]]:
+    """Asks about the same forms in each wording of a question.
+
+    Args:
+        model, processor, num_rows, batch_size, seed, options: See [`evaluate`].
+
+    Returns:
+        `dict[str, dict[str, float]]`: Kind of question to the share of right answers (whole forms, or exact) by
+        wording, those of training first.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for kind in (*WORDINGS, *LIST_WORDINGS):
+        scores[kind] = {}
+        wordings, held_out = wordings_of(kind)
+        for number, wording in enumerate((*wordings, *held_out)):
+            points, _ = ask_group(
+                model, processor, num_rows, batch_size, seed, f"{kind} {number}", options, kind=kind, words=number
+            )
+            right, possible = points["whole" if "whole" in points else "exact"]
+            scores[kind][wording] = right / possible
+    return scores
+
+
+def format_scores(reports: Mapping[str, tuple[Points, Mapping[str, float]]]) -> str:
+    """Scores of several decodings side by side, with their intervals, as a Markdown table."""
+    lines = ["| score | cases | " + " | ".join(reports) + " |", "|---|---:|" + "---:|" * len(reports)]
+    points, passes = next(iter(reports.values()))
+    for name, (_, possible) in points.items():
+        cells = [format_share(*report[name]) for report, _ in reports.values()]
+        lines.append(f"| {name} | {possible} | " + " | ".join(cells) + " |")
+    for name in passes:
+        cells = [f"{report[name]:.3f}" for _, report in reports.values()]
+        lines.append(f"| {name} | | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def format_share(points: int, possible: int) -> str:
+    """A share with its 95 % interval, for example `"99.0 % (96.4 to 99.7)"`."""
+    low, high = wilson_interval(points, possible)
+    return f"{100 * points / possible:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def format_wordings(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """How far the wordings of each kind of question differ, as a Markdown table."""
+    lines = ["| question | worst and best wording of training | mean | worst and best held-out wording | mean |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for kind, by_wording in scores.items():
+        shares = [100 * share for share in by_wording.values()]
+        num_training = len(wordings_of(kind)[0])
+        parts = shares[:num_training], shares[num_training:]
+        cells = [f"{min(part):.1f} to {max(part):.1f} % | {sum(part) / len(part):.1f} %" for part in parts]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="checkpoint (default: the one of the package)")
-    parser.add_argument("--rows", type=int, default=200, help="held-out forms of each kind (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=200, help="held-out forms of each group (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other held-out forms (default: 0)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, help="positions of the answer (default: the checkpoint's)")
     parser.add_argument("--decodings", nargs="+", choices=DECODINGS, default=list(DECODINGS))
+    parser.add_argument("--by-wording", action="store_true", help="score each wording of a question by itself")
     parser.add_argument("--output", type=Path, help="JSON file for the scores")
     args = parser.parse_args(arguments)
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).eval()
     length = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
-    reports = {
-        name: evaluate(model, processor, args.rows, args.batch_size, name, args.seed, **DECODINGS[name], **length)
-        for name in args.decodings
-    }
-    print(format_scores(reports))
-    settings = {"rows": args.rows, "seed": args.seed, "dtype": args.dtype, "batch_size": args.batch_size}
-    report = {**settings, **length, "scores": reports}
+    settings = {"rows": args.rows, "seed": args.seed, "dtype": args.dtype, "batch_size": args.batch_size, **length}
+    common = model, processor, args.rows, args.batch_size, args.seed
+    report: dict[str, Any]
+    if args.by_wording:
+        wordings = {name: evaluate_wordings(*common, **DECODINGS[name], **length) for name in args.decodings}
+        print("\n\n".join(format_wordings(scores) for scores in wordings.values()))
+        report = settings | {"wordings": wordings}
+    else:
+        reports = {name: evaluate(*common, **DECODINGS[name], **length) for name in args.decodings}
+        print(format_scores(reports))
+        shares = {
+            name: {score: right / possible for score, (right, possible) in points.items()} | passes
+            for name, (points, passes) in reports.items()
+        }
+        cases = {score: possible for score, (_, possible) in next(iter(reports.values()))[0].items()}
+        report = settings | {"cases": cases, "scores": shares}
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
     return report

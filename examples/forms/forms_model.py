@@ -11,11 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The untrained small forms model: about 3 M parameters in Dimple's own classes, and its processor.
+"""The small forms model before training: about 3 M parameters in Dimple's own classes, and its processor.
 
 A tower of 4 layers x 128 with full attention (an image has 30 tokens; windows would cut rows apart) and a language
-model of 4 layers x 192. `python examples/forms/forms_model.py OUT [--visual FILE]` writes the directory that the
-training recipe starts from. Imported by the vision stage.
+model of 4 layers x 192. `python examples/forms/forms_model.py OUT [--visual FILE] [--weights CHECKPOINT]` writes the
+directory that a training recipe starts from: untrained, or with the weights of an earlier small model, whose tokenizer
+may have had fewer tokens.
 """
 
 import argparse
@@ -85,12 +86,13 @@ def model_config(tokenizer: DimpleTokenizer) -> DimpleConfig:
     )
 
 
-def write_untrained(directory: Path, visual: Path | None = None, seed: int = 0) -> None:
-    """Writes model and processor to `directory`, ready for the causal phase.
+def write_model(directory: Path, visual: Path | None = None, weights: Path | None = None, seed: int = 0) -> None:
+    """Writes model and processor to `directory`, ready for training.
 
     Args:
         directory (`Path`): Where to write.
-        visual (`Path`, *optional*): `visual.safetensors` of the vision stage; random weights without it.
+        visual (`Path`, *optional*): `visual.safetensors` of a vision stage; random weights without it.
+        weights (`Path`, *optional*): Checkpoint of an earlier small model to start from; random weights without it.
         seed (`int`, defaults to 0): Seed of the random weights.
     """
     write_tokenizer(directory)
@@ -100,18 +102,45 @@ def write_untrained(directory: Path, visual: Path | None = None, seed: int = 0) 
     DimpleProcessor(image_processor, tokenizer).save_pretrained(directory)
     torch.manual_seed(seed)
     model = DimpleForConditionalGeneration(model_config(tokenizer))
+    if weights is not None:
+        take_weights(model, tokenizer, weights)
     if visual is not None:
         model.visual.load_state_dict(load_file(visual))
     model.save_pretrained(directory)
 
 
+def take_weights(model: DimpleForConditionalGeneration, tokenizer: DimpleTokenizer, checkpoint: Path) -> None:
+    """Copies the weights of an earlier small model.
+
+    A token that its tokenizer did not have begins as the mean of the tokens that this one wrote instead.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]): Gets the weights.
+        tokenizer ([`DimpleTokenizer`]): The model's tokenizer.
+        checkpoint (`Path`): Directory of the earlier model.
+    """
+    earlier = DimpleForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    earlier_tokenizer = DimpleTokenizer.from_pretrained(checkpoint)
+    num_tokens = len(earlier_tokenizer)
+    shares = torch.zeros(len(tokenizer), num_tokens)
+    for token, index in tokenizer.get_vocab().items():
+        known = earlier_tokenizer.get_vocab().get(token)
+        text = tokenizer.decode([index])
+        pieces = earlier_tokenizer(text, add_special_tokens=False)["input_ids"] if known is None else [known]
+        shares[index] = torch.bincount(torch.tensor(pieces), minlength=num_tokens) / len(pieces)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        earlier[name] = shares @ earlier[name]
+    model.load_state_dict(earlier)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the untrained small forms model.")
+    parser = argparse.ArgumentParser(description="Write the small forms model as training starts from it.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--visual", type=Path, default=Path("runs/forms/vision/visual.safetensors"))
+    parser.add_argument("--weights", type=Path, help="checkpoint of an earlier small model (default: random weights)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    write_untrained(args.directory, args.visual, args.seed)
+    write_model(args.directory, args.visual, args.weights, args.seed)
 
 
 if __name__ == "__main__":

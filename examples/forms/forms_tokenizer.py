@@ -13,19 +13,25 @@
 # limitations under the License.
 """Tokenizer of the small forms model: byte-level BPE of Qwen2's kind with some hundreds of entries.
 
-It knows the words of the chat template, the labels, the questions and JSON's punctuation as whole tokens, keeps each
-digit a token of its own, and encodes any other text byte by byte. `write_tokenizer` writes the files that
-`DimpleTokenizer.from_pretrained` reads (`vocab.json`, `merges.txt`, `tokenizer_config.json`).
+Whole tokens are the words of the chat template, of questions as training words them and of answers, and the labels of
+options after a space. Each digit is a token of its own, any other text is encoded in pieces or bytes.
+`write_tokenizer` writes the files that `DimpleTokenizer.from_pretrained` reads (`vocab.json`, `merges.txt`,
+`tokenizer_config.json`).
 """
 
 import json
 from itertools import pairwise
 from pathlib import Path
 
-from forms_data import LABELS
-from forms_dataset import QUESTIONS, write_answer
+from forms_data import ALL_LABELS, SPLITS, draw_form, form_rng
+from forms_dataset import NO_FORM, NOT_ON_FORM, write_json, write_text
+from forms_decisions import DECISIONS, RICH_DECISIONS, draw_decisions
+from forms_questions import COURTESIES_AFTER, COURTESIES_BEFORE, WORDINGS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
+
+from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
+from dimple_hf.decisions.prompt import decision_answer, decision_prompt
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -44,14 +50,35 @@ CHAT_TEMPLATE = (
 """Writes chats as the released checkpoint's template does (images named by `{"type": "image"}` parts)."""
 
 
+NUM_DECISIONS = 40
+"""Forms about which each decision is written down: enough for all its wordings."""
+
+
 def corpus() -> list[str]:
-    """All text whose words become single tokens: the chat template's, every question and whole forms."""
-    lines = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
-    for first, second in pairwise((*LABELS, LABELS[0])):
-        # All kinds but "fields", which asks with the words of the others.
-        kinds = ("text", "json", "field", "rows", "sum")
-        lines += [wording.format(first, second) for kind in kinds for wording in QUESTIONS[kind]]
-        lines += [write_answer(kind, {first: 10, second: 23}) for kind in ("text", "json")]
+    """All text whose words become single tokens. Held-out wordings and words of unrelated questions are not in it."""
+    lines = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", NOT_ON_FORM, NO_FORM]
+    for first, second in pairwise((*ALL_LABELS, ALL_LABELS[0])):
+        for kind, wordings in WORDINGS.items():
+            named = f"{first}, {first} and {second}" if kind == "fields" else first
+            for wording in wordings:
+                question = wording.format(named, second)
+                lower = question[0].lower() + question[1:]
+                lines += [question, f" {question}", lower, f" {lower}"]  # with a space: after a courtesy
+        fields = {first: 10, second: None, "paid": True, "new": False, "due": "03-12", "cost": 4.5}
+        lines += [write_text({first: True, second: False}), write_json(fields)]
+    lines += [*COURTESIES_BEFORE, *(f" {courtesy}" for courtesy in COURTESIES_AFTER)]
+    return lines + _decision_lines()
+
+
+def _decision_lines() -> list[str]:
+    """Questions and answers of decisions, as training has them, and all labels of options."""
+    lines = [decision_answer(OPTION_LABELS)]
+    for names, is_rich in ((DECISIONS, False), (RICH_DECISIONS, True)):
+        for index in range(NUM_DECISIONS):
+            rng = form_rng(SPLITS[0], index)
+            form = draw_form(SPLITS[0], rng, is_rich)
+            _, decisions = draw_decisions(form, SPLITS[0], rng, is_rich, list(names))
+            lines.append(decision_prompt([question for question, _ in decisions]))
     return lines
 
 

@@ -74,8 +74,8 @@ def test_draw_form_gives_numbers_that_json_can_hold():
         sizes.add(len(labels))
         for row in form.rows:
             lengths.add(len(row.digit_indices))
-            zeros += row.number == 0
-            assert len(str(row.number)) == len(row.digit_indices)
+            zeros += row.value == 0
+            assert len(str(row.value)) == len(row.digit_indices)
     assert (sizes, lengths) == ({2, 3, 4, 5}, {1, 2, 3, 4})
     assert zeros > 0
 

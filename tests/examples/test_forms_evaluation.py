@@ -25,16 +25,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
 import forms_evaluation
-from forms_dataset import QUESTIONS, forms_row
-from forms_evaluation import Answer
+from forms_dataset import KINDS, forms_row
+from forms_evaluation import GROUPS, Answer
+from forms_questions import LIST_WORDINGS, WORDINGS, wordings_of
 
 
 def test_score_of_the_expected_answers_is_full_and_counts_passes_over_all_tokens() -> None:
     """A pass too many in a short answer weighs as much as in a long one."""
-    rows = [forms_row("test", index, kind=kind) for index, kind in enumerate(QUESTIONS)]
+    rows = [forms_row("test", index, kind=kind) for index, kind in enumerate(KINDS)]
     answers = [Answer(row["answer"], num_passes=index + 1, num_tokens=10) for index, row in enumerate(rows)]
     scores = forms_evaluation.score(rows, answers)
-    assert scores.pop("passes_per_token") == pytest.approx((1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10) / 100)
+    assert scores.pop("passes_per_token") == pytest.approx(sum(range(1, 19)) / 180)
     assert set(scores.values()) == {1.0}
     wrong = forms_evaluation.score(rows, [Answer("", 1, 0)] * len(rows))
     assert set(wrong.values()) == {0.0, len(rows)}  # no token at all: as if there were one
@@ -59,8 +60,10 @@ def test_main_writes_the_scores_of_both_decodings(
     report = forms_evaluation.main([*arguments, "--output", str(output)])
     assert json.loads(output.read_text()) == report
     assert list(report["scores"]) == ["confident", "one_by_one"]
-    assert {name.split("/")[0] for name in report["scores"]["confident"]} == {*QUESTIONS, "passes_per_token"}
-    assert "| json/parses | 0.0 % | 0.0 % |" in capsys.readouterr().out
+    assert {name.split("/")[0] for name in report["scores"]["confident"]} == set(GROUPS)
+    assert report["cases"]["json/parses"] == 1
+    # Of one case nothing is certain.
+    assert "| json/parses | 1 | 0.0 % (0.0 to 79.3) | 0.0 % (0.0 to 79.3) |" in capsys.readouterr().out
 
 
 def test_main_asks_the_forms_of_a_seed_in_a_dtype(parity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +80,25 @@ def test_main_asks_the_forms_of_a_seed_in_a_dtype(parity_dir: Path, monkeypatch:
         report = forms_evaluation.main([*arguments, "--seed", seed, "--dtype", dtype])
         assert (report["seed"], report["dtype"]) == (int(seed), dtype)
     first, other = asked["torch.float32"], asked["torch.bfloat16"]
-    assert first == [forms_row("test", 0, kind=kind)["fields"] for kind in QUESTIONS]
-    assert other == [forms_row("test", 0, 1, kind)["fields"] for kind in QUESTIONS]
+    assert first == [forms_row("test", 0, **group)["fields"] for group in GROUPS.values()]
+    assert other == [forms_row("test", 0, 1, **group)["fields"] for group in GROUPS.values()]
     assert first != other  # control
+
+
+def test_main_scores_each_wording_by_itself(
+    parity_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A model that understands one wording of a kind only: worst and best are far apart, and held-out ones fail."""
+
+    def answer(model: Any, processor: Any, rows: Sequence[dict[str, Any]], *args: Any, **options: Any) -> list[Answer]:
+        return [Answer(row["answer"] if row["question"] == WORDINGS["rows"][1] else "", 1, 1) for row in rows]
+
+    monkeypatch.setattr(forms_evaluation, "ask", answer)
+    arguments = ["--model", str(parity_dir / "checkpoint"), "--rows", "2", "--decodings", "confident"]
+    scores = forms_evaluation.main([*arguments, "--by-wording"])["wordings"]["confident"]
+    assert {kind: len(by_wording) for kind, by_wording in scores.items()} == {
+        kind: sum(map(len, wordings_of(kind))) for kind in (*WORDINGS, *LIST_WORDINGS)
+    }
+    assert scores["rows"][WORDINGS["rows"][1]] == 1
+    assert sum(sum(by_wording.values()) for by_wording in scores.values()) == 1
+    assert "| rows | 0.0 to 100.0 % | 12.5 % | 0.0 to 0.0 % | 0.0 % |" in capsys.readouterr().out

@@ -25,18 +25,28 @@ import torch
 pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
+import extend_vision
 import train_vision
 from forms_dataset import forms_row
-from forms_model import write_untrained
+from forms_model import write_model
 from safetensors.torch import load_file
 
-from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
+from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor, DimpleTokenizer
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("untrained")
-    write_untrained(directory)
+    write_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory) -> Path:
+    """A model with the weights of the one that ships."""
+    directory = tmp_path_factory.mktemp("later")
+    write_model(directory, weights=FORMS_CHECKPOINT)
     return directory
 
 
@@ -59,7 +69,7 @@ def stage(output: Path, **changes) -> dict[str, torch.Tensor]:
 def test_untrained_model_is_small_and_causal(untrained):
     """At most 5 M parameters and, in bf16, 12 MB; the first phase is the causal one."""
     model = DimpleForConditionalGeneration.from_pretrained(untrained)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 3_116_864
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_238_592
     assert not model.config.full_attn_mask
     processor = DimpleProcessor.from_pretrained(untrained)
     assert model.config.vocab_size == len(processor.tokenizer)
@@ -94,6 +104,31 @@ def test_model_answers_a_forms_row_with_a_finite_loss(untrained):
     assert torch.isfinite(model(**inputs, labels=inputs.input_ids).loss)
 
 
+def test_model_with_earlier_weights_answers_as_the_earlier_one(later):
+    """More tokens, and the same weights for the old ones: text of old tokens has the old logits."""
+    text = "<|im_start|>user\nqty 12<|im_end|>\n"
+    logits = {}
+    for name, path in (("earlier", FORMS_CHECKPOINT), ("later", later)):
+        tokenizer = DimpleTokenizer.from_pretrained(path)
+        model = DimpleForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        model.config.full_attn_mask = True
+        words = [tokenizer.convert_tokens_to_ids(token) for token in ("qty", "age", "4")]
+        logits[name] = model(**tokenizer(text, return_tensors="pt")).logits[..., words]
+    torch.testing.assert_close(logits["later"], logits["earlier"])
+
+
+def test_a_new_token_begins_as_the_mean_of_its_pieces(later):
+    """ " A" was a space and a letter."""
+    weights, tokens = {}, {}
+    for name, path in (("earlier", FORMS_CHECKPOINT), ("later", later)):
+        tokens[name] = DimpleTokenizer.from_pretrained(path)(" A").input_ids
+        model = DimpleForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        weights[name] = model.get_input_embeddings().weight
+    assert (len(tokens["earlier"]), len(tokens["later"])) == (2, 1)
+    mean = weights["earlier"][tokens["earlier"]].mean(dim=0)
+    torch.testing.assert_close(weights["later"][tokens["later"][0]], mean)
+
+
 def test_vision_stage_interrupted_ends_with_the_same_weights(tmp_path, monkeypatch):
     """Kill it and run it again: nothing is lost and nothing is repeated, bit for bit."""
     expected = stage(tmp_path / "whole")
@@ -120,7 +155,7 @@ def test_vision_stage_interrupted_ends_with_the_same_weights(tmp_path, monkeypat
 def test_vision_stage_weights_load_into_the_model(tmp_path, untrained):
     """The stage's file is read by name into `model.visual`, and it replaces what stood there."""
     tower = stage(tmp_path / "stage", cell_steps=1, context_steps=0)
-    write_untrained(tmp_path / "model", visual=tmp_path / "stage" / "visual.safetensors")
+    write_model(tmp_path / "model", visual=tmp_path / "stage" / "visual.safetensors")
     model = DimpleForConditionalGeneration.from_pretrained(tmp_path / "model")
     assert all(torch.equal(parameter, tower[name]) for name, parameter in model.visual.state_dict().items())
     fresh = DimpleForConditionalGeneration.from_pretrained(untrained)
@@ -149,3 +184,42 @@ def test_rate_at_warms_up_and_decays_in_both_parts():
     assert max(rates[1000:]) < 0.5
     assert rates[999] < 1e-5
     assert rates[1500] == 0
+
+
+def extension(output: Path, **changes) -> dict[str, torch.Tensor]:
+    """Runs the second vision stage for a few steps and returns the tower that it wrote."""
+    arguments = {"model": str(FORMS_CHECKPOINT), "steps": 3, "batch_size": 5, "lr": 1e-3, "seed": 0, "save_steps": 2}
+    arguments |= {"eval_images": 10, "bf16": False}
+    extend_vision.train(Namespace(output=output, **(arguments | changes)))
+    return load_file(output / "visual.safetensors")
+
+
+def test_second_vision_stage_interrupted_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """And it begins with the tower of a model, which stands still until the new heads have learned a little."""
+    monkeypatch.setattr(extend_vision, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(extend_vision, "evaluate", lambda *arguments: {})
+    expected = extension(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        train_step = extend_vision.ExtensionRun.train_step
+        patch.setattr(
+            extend_vision.ExtensionRun,
+            "train_step",
+            lambda run, *batch: pytest.fail("killed") if run.step == 2 else train_step(run, *batch),
+        )
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            extension(tmp_path / "cut")
+    resumed = extension(tmp_path / "cut")
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    first = DimpleForConditionalGeneration.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).visual.state_dict()
+    still = extension(tmp_path / "still", steps=1)
+    assert all(torch.equal(still[name], first[name]) for name in first)
+    assert not torch.equal(expected["merger.mlp.2.weight"], first["merger.mlp.2.weight"])  # control
+
+
+def test_images_of_the_second_vision_stage_show_what_their_targets_say():
+    """Of five images two are plain forms, two rich ones, and one is no form: nothing in any cell."""
+    pixel_values, targets = extend_vision.batch_of("train", range(5), seed=0)
+    assert pixel_values.shape == (5 * 120, 1176)
+    shows = targets["shows"].view(5, 30)
+    assert shows.any(dim=1).tolist() == [True, True, True, True, False]
+    assert extend_vision.is_plain(range(5)).tolist() == [True, False, True, False, False]

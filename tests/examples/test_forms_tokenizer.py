@@ -22,12 +22,14 @@ import pytest
 pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
-from forms_data import LABELS
+from forms_data import ALL_LABELS
+from forms_questions import HELD_OUT_WORDINGS
 from forms_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus, write_tokenizer
 
 from dimple_hf import DimpleTokenizer
+from dimple_hf.decisions.prompt import option_labels
 
-VOCAB_SIZE = 412  # 256 bytes, 147 merges, 9 special tokens
+VOCAB_SIZE = 729  # 256 bytes, 464 merges, 9 special tokens
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_tokenizer_keeps_digits_apart_and_labels_whole(tokenizer):
     assert [tokenizer.decode([i]) for i in tokenizer('{"qty":482,"age":5}').input_ids] == [
         '{"', "qty", '":', "4", "8", "2", ',"', "age", '":', "5", "}"
     ]  # fmt: skip
-    for label in LABELS:
+    for label in ALL_LABELS:
         assert len(tokenizer(label).input_ids) == 1
         assert len(tokenizer(" " + label).input_ids) == 1
     # Control: a word that the corpus lacks is several tokens.
@@ -69,6 +71,17 @@ def test_tokenizer_makes_every_word_of_its_corpus_one_token(tokenizer):
     pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
     for line in corpus():
         assert len(tokenizer(line).input_ids) == len(pre_tokenizer.pre_tokenize_str(line))
+
+
+def test_tokenizer_has_a_token_for_each_label_of_an_option(tokenizer):
+    """A decision is one masked position. After a space, as a label stands in an answer."""
+    assert option_labels(tokenizer, 26) == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def test_held_out_wordings_are_not_in_the_corpus(tokenizer):
+    """Their new words go in pieces, as any user's do."""
+    assert len(tokenizer("Tell").input_ids) > 1
+    assert not set(corpus()) & {wording for wordings in HELD_OUT_WORDINGS.values() for wording in wordings}
 
 
 def test_chat_template_writes_what_the_released_one_writes(tokenizer, parity_dir):

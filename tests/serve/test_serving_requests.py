@@ -21,7 +21,9 @@ import pytest
 from server_process import body
 
 from dimple_hf.serve.limits import Limits, RefusedRequest
-from dimple_hf.serve.requests import MAX_JSON_VALUES, parse_request
+from dimple_hf.serve.preparation import check_texts, sampling_options, seed_of
+from dimple_hf.serve.requests import MAX_JSON_VALUES, ChatRequest, parse_request
+from dimple_hf.serve.tools import call_schema, called_text, read_call
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 SCHEMA = {"type": "object", "properties": {}}
@@ -32,7 +34,6 @@ def format_of(schema: Any) -> dict[str, Any]:
 
 
 def test_request_with_every_known_field_is_understood() -> None:
-    """Also what clients send unasked, and `null` for what they leave open."""
     request = parse_request(
         body(
             messages=[
@@ -43,22 +44,59 @@ def test_request_with_every_known_field_is_understood() -> None:
             max_completion_tokens=5,
             temperature=0,
             top_p=0.5,
-            seed=7,
+            seed=-7,
             stream=True,
             stream_options={"include_usage": True},
             response_format=format_of(SCHEMA),
-            user="me",
-            n=1,
+            n=2,
+            stop="x",
             logprobs=False,
-            frequency_penalty=0,
-            presence_penalty=0.0,
-            max_tokens=None,
+            max_tokens=5,
         )
     )
-    assert (request.asked_length, request.schema_of_answer) == (5, SCHEMA)
+    assert (request.asked_length, request.schema_of_answer, request.num_choices) == (5, SCHEMA, 2)
+    assert request.stop == ["x"]
     assert request.image_urls() == ["data:image/png;base64,AA=="]
     assert [message.content[-1].text for message in request.messages] == ["Be brief.", "What is it?", "A form."]
-    assert parse_request(body(max_tokens=3, response_format={"type": "text"})).schema_of_answer is None
+    assert parse_request(body(response_format={"type": "text"})).schema_of_answer is None
+    assert parse_request(body(response_format={"type": "json_object"})).schema_of_answer == {"type": "object"}
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_request_with_empty_fields_is_understood_whatever_their_names(nothing: Any) -> None:
+    """Clients send every field that they know, with null for what their users left open."""
+    names = [*ChatRequest.model_fields, *ChatRequest.ignored, "logit_bias", "audio", "functions", "something_new"]
+    fields = {name: nothing for name in names if name not in ("model", "messages")}
+    part = {"type": "text", "text": "Hi", "something_new": nothing}
+    url = {"url": "data:,", "detail": nothing, "something_new": nothing}
+    image = {"type": "image_url", "image_url": url, "something_new": nothing}
+    message = {"role": "user", "content": [part, image], "tool_calls": nothing, "something_new": nothing}
+    assert parse_request(body(messages=[message], **fields)) == parse_request(
+        body(messages=[{"role": "user", "content": [part, {"type": "image_url", "image_url": {"url": "data:,"}}]}])
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"store": False}, {"service_tier": "auto"}, {"service_tier": "default"}, {"tool_choice": "none"},
+        {"tool_choice": "auto"}, {"parallel_tool_calls": True}, {"parallel_tool_calls": False}, {"n": 1},
+        {"modalities": ["text"]}, {"metadata": {"a": "b"}}, {"user": "me"}, {"frequency_penalty": 0},
+        {"presence_penalty": 0.0}, {"top_logprobs": 0}, {"logprobs": False}, {"stream": False},
+        {"stream_options": {"include_usage": False}}, {"function_call": "none"}, {"best_of": 1},
+        {"reasoning_effort": "none"}, {"verbosity": "medium"}, {"prompt_cache_key": "k"}, {"echo": False},
+        {"messages": [{"role": "user", "content": "Hi", "name": "me"}]},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "y"}}]}]},
+        {"messages": [{"role": "assistant", "content": None}]},
+        {"messages": [{"role": "user", "content": [IMAGE | {"image_url": {"url": "x", "detail": "low"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}], "tool_choice": "none"},
+    ],
+)  # fmt: skip
+def test_request_with_values_that_change_nothing_is_understood(changes: dict[str, Any]) -> None:
+    """The defaults of OpenAI's API, and what is told of a client."""
+    assert parse_request(body(**changes)).num_choices == 1
 
 
 @pytest.mark.parametrize(
@@ -69,39 +107,49 @@ def test_request_with_every_known_field_is_understood() -> None:
         (b"[]", None, "object"),
         (b"[" * 100_000, None, "recursion"),
         (body(temprature=1), "temprature", "did you mean `temperature`?"),
-        (body(tools=[]), "tools", "not supported"),
+        (body(something_new=0), "something_new", "not supported"),
+        (body(something_new=False), "something_new", "not supported"),
+        (body(store=True), "store", "only with False"),
+        (body(service_tier="flex"), "service_tier", "only with 'auto' or 'default'"),
+        (body(logit_bias={"5": 1}), "logit_bias", "not supported"),
         (body(temperature=2.5), "temperature", "less than or equal to 2"),
         (body(temperature=float("nan")), "temperature", "valid"),
         (body(temperature="hot"), "temperature", "number"),
         (body(top_p=0), "top_p", "greater than 0"),
         (body(seed=True), "seed", "integer"),
-        (body(seed=-1), "seed", "greater than or equal to 0"),
+        (body(seed=-(1 << 63) - 1), "seed", "greater than or equal to"),
         (body(max_tokens=0), "max_tokens", "greater than or equal to 1"),
-        (body(max_tokens=1, max_completion_tokens=1), None, "`max_completion_tokens`"),
+        (body(max_tokens=1, max_completion_tokens=2), None, "`max_completion_tokens`"),
         (body(stream="yes"), "stream", "boolean"),
-        (body(stream_options={}), None, "`stream`=true"),
-        (body(n=2), "n", "1"),
-        (body(logprobs=True), "logprobs", "False"),
-        (body(presence_penalty=0.5), "presence_penalty", "0"),
-        (body(response_format={"type": "json_object"}), "response_format", "json_schema"),
+        (body(n=0), "n", "1"),
+        (body(n=True), "n", "integer"),
+        (body(stop=["a"] * 5), "stop", "at most 4"),
+        (body(stop=["a", ""]), "stop[1]", "at least 1"),
+        (body(stop="a" * 257), "stop[0]", "at most 256"),
+        (body(top_logprobs=2), None, "`logprobs`=true"),
+        (body(presence_penalty=0.5), "presence_penalty", "only with 0"),
         (body(response_format=format_of(5)), "response_format.json_schema.schema", "object"),
         (body(response_format=format_of({}) | {"x": 1}), "response_format.x", "`x`"),
+        (body(tools=[{"type": "custom"}]), "tools[0].type", "'function'"),
+        (body(tool_choice="required"), None, "without `tools`"),
+        (body(tool_choice="maybe"), "tool_choice", "'required'"),
         (body(model=None), "model", "string"),
         (body(messages=[]), "messages", "at least 1"),
         (body(messages=[1, 2]), "messages[0]", "object"),
-        (body(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", "'user'"),
-        (body(messages=[{"role": "user"}]), "messages[0].content", "required"),
+        (body(messages=[{"role": "function", "content": "x"}]), "messages[0].role", "'user'"),
+        (body(messages=[{"role": "user"}]), "messages[0]", "must have `content`"),
+        (body(messages=[{"role": "user", "content": None}]), "messages[0]", "must have `content`"),
         (body(messages=[{"role": "user", "content": 5}]), "messages[0].content", "array"),
-        (body(messages=[{"role": "user", "content": "x", "name": "n"}]), "messages[0].name", "`name`"),
         (body(messages=[{"role": "assistant", "content": [IMAGE]}]), "messages[0]", "images"),
         (body(messages=[{"role": "user", "content": [{"type": "audio"}]}]), "messages[0].content[0]", "'image_url'"),
+        (body(messages=[{"role": "user", "content": [{"type": "video_url"}]}]), "messages[0].content", "send frames"),
         (
             body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 1}}]}]),
             "messages[0].content[0].image_url.url",
             "string",
         ),
         (
-            body(messages=[{"role": "user", "content": [IMAGE | {"image_url": {"url": "x", "detail": "low"}}]}]),
+            body(messages=[{"role": "user", "content": [IMAGE | {"image_url": {"url": "x", "detail": "best"}}]}]),
             "messages[0].content[0].image_url.detail",
             "'auto'",
         ),
@@ -116,6 +164,85 @@ def test_request_with_a_fault_is_refused_by_its_field(sent: bytes, param: str | 
     assert reason in error["message"]
     assert error["type"] == "invalid_request_error"
     assert caught.value.status == 400
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": SCHEMA}}
+
+
+def test_functions_that_may_be_called_follow_from_tools_and_tool_choice() -> None:
+    other = {"type": "function", "function": {"name": "stop"}}
+    named = {"type": "function", "function": {"name": "stop"}}
+    for choice, names, must_call in (
+        (None, ["add", "stop"], False), ("auto", ["add", "stop"], False), ("required", ["add", "stop"], True),
+        ("none", [], False), (named, ["stop"], True),
+    ):  # fmt: skip
+        request = parse_request(body(tools=[TOOL, other], tool_choice=choice))
+        assert [function.name for function in request.callable_functions] == names
+        assert request.must_call == must_call
+    with pytest.raises(RefusedRequest, match="must name one of `tools`"):
+        parse_request(body(tools=[TOOL], tool_choice=named))
+    with pytest.raises(RefusedRequest, match="must not be given with `tools`"):
+        parse_request(body(tools=[TOOL], response_format=format_of(SCHEMA)))
+
+
+def test_schema_of_a_call_keeps_the_references_of_each_function() -> None:
+    """Each function's schema has its own root."""
+    parameters = {"properties": {"x": {"$ref": "#/$defs/U"}}, "$defs": {"U": {"enum": [1]}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    schema = call_schema(parse_request(body(tools=[TOOL, tool], tool_choice="required")), 8)
+    assert len(schema["anyOf"]) == 2
+    assert schema["$defs"]["f1"]["properties"]["x"] == {"$ref": "#/$defs/f1/$defs/U"}
+    optional = call_schema(parse_request(body(tools=[TOOL])), 8)
+    assert optional["anyOf"][-1]["properties"]["content"] == {"type": "string", "x-max-tokens": 8}
+    assert call_schema(parse_request(body()), 8) is None
+
+
+def test_calls_are_read_and_written_in_one_form() -> None:
+    message = read_call('{"name": "add", "arguments": {"a": 1}}')
+    assert message["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    assert read_call('{"content": "No."}') == {"content": "No."}
+    again = parse_request(body(messages=[message | {"role": "assistant"}])).messages[0]
+    assert called_text(again) == '{"name": "add", "arguments": {"a": 1}}'
+
+
+def test_special_tokens_are_refused_also_over_two_parts() -> None:
+    """The chat template joins the parts of a message."""
+    for parts in (["<|im_end|>"], ["a<|im_", "end|>"]):
+        content = [{"type": "text", "text": part} for part in parts]
+        with pytest.raises(RefusedRequest, match="special token"):
+            check_texts(parse_request(body(messages=[{"role": "user", "content": content}])), ["<|im_end|>"], 99)
+    content = [{"type": "text", "text": "<|im_"}, IMAGE, {"type": "text", "text": "end|>"}]
+    check_texts(parse_request(body(messages=[{"role": "user", "content": content}])), ["<|im_end|>"], 99)
+    call = {"function": {"name": "f", "arguments": '"<|im_end|>"'}}
+    with pytest.raises(RefusedRequest, match="special token"):
+        check_texts(parse_request(body(messages=[{"role": "assistant", "tool_calls": [call]}])), ["<|im_end|>"], 99)
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}
+    with pytest.raises(RefusedRequest, match="`tools`"):
+        check_texts(parse_request(body(tools=[tool])), ["<|im_end|>"], 999)
+    with pytest.raises(RefusedRequest, match="at most 5 characters"):
+        check_texts(parse_request(body()), [], 5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({}, {}),
+        ({"top_p": 1}, {}),
+        ({"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 1e-40}, {"do_sample": False}),
+        ({"temperature": 0.5}, {"do_sample": True, "temperature": 0.5}),
+        ({"top_p": 0.5}, {"do_sample": True, "temperature": 1.0, "top_p": 0.5}),
+    ],
+)
+def test_sampling_options_of_a_request(asked: dict[str, Any], options: dict[str, Any]) -> None:
+    assert sampling_options(parse_request(body(**asked))) == options
+
+
+def test_choices_have_seeds_of_their_own() -> None:
+    """The first one has the request's, so that it is what `generate` draws."""
+    assert seed_of(None, 3) is None
+    assert seed_of(-7, 0) == -7
+    assert len({seed_of(seed, index) for seed in (-1, 0, 1) for index in range(8)}) == 24
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import torch
 from server_process import QUESTIONS, chat, noise_image, own_answer
 
 from dimple_hf import StructurePrior
-from dimple_hf.serve.replies import TextDeltas
+from dimple_hf.serve.replies import GrowingText
 from dimple_hf.serve.worker import (
     Job,
     Progress,
@@ -152,18 +152,50 @@ def test_decided_beginning_stops_at_open_positions_and_ends() -> None:
     assert decided_beginning(tokens, [True, False, True, True], end) == ([5], False)
 
 
-def test_text_deltas_hold_back_characters_that_are_not_whole(forms_processor: Any) -> None:
+def growing(*stops: str) -> GrowingText:
+    """The text of tokens that are bytes."""
+    return GrowingText(lambda tokens: bytes(tokens).decode(errors="replace"), stops)
+
+
+def test_growing_text_holds_back_characters_that_are_not_whole() -> None:
     """The pieces together are the text, and none of them ends in the middle of a character."""
-    text = "a€ü\ufffd😀"
-    data = text.encode()
-    deltas = TextDeltas(lambda tokens: bytes(tokens).decode(errors="replace"))
-    pieces = [deltas.push(list(data[:length]), length == len(data)) for length in range(1, len(data) + 1)]
-    assert "".join(pieces) == text
+    data = "a€ü\ufffd😀".encode()
+    text = growing()
+    pieces = [text.push(list(data[:length]), length == len(data)) for length in range(1, len(data) + 1)]
+    assert "".join(pieces) == data.decode()
     assert [piece for piece in pieces if piece] == ["a", "€", "ü", "\ufffd😀"]
-    assert deltas.push(list(data[:3]), False) == ""
-    assert deltas.push([*data, 98], True) == "b"
-    cut = TextDeltas(lambda tokens: bytes(tokens).decode(errors="replace"))
-    assert cut.push(list(data[:3]), True) == "a\ufffd"  # an answer may end there
+    assert text.push(list(data[:3]), False) == ""
+    assert text.push([*data, 98], True) == "b"
+    assert growing().push(list(data[:3]), True) == "a\ufffd"  # an answer may end there
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops", "pieces", "num_tokens"),
+    [
+        ("one\ntwo", ["\n"], ["o", "n", "e", ""], 4),
+        ("abcabd", ["abd"], ["", "", "abc", "", "", ""], 6),  # what may begin a stop waits, and goes when it does not
+        ("xaab", ["aab", "ab"], ["x", "", "", ""], 4),
+        ("abcd", ["bcd", "c"], ["a", "", "b"], 3),  # the one that is complete first
+        ("abc", ["cd"], ["a", "b", "c"], 3),  # a half one at the end is no stop
+        ("stop", ["stop"], ["", "", "", ""], 4),
+    ],
+)
+def test_growing_text_is_cut_at_the_first_stop_string(
+    answer: str, stops: list[str], pieces: list[str], num_tokens: int
+) -> None:
+    """The same text whether it comes in pieces or at once, and no character of a stop string is ever sent."""
+    data = list(answer.encode())
+    text, got = growing(*stops), []
+    for length in range(1, len(data) + 1):
+        got.append(text.push(data[:length], length == len(data)))
+        if text.is_cut:
+            break
+    assert got == pieces
+    whole = growing(*stops)
+    assert whole.push(data, True) == "".join(pieces)
+    assert (whole.num_tokens, text.num_tokens) == (num_tokens, num_tokens)
+    assert whole.is_cut == text.is_cut == (answer != "abc")
+    assert text.push([*data, 120], True) == ("" if text.is_cut else "x")
 
 
 def test_answers_of_a_batch_are_those_of_generate(

@@ -18,15 +18,11 @@ DATA is a recipe, or what a recipe's `data.train` may be: a file, a directory, `
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from transformers import AutoProcessor
+if TYPE_CHECKING:
+    from ..data.sources import Source
 
-from ..data.sources import Source
-from ..training.collator import DimpleDataCollator
-from ..training.data_check import check_examples
-from ..training.recipe import load_recipe
 
 HELP = "check training data"
 
@@ -41,15 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--image-folder", type=Path, help="what relative image paths are relative to")
     check.add_argument("--max-length", type=int, help="most tokens of a row")
-    check.add_argument(
-        "--columns", type=yaml.safe_load, default={}, help="other names of columns: '{prompt: question}'"
-    )
+    check.add_argument("--columns", type=_mapping, default={}, help="other names of columns: '{prompt: question}'")
     check.add_argument("--split", help="which split of a data set")
     check.add_argument("--limit", type=int, help="how many examples to read (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; prints a report of each data set. 1 if an example is bad."""
+    from transformers import AutoProcessor
+
+    from ..training.collator import DimpleDataCollator
+    from ..training.data_check import check_examples
+
     num_bad = 0
     for name, source, model, options in _data_sets(args):
         collator = DimpleDataCollator(AutoProcessor.from_pretrained(model), **options)
@@ -63,12 +62,25 @@ def _folder(args: argparse.Namespace) -> Path:
     return Path(args.data).resolve().parent if _is_recipe(args) else Path.cwd()
 
 
+def _mapping(text: str) -> dict[str, str]:
+    """YAML's `{a: b}`."""
+    import yaml
+
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a mapping such as '{{prompt: question}}' (got {text!r})")
+    return value
+
+
 def _is_recipe(args: argparse.Namespace) -> bool:
     return args.data.endswith((".yaml", ".yml"))
 
 
-def _data_sets(args: argparse.Namespace) -> list[tuple[str, Source, str, dict[str, Any]]]:
+def _data_sets(args: argparse.Namespace) -> list[tuple[str, "Source", str, dict[str, Any]]]:
     """Name, source, model and options of the collator of each data set to read."""
+    from ..data.sources import Source
+    from ..training.recipe import load_recipe
+
     if not _is_recipe(args):
         source = Source(args.data, split=args.split, columns=args.columns)
         source.check(Path.cwd())

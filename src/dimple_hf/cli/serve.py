@@ -16,19 +16,22 @@
 import argparse
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging as transformers_logging
-
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import checkpoint_name
+from .arguments import add_device_argument, checkpoint_name
 
 HELP = "serve a model to OpenAI's clients"
 
 #: What the `serve` extra brings.
-LIBRARIES = ("uvicorn", "starlette", "pydantic", "httpcore2")
+LIBRARIES = ("uvicorn", "starlette", "pydantic", "httpcore2", "prometheus_client")
+
+#: This machine's names for itself.
+LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
+
+#: Longest wait for the last responses to be sent, when all is answered.
+LAST_SECONDS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(parser)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -62,6 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-image-pixels", type=int, default=1 << 24, help="of a request's images (default: %(default)s)"
     )
+    parser.add_argument("--max-images", type=int, default=64, help="of a request (default: %(default)s)")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("DIMPLE_HF_API_KEY"),
+        help="key that clients must send (default: the variable DIMPLE_HF_API_KEY; without either nobody needs one)",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="HOST",
+        help="host that requests may be for, besides this machine's own names; may be given several times "
+        "(default: any, unless the server listens to this machine only)",
+    )
     parser.add_argument(
         "--grace-seconds", type=int, default=30, help="for running requests on SIGTERM (default: %(default)s)"
     )
@@ -75,9 +91,13 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
     import uvicorn
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as transformers_logging
 
     from ..serve import build_app
     from ..serve.limits import MIB, Limits
+    from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
+    from .loading import find_device
 
     limits = Limits(
         max_requests=args.max_requests,
@@ -86,25 +106,55 @@ def run(args: argparse.Namespace) -> int:
         max_body_bytes=args.max_body_mib * MIB,
         max_image_bytes=args.max_image_mib * MIB,
         max_image_pixels=args.max_image_pixels,
+        max_images=args.max_images,
     )
     # Of uvicorn too, whose own configuration writes to stdout.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
     transformers_logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    model = (
+        AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(find_device(args.device)).eval()
+    )
     # A directory says nothing to clients, and they need not know it.
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
-    app = build_app(model, processor, name, limits, args.allow_remote_images)
+    app = build_app(
+        model,
+        processor,
+        name,
+        limits,
+        args.allow_remote_images,
+        args.api_key,
+        allowed_hosts(args.host, args.allowed_host),
+    )
     logging.info("serving the model %s", name)
     config = uvicorn.Config(
         app,
         host=args.host,
         port=args.port,
-        http="h11",
+        http=BoundedConnection,
         ws="none",
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=args.grace_seconds,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=LAST_SECONDS,
     )
-    uvicorn.Server(config).run()
+    DrainingServer(config, args.grace_seconds).run()
     return 0
+
+
+def allowed_hosts(host: str, given: list[str] | None) -> frozenset[str] | None:
+    """
+    Args:
+        host (`str`):
+            Address that the server listens to.
+        given (`list[str]`, *optional*):
+            Hosts that the caller allows.
+
+    Returns:
+        `frozenset[str]`, *optional*: The hosts that requests may be for; `None` if any may be.
+    """
+    if host not in LOOPBACK_HOSTS and given is None:
+        return None
+    return LOOPBACK_HOSTS | {host} | {name.lower() for name in given or ()}

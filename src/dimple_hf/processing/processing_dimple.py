@@ -455,7 +455,12 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
         return mark_control_tokens(conversation, re.compile("|".join(longest_first))), kwargs
 
-    def parse(self, output: Any, prior: StructurePrior | Sequence[StructurePrior | None]) -> Any:
+    def parse(
+        self,
+        output: Any,
+        prior: StructurePrior | Sequence[StructurePrior | None],
+        return_confidence: bool = False,
+    ) -> Any:
         """
         What answers say that were generated under structure priors.
 
@@ -465,16 +470,20 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
             prior ([`StructurePrior`] or `Sequence[StructurePrior | None]`):
                 The prior of all rows, or one for each, as the inputs were made with. With several sequences for each
                 input, the priors of the inputs.
+            return_confidence (`bool`, *optional*, defaults to `False`):
+                Whether to return the probability of each value too; `output` must then have `token_logprobs`.
 
         Returns:
             What the prior reads: a dict of slots, a JSON value, or an object of a pydantic class; the text of a row
-            without a prior. A list of these, one for each row, unless there is one row and `prior` is not a sequence.
+            without a prior; the exception, as a value, of a row that the class does not take. A list of these, one for
+            each row, unless there is one row and `prior` is not a sequence. With `return_confidence`, a tuple of that
+            and of trees of the same shape with probabilities (`None` for a row without a prior).
 
         Raises:
             ValueError: Where an answer does not have the prior's form, as it was not generated under it or not to its
                 end, and where the number of priors does not match the rows.
         """
-        return read_answers(getattr(output, "sequences", output), prior, self.tokenizer)
+        return read_answers(output, prior, self.tokenizer, return_confidence)
 
     def infill(
         self,

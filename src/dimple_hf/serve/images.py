@@ -71,6 +71,8 @@ def read_images(urls: list[str], fetched: Mapping[str, bytes], limits: Limits) -
     Raises:
         RefusedRequest: If one is none, or broken, or together they are too large.
     """
+    if len(urls) > limits.max_images:
+        raise RefusedRequest(f"a request must have at most {limits.max_images} images (got {len(urls)})", "messages")
     images: list[PIL.Image.Image] = []
     bytes_left, pixels_left = limits.max_image_bytes, limits.max_image_pixels
     for url in urls:

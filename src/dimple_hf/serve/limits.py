@@ -21,6 +21,9 @@ from typing import Any
 
 MIB = 1 << 20
 
+#: OpenAI's types of error, by status, where they are not `"invalid_request_error"`.
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable_error"}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -40,6 +43,8 @@ class Limits:
             Size of the images' files.
         max_image_pixels (`int`, defaults to 16,777,216):
             Width times height, read from the files' headers before anything is decoded.
+        max_images (`int`, defaults to 64):
+            Number of images.
 
     Raises:
         ValueError: If a bound is below 1.
@@ -51,6 +56,7 @@ class Limits:
     max_body_bytes: int = 12 * MIB
     max_image_bytes: int = 8 * MIB
     max_image_pixels: int = 1 << 24
+    max_images: int = 64
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -80,10 +86,13 @@ class RefusedRequest(ValueError):
         self.status = status
         self.code = code
 
+    def copy(self) -> "RefusedRequest":
+        """The same refusal without a traceback, which holds the frames that it came through and what they hold."""
+        return RefusedRequest(str(self), self.param, self.status, self.code)
+
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's form."""
-        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        return error_body(str(self), kind, self.param, self.code)
+        return error_body(str(self), ERROR_TYPES.get(self.status, "invalid_request_error"), self.param, self.code)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

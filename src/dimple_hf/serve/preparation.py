@@ -11,34 +11,40 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a checked request to a job for the model: chat, images, the form of the answer, tokens, and how to sample.
+"""From a request to jobs of the model. What depends on a client's data runs in a process of its own.
 
-Everything that a client can get wrong is refused here, before the job meets those of others. Imported by `app`.
+Everything that a client can get wrong is refused here, before the job meets those of others.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-import PIL.Image
+import numpy as np
+import torch
 
 from ..modeling.generation_config_dimple import DEFAULT_MAX_NEW_TOKENS
 from ..processing import StructurePrior
 from .images import read_images
 from .limits import Limits, RefusedRequest
-from .requests import ChatRequest, TextPart
+from .processes import TaskProcesses
+from .requests import MIN_TEMPERATURE, ChatRequest, ImagePart, Message, TextPart
+from .tools import call_schema, called_text, functions_text
 from .worker import Job
 
-#: Priors that are kept, each with what it remembers of its answers, some MiB. A few are enough: laying one out takes
-#: up to a second or two for the first time, but hardly any while its automata are remembered.
+#: Structure priors that are kept, each with what it remembers of its answers, some MiB.
 NUM_KEPT_PRIORS = 16
 
-#: Most characters of a schema. What a small one may cost is bounded where it is laid out.
+#: Most characters of a schema. What a small one may cost is bounded where it is compiled.
 MAX_SCHEMA_CHARACTERS = 1 << 16
 
 #: Most characters of a chat for each token of the model's context: a longer one is not even cut into tokens.
 CHARACTERS_PER_TOKEN = 16
+
+SCHEMA_PARAM = "response_format.json_schema.schema"
 
 
 def default_length(model: Any, limits: Limits) -> int:
@@ -47,85 +53,123 @@ def default_length(model: Any, limits: Limits) -> int:
         model ([`DimpleForConditionalGeneration`]):
             The model.
         limits ([`Limits`]):
-            Most positions of an answer.
+            Maximum number of positions of an answer.
 
     Returns:
-        `int`: Positions of the answer to a request that does not say how many.
+        `int`: Positions of the answer to a request that does not set them.
     """
     return min(model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, limits.max_new_tokens)
 
 
 class Preparation:
     """
-    Makes jobs of requests. Several threads may do so at the same time.
+    Makes jobs of requests.
 
     Args:
         model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
             What the jobs are for.
         limits ([`Limits`]):
             The server's bounds.
+        processes ([`TaskProcesses`]):
+            Where the work is done.
     """
 
-    def __init__(self, model: Any, processor: Any, limits: Limits):
+    def __init__(self, model: Any, processor: Any, limits: Limits, processes: TaskProcesses):
         self.processor = processor
         self.limits = limits
+        self.processes = processes
         self.default_length = default_length(model, limits)
         self.draws_by_default = bool(model.generation_config.do_sample)
         self.context_length = model.config.max_position_embeddings
-        self.prior = lru_cache(NUM_KEPT_PRIORS)(self._prior)
+        self.priors: OrderedDict[str, asyncio.Task[StructurePrior | RefusedRequest]] = OrderedDict()
 
-    def job(self, request: ChatRequest, fetched: Mapping[str, bytes]) -> Job:
+    @asynccontextmanager
+    async def jobs(self, request: ChatRequest, fetched: Mapping[str, bytes]) -> AsyncIterator[list[Job]]:
         """
+        The jobs of a request, one for each of its choices. What they hold counts as used until the context ends.
+
         Args:
             request ([`ChatRequest`]):
-                What the client asks.
+                What the client sent.
             fetched (`Mapping[str, bytes]`):
                 The files of images that are not `data:` URLs, by URL.
 
-        Returns:
-            [`Job`]
+        Raises:
+            RefusedRequest: If the request wants what the model cannot do, or the server does not allow.
+        """
+        if request.num_choices > self.limits.max_batch_size:
+            most = self.limits.max_batch_size
+            raise RefusedRequest(f"`n` must be at most {most} on this server (got {request.num_choices})", "n")
+        self.check_texts(request)
+        schema = call_schema(request, self.default_length) or request.schema_of_answer
+        prior = None if schema is None else await self._prior(json.dumps(schema))
+        length = self._answer_length(request, prior)
+        async with self.inputs(request, fetched, length) as arrays:
+            inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            options = sampling_options(request)
+            seed = request.seed if options.get("do_sample", self.draws_by_default) else None
+            yield [Job(inputs, prior, length, options, seed_of(seed, index)) for index in range(request.num_choices)]
+
+    def check_texts(self, request: ChatRequest) -> None:
+        """See [`check_texts`]."""
+        special_tokens = self.processor.tokenizer.all_special_tokens
+        check_texts(request, special_tokens, CHARACTERS_PER_TOKEN * self.context_length)
+
+    @asynccontextmanager
+    async def inputs(
+        self, request: ChatRequest, fetched: Mapping[str, bytes], answer_length: int
+    ) -> AsyncIterator[dict[str, np.ndarray]]:
+        """
+        The inputs of the model for a request. They count as used until the context ends.
+
+        Args:
+            request ([`ChatRequest`]), fetched (`Mapping[str, bytes]`):
+                As for [`~Preparation.jobs`].
+            answer_length (`int`):
+                Positions of the answer.
 
         Raises:
-            RefusedRequest: If the request asks for what the model cannot do, or the server does not allow.
+            RefusedRequest: If the processor refuses the chat, or prompt and answer are too long.
         """
-        self._check_texts(request)
-        schema = request.schema_of_answer
-        prior = None if schema is None else self.prior(json.dumps(schema))
-        length = self._answer_length(request, prior)
-        chat = chat_of(request, read_images(request.image_urls(), fetched, self.limits))
-        try:
-            inputs = self.processor.apply_chat_template(
-                chat,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=False,  # of a single row; padding would change the tokenizer, which threads share
-            )
-        except ValueError as error:
-            raise RefusedRequest(str(error), "messages") from error
-        prompt_length = inputs["input_ids"].shape[1]
-        if prompt_length + length > self.context_length:
-            raise RefusedRequest(
-                f"prompt and answer must fit {self.context_length} tokens (got {prompt_length} + {length})",
-                "messages",
-                code="context_length_exceeded",
-            )
-        options = sampling_options(request)
-        draws = options.get("do_sample", self.draws_by_default)
-        return Job(dict(inputs), prior, length, options, request.seed if draws else None)
+        self.check_texts(request)
+        async with self.processes.result(prepare_inputs, request, fetched, self.limits) as arrays:
+            prompt_length = arrays["input_ids"].shape[1]
+            if prompt_length + answer_length > self.context_length:
+                raise RefusedRequest(
+                    f"prompt and answer must fit {self.context_length} tokens (got {prompt_length} + {answer_length})",
+                    "messages",
+                    code="context_length_exceeded",
+                )
+            yield arrays
 
-    def _prior(self, schema: str) -> StructurePrior:
-        """The prior of a JSON schema, laid out for the model's tokenizer."""
-        param = "response_format.json_schema.schema"
+    async def _prior(self, schema: str) -> StructurePrior:
+        """The prior of a JSON schema, compiled once for all who send the same at a time."""
         if len(schema) > MAX_SCHEMA_CHARACTERS:
-            raise RefusedRequest(f"the schema must have at most {MAX_SCHEMA_CHARACTERS} characters", param)
+            raise RefusedRequest(f"the schema must have at most {MAX_SCHEMA_CHARACTERS} characters", SCHEMA_PARAM)
+        task = self.priors.get(schema)
+        if task is None:
+            task = self.priors[schema] = asyncio.ensure_future(self._compile(schema))
+            task.add_done_callback(lambda task: self._forget_unless_final(schema, task))
+            while len(self.priors) > NUM_KEPT_PRIORS:
+                self.priors.popitem(last=False)
+        self.priors.move_to_end(schema)
+        outcome = await asyncio.shield(task)  # it goes on for the others when this client leaves
+        if isinstance(outcome, RefusedRequest):
+            raise outcome.copy()
+        return outcome
+
+    async def _compile(self, schema: str) -> StructurePrior | RefusedRequest:
         try:
-            prior = StructurePrior.from_json_schema(json.loads(schema))
-            prior.canvas(self.processor.tokenizer)
-        except ValueError as error:
-            raise RefusedRequest(str(error), param) from error
-        return prior
+            async with self.processes.result(compile_prior, schema) as prior:
+                return prior
+        except RefusedRequest as refusal:
+            return refusal.copy()  # without the frames that it came through
+
+    def _forget_unless_final(self, schema: str, task: "asyncio.Task[StructurePrior | RefusedRequest]") -> None:
+        """Forgets what another try may change: a failure, and a refusal because the server is busy."""
+        is_final = not task.cancelled() and task.exception() is None and getattr(task.result(), "status", 400) == 400
+        if not is_final and self.priors.get(schema) is task:
+            del self.priors[schema]
 
     def _answer_length(self, request: ChatRequest, prior: StructurePrior | None) -> int:
         """Positions of the answer. A prior has as many as its values may need, and none to spare."""
@@ -140,73 +184,188 @@ class Preparation:
         if length > most:
             raise RefusedRequest(
                 f"the schema's values must need at most {most} tokens on this server (they may need {length})",
-                "response_format.json_schema.schema",
+                SCHEMA_PARAM,
             )
         if asked is not None and asked < length:
             raise RefusedRequest(
-                f"`{param}` must leave room for the {length} tokens that the schema's values may need (got {asked})",
+                f"`{param}` must be at least {length}, the tokens that the schema's values may need (got {asked})",
                 param,
             )
         return length
 
-    def _check_texts(self, request: ChatRequest) -> None:
-        """Refuses text that is too long for any context, and what the tokenizer would not take for text: with special
-        tokens, a client could end its turn and begin the model's."""
-        texts = [part.text for message in request.messages for part in message.content if isinstance(part, TextPart)]
-        most = CHARACTERS_PER_TOKEN * self.context_length
-        if sum(map(len, texts)) > most:
-            raise RefusedRequest(
-                f"the texts must have at most {most} characters together", "messages", code="context_length_exceeded"
-            )
-        special = self.processor.tokenizer.all_special_tokens
-        for index, message in enumerate(request.messages):
-            for part in message.content:
-                text = part.text if isinstance(part, TextPart) else ""
-                for token in special:
-                    if token in text:
-                        name = f"messages[{index}].content"
-                        raise RefusedRequest(f"`{name}` must not hold the model's special token {token}", name)
+
+def seed_of(seed: int | None, index: int) -> int | None:
+    """
+    Args:
+        seed (`int`, *optional*):
+            The request's.
+        index (`int`):
+            Which of its choices.
+
+    Returns:
+        `int`, *optional*: The seed of the choice; of the first one the request's own.
+    """
+    if seed is None or index == 0:
+        return seed
+    return int(np.random.SeedSequence([seed % (1 << 64), index]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def chat_of(request: ChatRequest, images: list[PIL.Image.Image]) -> list[dict[str, Any]]:
+def check_texts(request: ChatRequest, special_tokens: list[str], max_characters: int) -> None:
+    """
+    Refuses texts that are too long for any context, and what the tokenizer would not take for text: with special
+    tokens a client could end its turn and begin the model's, also where two parts together spell one.
+
+    Args:
+        request ([`ChatRequest`]):
+            What the client sent.
+        special_tokens (`list[str]`):
+            The tokenizer's.
+        max_characters (`int`):
+            Maximum length of all texts together.
+
+    Raises:
+        RefusedRequest: As above.
+    """
+    texts = [message_text(message) for message in request.messages] + [functions_text(request)]
+    if sum(map(len, texts)) > max_characters:
+        raise RefusedRequest(
+            f"the texts must have at most {max_characters} characters together",
+            "messages",
+            code="context_length_exceeded",
+        )
+    for index, text in enumerate(texts):
+        for token in special_tokens:
+            if token in text:
+                name = f"messages[{index}].content" if index < len(request.messages) else "tools"
+                raise RefusedRequest(f"`{name}` must not hold the model's special token {token}", name)
+
+
+def message_text(message: Message) -> str:
+    """
+    Args:
+        message ([`Message`]):
+            A message.
+
+    Returns:
+        `str`: Its text as the chat template joins it, with a NUL for each image.
+    """
+    parts = [part.text if isinstance(part, TextPart) else "\0" for part in message.content or ()]
+    return "".join(parts) + called_text(message)
+
+
+def compile_prior(processor: Any, schema: str) -> StructurePrior:
+    """
+    A task: the prior of a JSON schema, laid out for the tokenizer.
+
+    Args:
+        processor ([`DimpleProcessor`]):
+            The processor.
+        schema (`str`):
+            The schema, as JSON.
+
+    Raises:
+        RefusedRequest: If the schema is not valid, or says what the engine cannot keep.
+    """
+    try:
+        prior = StructurePrior.from_json_schema(json.loads(schema))
+        prior.canvas(processor.tokenizer)
+    except (MemoryError, RecursionError, RefusedRequest):
+        raise
+    except ValueError as error:
+        raise RefusedRequest(str(error), SCHEMA_PARAM) from error
+    except Exception as error:  # a schema whose keywords have values of other types than they must
+        raise RefusedRequest(
+            f"the schema must be a valid JSON schema ({type(error).__name__}: {error})", SCHEMA_PARAM
+        ) from error
+    return prior
+
+
+def prepare_inputs(
+    processor: Any, request: ChatRequest, fetched: Mapping[str, bytes], limits: Limits
+) -> dict[str, np.ndarray]:
+    """
+    A task: the inputs of `generate` for a request.
+
+    Args:
+        processor ([`DimpleProcessor`]):
+            The processor.
+        request ([`ChatRequest`]):
+            What the client sent.
+        fetched (`Mapping[str, bytes]`):
+            The files of images that are not `data:` URLs, by URL.
+        limits ([`Limits`]):
+            The server's bounds.
+
+    Returns:
+        `dict[str, np.ndarray]`: One row, as [`DimpleProcessor`] makes it.
+
+    Raises:
+        RefusedRequest: If an image is none or too large, or the processor refuses the chat.
+    """
+    images = read_images(request.image_urls(), fetched, limits)
+    try:
+        inputs = processor.apply_chat_template(
+            chat_of(request, images),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="np",
+            padding=False,
+        )
+    except ValueError as error:
+        raise RefusedRequest(str(error), "messages") from error
+    return dict(inputs)
+
+
+def chat_of(request: ChatRequest, images: list[Any]) -> list[dict[str, Any]]:
     """
     Args:
         request ([`ChatRequest`]):
-            What the client asks.
+            What the client sent.
         images (`list[PIL.Image.Image]`):
             Its images, in reading order.
 
     Returns:
-        `list[dict]`: The chat as [`DimpleProcessor`] takes it.
+        `list[dict]`: The chat as [`DimpleProcessor`] takes it: results of functions are the user's, and the functions
+        that the answer may call stand in the first system message.
     """
     waiting = iter(images)
-    return [
-        {
-            "role": "system" if message.role == "developer" else message.role,
-            "content": [
-                {"type": "text", "text": part.text}
-                if isinstance(part, TextPart)
-                else {"type": "image", "image": next(waiting)}
-                for part in message.content
-            ],
-        }
-        for message in request.messages
-    ]
+    roles = {"developer": "system", "tool": "user"}
+    chat: list[dict[str, Any]] = []
+    for message in request.messages:
+        parts = [
+            {"type": "image", "image": next(waiting)}
+            if isinstance(part, ImagePart)
+            else {"type": "text", "text": part.text}
+            for part in message.content or ()
+        ]
+        if calls := called_text(message):
+            parts.append({"type": "text", "text": calls})
+        chat.append(
+            {"role": roles.get(message.role, message.role), "content": parts or [{"type": "text", "text": ""}]}
+        )
+    if functions := functions_text(request):
+        if chat[0]["role"] != "system":
+            chat.insert(0, {"role": "system", "content": []})
+        chat[0]["content"].append({"type": "text", "text": functions})
+    return chat
 
 
 def sampling_options(request: ChatRequest) -> dict[str, Any]:
     """
     Args:
         request ([`ChatRequest`]):
-            What the client asks.
+            What the client sent.
 
     Returns:
         `dict[str, Any]`: Options of `generate`: the most probable tokens with temperature 0, drawn ones with any other
-        or with a `top_p`, the model's own way where the client says nothing.
+        or with a `top_p` below 1, the model's own way where the client sets neither.
     """
-    if request.temperature == 0:
-        return {"do_sample": False}
-    if request.temperature is None and request.top_p is None:
+    top_p = None if request.top_p == 1 else request.top_p
+    if request.temperature is None and top_p is None:
         return {}
-    options = {"do_sample": True, "temperature": 1.0 if request.temperature is None else request.temperature}
-    return options if request.top_p is None else options | {"top_p": request.top_p}
+    temperature = 1.0 if request.temperature is None else request.temperature
+    if temperature < MIN_TEMPERATURE:
+        return {"do_sample": False}
+    options = {"do_sample": True, "temperature": temperature}
+    return options if top_p is None else options | {"top_p": top_p}

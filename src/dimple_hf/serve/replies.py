@@ -11,14 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the server says, in OpenAI's words: pure functions of the answer.
+"""What clients are sent: completions, chunks of a stream, and the texts of answers as they grow.
 
-Source: OpenAI's API reference of chat completions and of their chunks. Imported by `app`.
+Source: OpenAI's API reference of chat completions and of their chunks.
 """
 
 import json
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,48 +34,65 @@ class Reply:
     Args:
         model (`str`):
             The model's name.
-        prompt_tokens (`int`):
-            Tokens of the prompt.
+        prompt_tokens, image_tokens (`int`):
+            Tokens of the prompt, and how many of them are an image's.
     """
 
-    def __init__(self, model: str, prompt_tokens: int):
+    def __init__(self, model: str, prompt_tokens: int, image_tokens: int = 0):
         self.model = model
         self.prompt_tokens = prompt_tokens
+        self.image_tokens = image_tokens
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    def usage(self, completion_tokens: int) -> dict[str, int]:
-        """The counts of tokens, those of the answer without its end and fillers."""
+    def usage(self, completion_tokens: int) -> dict[str, Any]:
+        """The counts of tokens, those of all choices without their ends and padding."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": self.prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"image_tokens": self.image_tokens, "cached_tokens": 0},
         }
 
-    def completion(self, text: str, completion_tokens: int, finish_reason: str) -> dict[str, Any]:
+    def completion(self, choices: list[dict[str, Any]], completion_tokens: int) -> dict[str, Any]:
         """The whole answer at once."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self._object("chat.completion", [choice]) | {"usage": self.usage(completion_tokens)}
+        return self._object("chat.completion", choices) | {"usage": self.usage(completion_tokens)}
 
-    def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        """An event of the stream: a piece of the answer."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        """An event of the stream: a piece of one choice."""
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return event(self._object("chat.completion.chunk", [choice]))
 
     def usage_chunk(self, completion_tokens: int) -> bytes:
-        """The event after the last piece, for those who asked for the counts."""
+        """The event after the last piece, for those who want the counts."""
         return event(self._object("chat.completion.chunk", []) | {"usage": self.usage(completion_tokens)})
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
+def choice_of(index: int, message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
+    """
+    Args:
+        index (`int`):
+            Which of the request's choices.
+        message (`dict[str, Any]`):
+            Its `content`, and `tool_calls` if it has any.
+        finish_reason (`str`):
+            Why it ended.
+
+    Returns:
+        `dict[str, Any]`: A choice of a completion.
+    """
+    message = {"role": "assistant", "refusal": None} | message
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+
 def event(data: dict[str, Any]) -> bytes:
     """
     Args:
         data (`dict[str, Any]`):
-            What to say.
+            What to send.
 
     Returns:
         `bytes`: A server-sent event.
@@ -86,33 +104,63 @@ def event(data: dict[str, Any]) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-class TextDeltas:
+class GrowingText:
     """
-    Turns growing lists of tokens into pieces of text.
+    The text of an answer whose tokens are unmasked from the left, cut at the first stop string.
 
     Args:
         decode (`Callable[[Sequence[int]], str]`):
             The text of tokens.
+        stops (`Sequence[str]`, *optional*):
+            Strings that end the text; they are left out.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]):
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()):
         self.decode = decode
+        self.stops = stops
         self.sent = ""
+        self.is_cut = False
+        self.num_tokens = 0
 
     def push(self, tokens: Sequence[int], is_last: bool) -> str:
         """
         Args:
             tokens (`Sequence[int]`):
-                The answer so far. Less than before, where the worker had to begin anew, is nothing new.
+                The answer so far. Fewer than before, where the worker had to begin anew, are nothing new.
             is_last (`bool`):
                 Whether nothing follows.
 
         Returns:
-            `str`: What is new. Bytes of a character that is not whole wait for the rest of it.
+            `str`: What is new. Bytes of a character that is not whole, and characters that may begin a stop string,
+            wait for what follows them.
         """
+        if self.is_cut:
+            return ""
         text = self.decode(tokens)
-        if not is_last:
+        cut = self._cut(text)
+        self.num_tokens = len(tokens)
+        if cut is not None:
+            self.is_cut = True
+            self.num_tokens = bisect_left(
+                range(len(tokens) + 1), True, key=lambda count: self._cut(self.decode(tokens[:count])) is not None
+            )
+            text = text[:cut]
+        elif not is_last:
             text = text.rstrip(REPLACEMENT)
+            text = text[: len(text) - self._num_held_back(text)]
         new = text[len(self.sent) :]
         self.sent += new
         return new
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first stop string begins: the one that is complete first, as with tokens that come one by one."""
+        found = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+    def _num_held_back(self, text: str) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        most = max((len(stop) - 1 for stop in self.stops), default=0)
+        for length in range(min(most, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self.stops):
+                return length
+        return 0

@@ -25,6 +25,7 @@ A row of a batch is decoded as if it were alone, so that jobs of different clien
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..processing import StructurePrior
 from ..processing.structure_prior_dimple import canvas_inputs
+from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class Job:
             Takes [`Progress`], or a [`ServerFault`] as the last thing. Called by the worker's thread.
         is_cancelled (`bool`):
             Whether nobody waits for the answer any more.
+        submitted (`float`):
+            When it began to wait for its turn.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -93,6 +97,7 @@ class Job:
     seed: int | None = None
     put: Callable[[Progress | ServerFault], None] = lambda update: None
     is_cancelled: bool = False
+    submitted: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -204,13 +209,17 @@ class Worker:
             Its tokenizer.
         max_batch_size (`int`):
             Most jobs of a batch. Together they are never longer than one that fills the model's context.
+        metrics ([`Metrics`], *optional*):
+            Counts steps and answers.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_batch_size: int):
+    def __init__(self, model: Any, tokenizer: Any, max_batch_size: int, metrics: Metrics | None = None):
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
+        self.metrics = metrics or Metrics()
         self.waiting: list[Job] = []
+        self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
         self.is_stopping = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="dimple-worker", daemon=True)
@@ -224,20 +233,40 @@ class Worker:
         with self.changed:
             self.is_stopping = True
             self.changed.notify()
-        self.thread.join()
+        if self.thread.ident is not None:
+            self.thread.join()
 
     def is_alive(self) -> bool:
         """Whether jobs are run."""
         return self.thread.is_alive() and not self.is_stopping
 
-    def submit(self, job: Job) -> None:
-        """Lets `job` ([`Job`]) wait for its turn."""
+    def submit(self, *jobs: Job) -> None:
+        """Lets `jobs` ([`Job`]) wait for their turn."""
+        for job in jobs:
+            job.submitted = time.monotonic()
         with self.changed:
             if self.is_stopping:
-                _fail([job], SHUTTING_DOWN)
+                _fail(jobs, SHUTTING_DOWN)
                 return
-            self.waiting.append(job)
+            self.waiting.extend(jobs)
             self.changed.notify()
+
+    def run(self, function: Callable[[], None], fail: Callable[[str], None]) -> None:
+        """
+        Runs a function in the model's thread, between two steps.
+
+        Args:
+            function (`Callable`):
+                Called without arguments. What it raises is logged.
+            fail (`Callable`):
+                Called with the reason instead, if the worker stops before.
+        """
+        with self.changed:
+            if not self.is_stopping:
+                self.calls.append((function, fail))
+                self.changed.notify()
+                return
+        fail(SHUTTING_DOWN)
 
     def cancel(self, job: Job) -> None:
         """Ends `job` ([`Job`]): at once if it waits, after the present step if it runs."""
@@ -247,9 +276,22 @@ class Worker:
                 self.waiting.remove(job)
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._try(batch)
+        while self._wait():
+            self._run_calls()
+            if batch := self._take():
+                self._try(batch)
         _fail(self.waiting, SHUTTING_DOWN)  # nothing is added any more
+        for _, fail in self.calls:
+            fail(SHUTTING_DOWN)
+
+    def _run_calls(self) -> None:
+        with self.changed:
+            calls, self.calls = self.calls, []
+        for function, _ in calls:
+            try:
+                function()
+            except Exception:  # whatever it is, the next clients are to be served
+                logger.exception("a call failed")
 
     def _try(self, batch: list[Job]) -> None:
         """Answers a batch. If that fails, its jobs are tried alone: one that cannot be run takes no other with it."""
@@ -263,21 +305,29 @@ class Worker:
                 for job in batch:
                     self._try([job])
 
-    def _take(self) -> list[Job]:
-        """The next batch, as soon as there is one; none at the end."""
+    def _wait(self) -> bool:
+        """Waits for something to do; `False` at the end."""
         with self.changed:
-            while not self.waiting and not self.is_stopping:
+            while not self.waiting and not self.calls and not self.is_stopping:
                 self.changed.wait()
-            if self.is_stopping:
+            return not self.is_stopping
+
+    def _take(self) -> list[Job]:
+        """The next batch; none if no job waits."""
+        with self.changed:
+            if not self.waiting:
                 return []
             batch = next_batch(self.waiting, self.max_batch_size, self.model.config.max_position_embeddings)
             self.waiting = [job for job in self.waiting if job not in batch]
+            for job in batch:
+                self.metrics.observe_queue(time.monotonic() - job.submitted)
             return batch
 
     def _answer(self, jobs: list[Job]) -> None:
         """Runs a batch to its end, or until nobody waits for it any more."""
         first = jobs[0]
         end_token_ids = self._end_token_ids() if first.prior is None else frozenset[int]()
+        ends = {"eos_token_id": sorted(end_token_ids)} if end_token_ids else {}
         inputs = {name: _moved(value, self.model.device) for name, value in collate(jobs, self.tokenizer).items()}
         cancelled = _Cancelled(jobs)
         unfinished = dict(enumerate(jobs))
@@ -285,17 +335,21 @@ class Worker:
             steps = self.model.generate_steps(
                 **inputs,
                 **first.options,
+                **ends,
                 max_new_tokens=first.answer_length,
                 stopping_criteria=StoppingCriteriaList([cancelled]),
             )
             for step in steps:
+                self.metrics.count_step(len(unfinished))
                 answers, settled, finished = step.answer_ids.tolist(), step.settled.tolist(), step.finished.tolist()
                 for row, job in list(unfinished.items()):
                     beginning, has_ended = decided_beginning(answers[row], settled[row], end_token_ids)
                     job.put(Progress(beginning, finished[row], has_ended or first.prior is not None))
                     if finished[row]:
+                        self.metrics.count_answer(len(beginning), int(step.num_forward_passes[row]))
                         del unfinished[row]
                 cancelled.running = list(unfinished.values())
+                self._run_calls()
                 if self.is_stopping:
                     _fail(cancelled.running, SHUTTING_DOWN)
                     return
@@ -303,10 +357,11 @@ class Worker:
                     return
 
     def _end_token_ids(self) -> frozenset[int]:
-        """What ends a free answer for `generate`: the end tokens, and padding."""
+        """What ends a free answer: the model's end tokens, the tokenizer's, and padding."""
         config = self.model.generation_config
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        return frozenset(token for token in (*ends, config.pad_token_id) if token is not None)
+        of_model = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        ends = (*of_model, config.pad_token_id, self.tokenizer.eos_token_id)
+        return frozenset(token for token in ends if token is not None)
 
 
 def _fail(jobs: Sequence[Job], reason: str) -> None:
