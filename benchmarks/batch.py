@@ -17,8 +17,8 @@ Three arms take turns, round by round, in one process, so that a busy machine sl
 
 - "generate": `model.generate` over inputs that lie ready, in row order, and nothing else: no file is read or written.
 - "loop": what anybody would write: read the rows of a batch, prepare them, `generate`, decode, in row order.
-- "batch": what the command does once the model is loaded: rows grouped by length, the next batches read and prepared in
-  worker processes while the model works, lines written, and put together at the end.
+- "batch": what the command does once the model is loaded: rows grouped by length, the next batches read and prepared
+  in worker processes while the model works, lines written, and put together at the end.
 
 Three sets of rows: questions about one small image each, whose prompts are nearly of one length, about one to four of
 them, and about one large photograph each, which takes longer to decode and scale down than a form.

@@ -16,8 +16,8 @@
 # ///
 """Draw how an answer is denoised, as an animated SVG that needs no script and follows light and dark mode.
 
-What it shows: (1) ask for one state after each step with `generate_steps`, (2) note the step that unmasked each position,
-(3) draw every position twice, as a mask until that step and as its token from then on.
+What it shows: (1) ask for one state after each step with `generate_steps`, (2) note the step that unmasked each
+position, (3) draw every position twice, as a mask until that step and as its token from then on.
 
 Command:
     python examples/draw_denoising.py docs/figures/denoising.svg
