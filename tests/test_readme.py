@@ -70,7 +70,7 @@ def test_structured_extraction_snippets_run_in_order(repo_root: Path, parity_dir
     from transformers import AutoModel, AutoProcessor
 
     snippets = python_snippets((repo_root / "docs" / "structured_extraction.md").read_text())
-    assert len(snippets) == 5
+    assert len(snippets) >= 5
     namespace: dict[str, object] = {
         "processor": AutoProcessor.from_pretrained(parity_dir / "checkpoint"),
         "model": AutoModel.from_pretrained(parity_dir / "checkpoint"),
