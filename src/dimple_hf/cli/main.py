@@ -30,6 +30,7 @@ COMMAND_NAMES = (
     "calibrate",
     "card",
     "convert",
+    "data",
     "decide",
     "demo",
     "doctor",
