@@ -17,37 +17,41 @@
 `kinds`: what it did before. Requests that want the same kind of answer run as one batch to its end; others wait.
 
 Both get the same requests at the same times: answers of 8 to 256 positions, free, drawn with a seed, and under a
-structure prior. Every answer is compared with that of `generate` alone, in single precision.
+structure prior. Every answer is compared with that of `generate` alone, in single precision. On a CPU the clock is the
+processor time of the model's thread, so that other work on the machine does not count; else it is the wall's.
 
 Command:
-    python benchmarks/serve_schedule.py --requests 60 --output benchmarks/results/serve-schedule-cpu.json
+    python benchmarks/serve_schedule.py --output benchmarks/results/serve-schedule-cpu.json
 
-Hardware: any. The arms take turns, so that other work on the machine meets both.
+Hardware: any.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
-import queue
 import random
 import shlex
 import statistics
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from serve_load import QUESTIONS, noise_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dimple_hf
 from dimple_hf import StructurePrior
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.processing.structure_prior_dimple import canvas_inputs
-from dimple_hf.serve.jobs import Job
+from dimple_hf.serve.jobs import Job, Progress, collate
 from dimple_hf.serve.worker import Worker
 
 LENGTHS = (8, 8, 16, 16, 32, 64, 128, 256)
@@ -63,41 +67,40 @@ class KindBatches:
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
-        self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.waiting: list[Job] = []
-        self.thread = threading.Thread(target=self._run)
+        self.steps: Iterator[Any] | None = None
+        self.unfinished: dict[int, Job] = {}
 
-    def start(self) -> None:
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.jobs.put(None)
-        self.thread.join()
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.waiting or self.steps)
 
     def submit(self, job: Job) -> None:
-        self.jobs.put(job)
+        self.waiting.append(job)
 
-    def _run(self) -> None:
-        while True:
-            while self.waiting == [] or not self.jobs.empty():
-                job = self.jobs.get()
-                if job is None:
-                    return
-                self.waiting.append(job)
+    def step(self) -> None:
+        if self.steps is None:
             first = self.waiting[0]
             batch = [job for job in self.waiting if _kind(job) == _kind(first)][:MAX_ROWS]
             self.waiting = [job for job in self.waiting if job not in batch]
-            self._answer(batch)
+            if first.seed is not None:
+                torch.manual_seed(first.seed)
+            self.unfinished = dict(enumerate(batch))
+            self.steps = self.model.generate_steps(**_inputs(batch, self.tokenizer), **_options(first))
+        step = next(self.steps)
+        answers, finished = step.answer_ids.tolist(), step.finished.tolist()
+        for row in [row for row in self.unfinished if finished[row]]:
+            self.unfinished.pop(row).put(Progress(answers[row], True))
+        if not self.unfinished:
+            self.steps = None
 
-    def _answer(self, jobs: list[Job]) -> None:
-        if jobs[0].seed is not None:
-            torch.manual_seed(jobs[0].seed)
-        unfinished = dict(enumerate(jobs))
-        for step in self.model.generate_steps(**_collated(jobs, self.tokenizer), **_options(jobs[0])):
-            answers = step.answer_ids.tolist()
-            for row in [row for row, is_finished in enumerate(step.finished.tolist()) if is_finished]:
-                if row in unfinished:
-                    unfinished.pop(row).put(answers[row])
+
+class StepBatches(Worker):
+    """The server's worker, without its thread."""
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.waiting or self.batches)
 
 
 def _kind(job: Job) -> Any:
@@ -109,18 +112,8 @@ def _options(job: Job) -> dict[str, Any]:
     return job.options | {"max_new_tokens": job.answer_length}
 
 
-def _collated(jobs: list[Job], tokenizer: Any) -> dict[str, Any]:
-    width = max(job.inputs["input_ids"].shape[1] for job in jobs)
-    ids, masks = (
-        torch.full((len(jobs), width), tokenizer.pad_token_id),
-        torch.zeros(len(jobs), width, dtype=torch.long),
-    )
-    for row, job in enumerate(jobs):
-        prompt = job.inputs["input_ids"][0]
-        ids[row, width - len(prompt) :], masks[row, width - len(prompt) :] = prompt, 1
-    inputs = {"input_ids": ids, "attention_mask": masks}
-    for name in ("pixel_values", "image_grid_thw"):
-        inputs[name] = torch.cat([job.inputs[name] for job in jobs])
+def _inputs(jobs: list[Job], tokenizer: Any) -> dict[str, Any]:
+    inputs = collate(jobs, tokenizer)
     return (
         inputs if jobs[0].prior is None else inputs | canvas_inputs([job.prior for job in jobs], len(jobs), tokenizer)
     )
@@ -128,8 +121,6 @@ def _collated(jobs: list[Job], tokenizer: Any) -> dict[str, Any]:
 
 def make_jobs(processor: Any, num_requests: int, seed: int) -> list[Job]:
     """Requests about images of their own, in a random order of lengths and kinds."""
-    from serve_load import QUESTIONS, noise_image
-
     choose = random.Random(seed)
     jobs = []
     for index in range(num_requests):
@@ -155,70 +146,82 @@ def own_answers(model: Any, processor: Any, jobs: list[Job]) -> list[str]:
     answers = []
     for job in jobs:
         torch.manual_seed(job.seed or 0)
-        inputs = job.inputs | ({} if job.prior is None else canvas_inputs(job.prior, 1, processor.tokenizer))
-        tokens = model.generate(**inputs, **_options(job))[0, job.inputs["input_ids"].shape[1] :]
+        tokens = model.generate(**_inputs([job], processor.tokenizer), **_options(job))[
+            0, job.inputs["input_ids"].shape[1] :
+        ]
         answers.append(processor.decode(tokens, skip_special_tokens=True))
     return answers
 
 
-def run_arm(worker: Any, processor: Any, jobs: list[Job], gaps: list[float], expected: list[str]) -> dict[str, Any]:
-    """Submits the jobs, each after its gap, and waits for their answers."""
-    done: queue.Queue[tuple[int, float, Any]] = queue.Queue()
-    submitted = []
+class Clock:
+    """Seconds of the clock, which can be put forward where there is nothing to do."""
 
-    def put(index: int) -> Any:
-        def take(update: Any) -> None:
-            if isinstance(update, (list, Exception)) or update.is_last:
-                done.put((index, time.monotonic(), update))
+    def __init__(self, is_cpu: bool):
+        self.read = time.thread_time if is_cpu else time.monotonic
+        self.offset = -self.read()
 
-        return take
+    def now(self) -> float:
+        return self.read() + self.offset
 
-    worker.start()
-    begin = time.monotonic()
-    for index, (job, gap) in enumerate(zip(jobs, gaps, strict=True)):
-        time.sleep(gap)
-        job.put = put(index)
-        submitted.append(time.monotonic())
-        worker.submit(job)
-    seconds, num_wrong, end = [0.0] * len(jobs), 0, begin
-    for _ in jobs:
-        index, at, update = done.get(timeout=1200)
-        tokens = update if isinstance(update, list) else getattr(update, "tokens", [])
-        seconds[index], end = at - submitted[index], max(end, at)
-        num_wrong += processor.decode(tokens, skip_special_tokens=True) != expected[index]
-    worker.stop()
+    def forward_to(self, seconds: float) -> None:
+        self.offset += max(seconds - self.now(), 0)
+
+
+def run_arm(
+    worker: Any, processor: Any, jobs: list[Job], arrivals: list[float], expected: list[str]
+) -> dict[str, Any]:
+    """Submits the jobs at their times and decodes them."""
+    clock = Clock(worker.model.device.type == "cpu")
+    ends: dict[int, tuple[float, list[int]]] = {}
+
+    def put(index: int, update: Any) -> None:
+        if isinstance(update, Exception):
+            raise update
+        if update.is_last:
+            ends[index] = clock.now(), update.tokens
+
+    submitted = 0
+    while len(ends) < len(jobs):
+        if not worker.is_busy:
+            clock.forward_to(arrivals[submitted])
+        while submitted < len(jobs) and arrivals[submitted] <= clock.now():
+            job = replace(jobs[submitted], put=partial(put, submitted))
+            worker.submit(job)
+            submitted += 1
+        worker.step()
+    seconds = [ends[index][0] - arrival for index, arrival in enumerate(arrivals)]
+    answers = [processor.decode(ends[index][1], skip_special_tokens=True) for index in range(len(jobs))]
     short = [seconds[index] for index, job in enumerate(jobs) if job.answer_length <= SHORT + 2]
     return {
-        "requests_per_second": round(len(jobs) / (end - begin), 3),
+        "requests_per_second": round(len(jobs) / max(at for at, _ in ends.values()), 3),
         "median_seconds": round(statistics.median(seconds), 3),
         "median_seconds_of_short": round(statistics.median(short), 3),
-        "answers_that_differ": num_wrong,
+        "answers_that_differ": sum(one != other for one, other in zip(answers, expected, strict=True)),
     }
 
 
-def compare(num_requests: int, gap: float, repeats: int) -> dict[str, Any]:
-    """Both arms, in turns; medians over the repeats."""
+def compare(num_requests: int, rates: list[float], device: str) -> dict[str, Any]:
+    """Both arms at each rate of arrivals; at rate 0 all requests come at once."""
     processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
-    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).to(device).eval()
     jobs = make_jobs(processor, num_requests, seed=0)
     expected = own_answers(model, processor, jobs)
-    draw = random.Random(1)
-    gaps = [draw.expovariate(1 / gap) if gap else 0.0 for _ in jobs]
     arms: dict[str, Any] = {
-        "steps": lambda: Worker(model, processor.tokenizer, MAX_ROWS),
+        "steps": lambda: StepBatches(model, processor.tokenizer, MAX_ROWS),
         "kinds": lambda: KindBatches(model, processor.tokenizer),
     }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for _ in range(repeats):
-        for name, make in arms.items():
-            runs[name].append(run_arm(make(), processor, jobs, gaps, expected))
-    result: dict[str, Any] = {
-        name: {key: statistics.median(run[key] for run in several) for key in several[0]}
-        for name, several in runs.items()
-    }
-    steps, kinds = result["steps"], result["kinds"]
-    result["throughput_ratio"] = round(steps["requests_per_second"] / kinds["requests_per_second"], 2)
-    result["short_latency_ratio"] = round(steps["median_seconds_of_short"] / kinds["median_seconds_of_short"], 3)
+    result: dict[str, Any] = {}
+    for rate in rates:
+        draw = random.Random(1)
+        gaps = [draw.expovariate(rate) if rate else 0.0 for _ in jobs]
+        arrivals = list(itertools.accumulate(gaps))
+        runs = {name: run_arm(make(), processor, jobs, arrivals, expected) for name, make in arms.items()}
+        steps, kinds = runs["steps"], runs["kinds"]
+        result[f"{rate:g} requests per second" if rate else "all at once"] = {
+            **runs,
+            "throughput_ratio": round(steps["requests_per_second"] / kinds["requests_per_second"], 2),
+            "short_latency_ratio": round(steps["median_seconds_of_short"] / kinds["median_seconds_of_short"], 3),
+        }
     return result
 
 
@@ -227,8 +230,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--gap", type=float, default=0.02, help="mean seconds between two requests")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[0, 4, 8], help="arrivals per second; 0: all at once"
+    )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(arguments)
@@ -243,7 +248,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "dimple_hf": dimple_hf.__version__,
         },
-        **compare(args.requests, args.gap, args.repeats),
+        **compare(args.requests, args.rates, args.device),
     }
     text = json.dumps(report, indent=1)
     if args.output is not None:

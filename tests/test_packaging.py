@@ -71,7 +71,8 @@ def run_python(python: Path | str, code: str, cwd: Path) -> subprocess.Completed
 
 def package_files(source_root: Path) -> set[str]:
     """Every file below `src/` that belongs into the wheel, as posix paths."""
-    files = (path for path in (source_root / "src" / "dimple_hf").rglob("*") if path.is_file())
+    source = source_root / "src"
+    files = [source / "dimple_hf_cli.py", *(path for path in (source / "dimple_hf").rglob("*") if path.is_file())]
     return {path.relative_to(source_root / "src").as_posix() for path in files if "__pycache__" not in path.parts}
 
 

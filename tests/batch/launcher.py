@@ -13,13 +13,16 @@
 # limitations under the License.
 """Starts processes of `dimple-hf` that have imported everything already, and says how they ended.
 
-Reads a JSON object a line from stdin: `{"arguments": [...], "variables": {...}, "errors": path}` forks a process and
-prints its id; `{"wait": id}` waits for it and prints its exit code, negative for a signal. Forked, not started anew,
-because an import takes longer than what is tested; each is a process of its own that can be killed like any other.
+Reads a JSON object a line from stdin: `{"arguments": [...], "variables": {...}, "errors": path, "file_size": bytes}`
+forks a process, whose files cannot grow beyond that size, and prints its id; `{"wait": id}` waits for it and prints
+its exit code, negative for a signal. Forked, not started anew, because an import takes longer than what is tested;
+each is a process of its own that can be killed like any other.
 """
 
 import json
 import os
+import resource
+import subprocess
 import sys
 import traceback
 
@@ -30,13 +33,17 @@ from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor  # noqa: F
 from dimple_hf.cli.main import main
 
 
-def start(arguments: list[str], variables: dict[str, str], errors: str) -> int:
+def start(arguments: list[str], variables: dict[str, str], errors: str, file_size: int | None = None) -> int:
     """Forks a process that runs the command; returns its id."""
     process = os.fork()
     if process:
         return process
     os.environ.update(variables)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    # Through another process, whose files may grow.
+    writer = subprocess.Popen(["sh", "-c", 'cat >> "$0"', errors], stdin=subprocess.PIPE)
+    os.dup2(writer.stdin.fileno(), sys.stderr.fileno())
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     code = 1
     try:
         code = main(arguments)

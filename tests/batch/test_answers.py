@@ -13,8 +13,6 @@
 # limitations under the License.
 """What a batch answers is what each of its rows answers alone, and one bad row harms no other."""
 
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +21,8 @@ from forms_dataset import forms_row
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dimple_hf import StructurePrior
-from dimple_hf.batch.answers import Answerer, answer_batches, one_ahead
-from dimple_hf.batch.prompts import Prompt, make_prompt
+from dimple_hf.batch.answers import Answerer, answer_batches, prepare
+from dimple_hf.batch.prompts import Prompt, PromptReader, make_prompt
 
 OPTIONS = {"max_new_tokens": 6, "confidence_threshold": None}
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}}}
@@ -56,7 +54,7 @@ def test_answers_are_those_of_plain_calls(
     assert lines == [alone(model, processor, prompt, max_new_tokens=6) for prompt in prompts]
     assert len({len(processor.tokenizer(prompt.text)["input_ids"]) for prompt in prompts}) > 1
     assert len({line["answer"] for line in lines}) > 1  # control
-    assert answerer.answer(prompts, answerer.prepare(prompts)) == lines
+    assert answerer.generate(prepare(prompts, processor)) == lines
     assert answerer.answer([]) == []
 
 
@@ -110,51 +108,41 @@ def test_bad_prompt_is_found_and_the_others_are_answered(
         assert [first, second] == good
 
 
+class Reader(PromptReader):
+    """Prompts that are there already."""
+
+    def __init__(self, prompts: list[Prompt], processor: ProcessorMixin) -> None:
+        super().__init__([], processor)
+        self.prompts = [replace(prompt, row=row) for row, prompt in enumerate(prompts)]
+
+    def read(self, index: int) -> Prompt:
+        return self.prompts[index]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_answer_batches_has_a_line_for_each_prompt(
-    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt], num_workers: int
 ) -> None:
-    """In the order of the batches, labels first; prompts with an error are not asked."""
-    bad = Prompt({"row": 9}, error="broken")
+    """In the order of the batches, labels first; prompts with an error are not asked. Workers change nothing."""
+    bad = Prompt({"row": 4}, error="broken")
     refused = replace(prompts[1], text=prompts[1].text + processor.image_token)
     answerer = Answerer(model, processor, options=OPTIONS)
-    batches = [[prompts[2], bad, prompts[0]], [bad], [refused, prompts[3]]]
-    (third, broken, first), only, (other, last) = answer_batches(answerer, batches)
+    reader = Reader([prompts[0], refused, prompts[2], prompts[3], bad], processor)
+    batches = [[2, 4, 0], [4], [1, 3]]
+    found = list(answer_batches(answerer, reader, batches, num_workers))
+    (third, broken, first), only, (other, last) = found
     expected = answerer.answer(prompts)
     assert [third, first, last] == [{"row": row} | expected[row] for row in (2, 0, 3)]
-    assert broken == {"row": 9, "error": "broken"}
+    assert broken == {"row": 4, "error": "broken"}
     assert only == [broken]
     assert other["row"] == 1
     assert "placeholders" in other["error"]
 
 
-def test_one_ahead_makes_the_next_item_meanwhile() -> None:
-    """In another thread, one item ahead and no more, in order."""
-    made: list[int] = []
-    second = threading.Event()
-
-    def items() -> Iterator[int]:
-        for number in (1, 2, 3):
-            made.append(number)
-            if number == 2:
-                second.set()
-            yield number
-
-    found = one_ahead(items())
-    assert made == []  # nothing is begun before the first is asked for
-    assert next(found) == 1
-    assert second.wait(timeout=60)  # though nobody has asked for it yet
-    assert made == [1, 2]
-    assert list(found) == [2, 3]
-
-
-def test_one_ahead_raises_what_making_an_item_raises() -> None:
-    """Here, after the items that were made, and not in a thread where nobody sees it."""
-
-    def items() -> Iterator[int]:
-        yield 1
-        raise RuntimeError("no memory")
-
-    found = one_ahead(items())
-    assert next(found) == 1
-    with pytest.raises(RuntimeError, match="no memory"):
-        next(found)
+def test_answer_batches_raises_what_reading_a_row_raises(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """Here, and not in a worker where nobody sees it."""
+    batches = answer_batches(Answerer(model, processor), Reader(prompts, processor), [[9]], num_workers=1)
+    with pytest.raises(IndexError):
+        next(batches)

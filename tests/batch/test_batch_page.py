@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,8 @@ def test_page_rows_give_the_page_lines(here: Path, capsys: pytest.CaptureFixture
     for name in ("row", "id", "error"):
         assert [line.get(name) for line in found] == [line.get(name) for line in shown]
 
-    # The snippet that takes failed rows out, and one of them mended.
-    exec(blocks("python")[0], {})
-    assert lines_of("answers.jsonl") == found[:2]
-    (here / "forms" / "2.png").rename(here / "forms" / "3.png")
+    # An image that was missing is there.
+    shutil.copy(here / "forms" / "2.png", here / "forms" / "3.png")
     assert main(arguments) == 0
     assert ["error" in line for line in lines_of("answers.jsonl")] == [False, False, False, True]
 

@@ -84,14 +84,14 @@ def test_answer_rows_writes_what_is_missing_and_nothing_twice(
     rows, folder = open_rows(Source(str(write_forms(tmp_path, 7))))
     reader = PromptReader(rows, processor, folder)
     answerer = Answerer(model, processor, options={"max_new_tokens": 4})
-    whole = ResultFiles(tmp_path / "whole.jsonl", 7, {})
+    whole = ResultFiles(tmp_path / "whole.jsonl", range(7), {})
     answer_rows(reader, answerer, whole, set(), batch_size=3)
     whole.merge()
     lines = lines_of(whole.output)
     assert [line["row"] for line in lines] == list(range(7))
     assert "7/7" in capsys.readouterr().err
 
-    results = ResultFiles(tmp_path / "resumed.jsonl", 7, {})
+    results = ResultFiles(tmp_path / "resumed.jsonl", range(7), {})
     with results.new_part(0, 1) as part:
         part.append([lines[2], lines[5]])
     done = results.find_lines()

@@ -16,6 +16,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -44,12 +45,13 @@ class Launcher:
         print(json.dumps(order), file=self._process.stdin, flush=True)
         return int(self._process.stdout.readline())
 
-    def start(self, arguments: list[str], num_processes: int) -> list[int]:
+    def start(self, arguments: list[str], num_processes: int, file_size: int | None = None) -> list[int]:
         return [
             self.ask(
                 arguments=arguments,
                 variables={"RANK": str(rank), "WORLD_SIZE": str(num_processes)},
                 errors=str(self.errors),
+                file_size=file_size,
             )
             for rank in range(num_processes)
         ]
@@ -119,3 +121,83 @@ def test_run_killed_again_and_again_equals_the_uninterrupted_one(
     assert output.read_bytes() == whole.read_bytes()
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith("killed")}
     assert left == {"killed.jsonl", "killed.jsonl.settings.json"}
+
+
+@pytest.fixture
+def extraction(tmp_path: Path, write_forms: Callable[[Path, int], Path]) -> list[str]:
+    """A command over 12 images."""
+    (tmp_path / "images").mkdir()
+    write_forms(tmp_path / "images", 12)
+    (tmp_path / "schema.json").write_text('{"type": "integer", "minimum": 0, "maximum": 99}')
+    return ["extract", "--schema", str(tmp_path / "schema.json"), "--image", str(tmp_path / "images"), "--output"]
+
+
+def sources_done(output: Path) -> list[str]:
+    files = [path for path in output.parent.iterdir() if path.name.startswith(f"{output.name}.part-")]
+    return [line["source"] for path in files for _, line in whole_lines(path)]
+
+
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_extract_killed_again_and_again_equals_the_uninterrupted_one(
+    num_kills: int, extraction: list[str], tmp_path: Path, processes: Launcher
+) -> None:
+    """At any time, also before the first line and after the last."""
+    rng = random.Random(num_kills)
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    (process,) = processes.start([*extraction, str(whole)], 1)
+    assert processes.wait(process) == 0, processes.errors.read_text()[-3000:]
+    for _ in range(num_kills):
+        (process,) = processes.start([*extraction, str(output)], 1)
+        target = len(sources_done(output)) + rng.randint(0, 12 // num_kills)
+        deadline = time.monotonic() + 60
+        while len(sources_done(output)) < target and not output.exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(process, signal.SIGKILL)
+        assert processes.wait(process) in (-signal.SIGKILL, 0)
+        assert len(set(sources_done(output))) == len(sources_done(output))
+    (process,) = processes.start([*extraction, str(output)], 1)
+    assert processes.wait(process) == 0, processes.errors.read_text()[-3000:]
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def last_errors(processes: Launcher, num_lines: int) -> list[str]:
+    """What the command itself printed at its end; it comes through a pipe."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        lines = [line for line in processes.errors.read_text().splitlines() if line.startswith("dimple-hf")]
+        if len(lines) == num_lines:
+            return lines
+        time.sleep(0.01)
+    return processes.errors.read_text().splitlines()
+
+
+def test_full_disk_loses_nothing_and_says_how_to_go_on(
+    extraction: list[str], tmp_path: Path, processes: Launcher
+) -> None:
+    """Files that cannot grow stand for it: in the settings, in the middle of a line, and while lines are merged."""
+    whole = tmp_path / "whole.jsonl"
+    (process,) = processes.start([*extraction, str(whole)], 1)
+    assert processes.wait(process) == 0, processes.errors.read_text()[-3000:]
+    size = whole.stat().st_size
+    output = tmp_path / "full.jsonl"
+    for limit in (10, size // 3, size // 2):
+        processes.errors.write_text("")
+        (process,) = processes.start([*extraction, str(output)], 1, limit)
+        assert processes.wait(process) == 1
+        last = last_errors(processes, num_lines=1 if limit == 10 else 2)
+        assert any("File too large" in line for line in last)
+        if limit > 10:
+            assert re.search(r"\d+ lines? of this run (is|are) kept in .*; the same command goes on", last[-1])
+        left = {path.name for path in tmp_path.iterdir() if path.name.startswith("full")}
+        assert not any("merging" in name or re.search(r"json\.\w{32}", name) for name in left)  # no temporary file
+        assert not output.exists()
+    # Whole in its parts, but not merged.
+    (process,) = processes.start([*extraction, str(output)], 1, size - 1)
+    assert processes.wait(process) == 1
+    assert len(sources_done(output)) == 12
+    (process,) = processes.start([*extraction, str(output)], 1)
+    assert processes.wait(process) == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith("full")} == {
+        "full.jsonl", "full.jsonl.settings.json"
+    }  # fmt: skip

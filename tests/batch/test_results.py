@@ -46,7 +46,7 @@ def rows_in(path: Path) -> list[int]:
 
 def test_merge_puts_lines_in_row_order_and_removes_the_parts(output: Path) -> None:
     """Of several processes, and starts with other numbers of processes."""
-    results = ResultFiles(output, 6, SETTINGS)
+    results = ResultFiles(output, range(6), SETTINGS)
     write(results, [4, 0], 0, 2)
     write(results, [5, 1], 1, 2)
     assert set(results.merge()) == {0, 1, 4, 5}
@@ -59,7 +59,7 @@ def test_merge_puts_lines_in_row_order_and_removes_the_parts(output: Path) -> No
 
 def test_new_part_never_touches_an_earlier_one(output: Path) -> None:
     """The second start of a process writes beside what the first one left, torn end and all."""
-    results = ResultFiles(output, 3, SETTINGS)
+    results = ResultFiles(output, range(3), SETTINGS)
     first = write(results, [0], 0, 2)
     first.write_bytes(first.read_bytes() + b'{"row": 1, "ans')
     before = first.read_bytes()
@@ -72,7 +72,7 @@ def test_new_part_never_touches_an_earlier_one(output: Path) -> None:
 
 def test_find_lines_line_that_was_cut_off_is_none(output: Path) -> None:
     """Cut anywhere, even before its last byte alone: a torn line is a row that is not done."""
-    results = ResultFiles(output, 2, SETTINGS)
+    results = ResultFiles(output, range(2), SETTINGS)
     part = write(results, [0, 1])
     whole = part.read_bytes()
     assert set(results.find_lines()) == {0, 1}
@@ -84,7 +84,7 @@ def test_find_lines_line_that_was_cut_off_is_none(output: Path) -> None:
 
 def test_merge_row_answered_twice_has_one_line(output: Path) -> None:
     """A process that outlived its run answers on; the first line stays."""
-    results = ResultFiles(output, 2, SETTINGS)
+    results = ResultFiles(output, range(2), SETTINGS)
     write(results, [0, 1], 0, 2)
     write(results, [1], 1, 2, answer="again")
     assert results.merge()[1].path.name.endswith(".part-00001-of-00002.1")
@@ -94,7 +94,7 @@ def test_merge_row_answered_twice_has_one_line(output: Path) -> None:
 
 def test_merge_killed_before_the_parts_are_removed_is_finished_by_the_next(output: Path) -> None:
     """Output and parts together, and the copy that a process was at when it was killed: only the output stays."""
-    results = ResultFiles(output, 2, SETTINGS)
+    results = ResultFiles(output, range(2), SETTINGS)
     part = write(results, [1, 0])
     lines = part.read_bytes()
     results.merge()
@@ -102,7 +102,7 @@ def test_merge_killed_before_the_parts_are_removed_is_finished_by_the_next(outpu
     part.write_bytes(lines)
     unfinished = output.with_name(f"{output.name}.merging-elsewhere-1")
     unfinished.write_bytes(lines[:5])
-    assert set(ResultFiles(output, 2, SETTINGS).merge()) == {0, 1}
+    assert set(ResultFiles(output, range(2), SETTINGS).merge()) == {0, 1}
     assert (output.read_bytes(), output.stat().st_mtime_ns) == (merged, modified)
     assert not part.exists()
     assert not unfinished.exists()
@@ -112,13 +112,13 @@ def test_merge_by_many_at_once_gives_one_whole_file(output: Path) -> None:
     """All notice at the same time that every row has a line. Whoever is late finds files gone while it works."""
     num_rows = 200
     for attempt in range(10):
-        results = ResultFiles(output, num_rows, SETTINGS)
+        results = ResultFiles(output, range(num_rows), SETTINGS)
         for rank in range(4):
             write(results, list(range(rank, num_rows, 4)), rank, 4)
         gate, found, errors = threading.Barrier(8), [], []
 
         def merge(gate: threading.Barrier = gate, found: list = found, errors: list = errors) -> None:
-            mine = ResultFiles(output, num_rows, SETTINGS)
+            mine = ResultFiles(output, range(num_rows), SETTINGS)
             gate.wait()
             try:
                 found.append(len(mine.merge()))
@@ -139,13 +139,13 @@ def test_merge_by_many_at_once_gives_one_whole_file(output: Path) -> None:
 
 def test_merge_finished_by_another_meanwhile_leaves_its_result(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other process finishes between the look at the lines and the copy."""
-    results = ResultFiles(output, 2, SETTINGS)
+    results = ResultFiles(output, range(2), SETTINGS)
     write(results, [0, 1])
     copy = results_module._copy_lines
 
     def late(*arguments: Any) -> None:
         monkeypatch.setattr(results_module, "_copy_lines", copy)
-        ResultFiles(output, 2, SETTINGS).merge()
+        ResultFiles(output, range(2), SETTINGS).merge()
         copy(*arguments)
 
     monkeypatch.setattr(results_module, "_copy_lines", late)
@@ -156,7 +156,7 @@ def test_merge_finished_by_another_meanwhile_leaves_its_result(output: Path, mon
 
 def test_line_removed_from_the_output_is_a_row_to_answer(output: Path) -> None:
     """So rows that failed are tried again, and nothing else."""
-    results = ResultFiles(output, 3, SETTINGS)
+    results = ResultFiles(output, range(3), SETTINGS)
     write(results, [0, 2])
     with results.new_part(0, 1) as part:
         part.append([{"row": 1, "error": "no such file"}])
@@ -170,15 +170,13 @@ def test_line_removed_from_the_output_is_a_row_to_answer(output: Path) -> None:
 
 def test_run_with_other_settings_is_refused(output: Path) -> None:
     """By the name of the setting, before and after the output is whole, and with another number of rows, too."""
-    results = ResultFiles(output, 1, SETTINGS)
-    ResultFiles(output, 2, SETTINGS)  # control: nothing is begun before the first part
+    results = ResultFiles(output, range(1), SETTINGS)
+    ResultFiles(output, range(2), SETTINGS)  # control: nothing is begun before the first part
     for _ in range(2):
         write(results, [0])
-        ResultFiles(output, 1, SETTINGS)  # control: the same run goes on
+        ResultFiles(output, range(1), SETTINGS)  # control: the same run goes on
         with pytest.raises(ValueError, match=r"begun with max_new_tokens=None \(got 8\)"):
-            ResultFiles(output, 1, SETTINGS | {"max_new_tokens": 8})
-        with pytest.raises(ValueError, match=r"begun with rows=1 \(got 2\)"):
-            ResultFiles(output, 2, SETTINGS)
+            ResultFiles(output, range(1), SETTINGS | {"max_new_tokens": 8})
         results.merge()
 
 
@@ -188,7 +186,7 @@ def test_files_without_settings_are_refused_and_stay(output: Path, name: str) ->
     foreign = output.with_name(name.format(output.name))
     foreign.write_text('{"row": 0, "answer": "mine"}\n')
     with pytest.raises(ValueError, match="must be a new file, or one that was begun by this command"):
-        ResultFiles(output, 1, SETTINGS)
+        ResultFiles(output, range(1), SETTINGS)
     assert foreign.read_text() == '{"row": 0, "answer": "mine"}\n'
     assert len(list(output.parent.iterdir())) == 1
 
@@ -206,7 +204,7 @@ def test_files_without_settings_are_refused_and_stay(output: Path, name: str) ->
 )
 def test_line_that_is_none_of_ours_is_refused(output: Path, line: str, message: str) -> None:
     """A damaged file is named, not passed over."""
-    results = ResultFiles(output, 2, SETTINGS)
+    results = ResultFiles(output, range(2), SETTINGS)
     write(results, []).write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         results.merge()
@@ -217,7 +215,7 @@ def test_folder_that_goes_away_is_an_error(output: Path, tmp_path: Path) -> None
     """And not waited for."""
     folder = tmp_path / "inner"
     folder.mkdir()
-    results = ResultFiles(folder / "a.jsonl", 1, SETTINGS)
+    results = ResultFiles(folder / "a.jsonl", range(1), SETTINGS)
     os.rmdir(folder)
     with pytest.raises(FileNotFoundError):
         results.find_lines()

@@ -22,7 +22,7 @@ import datasets
 import pytest
 from jsonschema import Draft202012Validator
 
-from dimple_hf.cli import batch
+from dimple_hf.batch.results import ResultFiles
 from dimple_hf.cli.main import main
 
 SCHEMA: dict[str, Any] = {"enum": ["red", "green"]}
@@ -107,7 +107,7 @@ def test_batch_again_loads_no_model_and_changes_nothing(
     assert first == {"output": str(output), "answered": 2, "failed": 3, "left": 0, "seconds": first["seconds"]}
     written = output.read_bytes()
     with monkeypatch.context() as without_model:
-        without_model.setattr(batch, "AutoModelForImageTextToText", None)
+        without_model.setattr("transformers.AutoModelForImageTextToText", None)
         assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["answered"] == 2
     assert output.read_bytes() == written
@@ -160,7 +160,7 @@ def test_batch_goes_on_with_another_number_of_processes(
     assert list(done) == ["other.jsonl.part-00002-of-00003.1"]
     with monkeypatch.context() as watched:
         # What is written before the parts are put together.
-        watched.setattr(batch.ResultFiles, "merge", batch.ResultFiles.find_lines)
+        watched.setattr(ResultFiles, "merge", ResultFiles.find_lines)
         assert main(command) == 0
     parts = [path for path in tmp_path.iterdir() if ".part-" in path.name]
     assert sorted(line["row"] for path in parts for line in lines_of(path)) == list(range(5))
@@ -228,7 +228,7 @@ def test_batch_refuses_bad_options_before_anything_is_loaded(
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
     """Each by its name, in one line; no file is left after."""
-    monkeypatch.setattr(batch, "AutoProcessor", None)
+    monkeypatch.setattr("transformers.AutoProcessor", None)
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main([*command, *options]) == 1
@@ -260,14 +260,3 @@ def test_batch_refuses_a_process_that_is_none(
         monkeypatch.setenv("WORLD_SIZE", world_size)
     assert main(command) == 1
     assert f"(got {rank} of {world_size or 1})" in capsys.readouterr().err
-
-
-def test_batch_takes_the_device_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher says which GPU is whose."""
-    monkeypatch.setattr(batch.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert batch.default_device() == "cuda:3"
-    monkeypatch.delenv("LOCAL_RANK")
-    assert batch.default_device() == "cuda:0"
-    monkeypatch.setattr(batch.torch.cuda, "is_available", lambda: False)
-    assert batch.default_device() == "cpu"

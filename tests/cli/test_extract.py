@@ -15,6 +15,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_extract_writes_a_valid_line_for_each_image_of_a_folder(
         if "error" not in line:
             Draft202012Validator(SCHEMA).validate(line["value"])
             assert line["passes"] >= 1
-    assert "3 read, 1 failed, 0 done before" in captured.err
+    assert "3 answered, 1 failed, 0 left" in captured.err
+    assert "skipped 1 other file (1 x .txt), such as" in captured.err
 
 
 def test_extract_in_batches_gives_the_lines_of_single_images(
@@ -82,24 +84,94 @@ def test_extract_in_batches_gives_the_lines_of_single_images(
 
 
 def test_extract_goes_on_where_it_was_stopped(
-    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read images are left out, failed ones are tried again, and a line that was cut off is removed."""
+    """Images that have a line are left out, and the lines are those of the uninterrupted run."""
     output = tmp_path / "lines.jsonl"
     command = [*arguments, "--image", str(folder), "--output", str(output)]
     assert main(command) == 0
-    first = output.read_text()
-    kept = first.splitlines(keepends=True)
-    output.write_text(kept[0] + kept[1][:9])
+    first = output.read_bytes()
+    capsys.readouterr()
+    lines = first.splitlines(keepends=True)
+    output.unlink()
+    part = tmp_path / "lines.jsonl.part-00001-of-00001.1"
+    part.write_bytes(lines[0] + lines[1][:9])
     assert main(command) == 0
-    assert capsys.readouterr().err.count("2 read, 1 failed, 1 done before") == 1
-    assert output.read_text() == first
+    assert "3 answered, 1 failed, 0 left" in capsys.readouterr().err
+    assert output.read_bytes() == first
+    with monkeypatch.context() as without_model:
+        without_model.setattr("transformers.AutoModelForImageTextToText", None)
+        assert main(command) == 0  # nothing is left: failed images are not tried again, nor their lines doubled
+    assert output.read_bytes() == first
+
+
+def test_extract_asks_again_what_failed_and_takes_new_images(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An image that failed and was mended is read, one that was added too; lines of other images stay."""
+    output = tmp_path / "lines.jsonl"
+    command = [*arguments, "--output", str(output), "--image"]
+    assert main([*command, str(folder)]) == 0
+    first = lines_of(output.read_text())
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes())
-    assert main(command) == 0
+    (folder / "d.png").write_bytes((folder / "b.png").read_bytes())
+    assert main([*command, str(folder)]) == 0
     lines = lines_of(output.read_text())
-    assert len(lines) == 5
-    assert lines[-1]["source"] == str(folder / "broken.png")
-    assert lines[-1]["value"] == lines[0]["value"]
+    names = ["a.png", "b.png", "broken.png", "d.png", "more/c.png"]
+    assert [line["source"] for line in lines] == [str(folder / name) for name in names]
+    assert lines[2]["value"] == first[0]["value"]
+    assert [lines[0], lines[1], lines[4]] == [first[0], first[1], first[3]]
+    (tmp_path / "e.png").write_bytes((folder / "a.png").read_bytes())
+    assert main([*command, str(tmp_path / "e.png")]) == 0
+    assert lines_of(output.read_text())[:5] == lines
+    assert len(lines_of(output.read_text())) == 6
+
+
+def test_extract_refuses_other_settings_and_changed_images(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Each with the difference; the lines that are there stay as they are."""
+    output = tmp_path / "lines.jsonl"
+    command = [*arguments, "--image", str(folder), "--output", str(output)]
+    assert main(command) == 0
+    written = output.read_bytes()
+    capsys.readouterr()
+    assert main([*command, "--question", "Which?"]) == 1
+    assert "was begun with question='Read the image as JSON.' (got 'Which?')" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text('{"type": "integer", "minimum": 0, "maximum": 9}')
+    assert main([*command, "--schema", str(tmp_path / "other.json")]) == 1
+    assert "was begun with schema=" in capsys.readouterr().err
+    (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert f"1 row has changed since the answer (got other texts or images in {folder / 'a.png'})" in error
+    assert output.read_bytes() == written
+
+
+@pytest.mark.parametrize("output", ["-", "/dev/stdout"])
+def test_extract_writes_to_standard_output_by_its_names(
+    arguments: list[str], folder: Path, output: str, tmp_path: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And makes no file of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--image", str(folder / "a.png"), "--output", output]) == 0
+    assert len(lines_of(capsys.readouterr().out)) == 1
+    assert not (tmp_path / "-").exists()
+
+
+def test_extract_passes_over_named_pipes_and_says_what_it_skips(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A pipe would never end; one that is named is an image that cannot be read."""
+    os.mkfifo(folder / "pipe.png")
+    (folder / "photo.unknown").write_bytes(b"x")
+    assert main([*arguments, "--image", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert "skipped 3 other files (" in captured.err
+    assert len(lines_of(captured.out)) == 4
+    assert main([*arguments, "--image", str(folder / "pipe.png")]) == 1
+    assert "pipe" in lines_of(capsys.readouterr().out)[0]["error"]
 
 
 def test_extract_reads_a_data_set(
@@ -136,7 +208,7 @@ def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
 ) -> None:
     """One line with the position of the fault."""
     (tmp_path / "schema.json").write_text(schema)
-    monkeypatch.setattr(extract, "AutoModelForImageTextToText", None)
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText", None)
     assert main([*arguments, "--image", str(parity_dir / "tiny" / "images" / "0.png")]) == 1
     assert message in capsys.readouterr().err
 
@@ -148,11 +220,16 @@ def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys:
     output = folder / "notes.txt"
     output.write_text("no line\nand no end")
     assert main([*arguments, "--image", str(folder), "--output", str(output)]) == 1
-    assert "`--output` must be a file that this command has written" in capsys.readouterr().err
+    assert "`--output` must be a new file, or one that was begun by this command" in capsys.readouterr().err
     assert output.read_text() == "no line\nand no end"  # nothing of the user's is touched
     missing = [*arguments, "--image", str(folder / "nowhere.png")]
-    assert main(missing) == 0  # an image that is not there is a bad image
+    assert main(missing) == 1  # an image that is not there is a bad image, and all of them are bad
     assert "error" in lines_of(capsys.readouterr().out)[0]
+    assert main([*missing, str(folder / "a.png")]) == 0
+    assert ["error" in line for line in lines_of(capsys.readouterr().out)] == [True, False]
+    (folder / "none").mkdir()
+    assert main([*arguments, "--image", str(folder / "none")]) == 1
+    assert "`--image` must name images, or folders of images (got none in" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*missing, "--dataset", "x"])
 

@@ -25,7 +25,7 @@ from rich.live import Live
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from dimple_hf.cli import generate
-from dimple_hf.cli.generate import MASK_SIGN, STEP_STYLES, LiveAnswer
+from dimple_hf.cli.live_answer import MASK_SIGN, STEP_STYLES, LiveAnswer
 from dimple_hf.cli.main import main
 from dimple_hf.training import lora_config
 
@@ -45,7 +45,7 @@ def test_generate_in_a_pipe_prints_the_answer_alone_to_stdout(
     assert main([*arguments, "--json", "What?"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert plain.out == report["answer"] + "\n"
-    assert f"{report['passes']} passes" in plain.err
+    assert f"{report['passes']} forward pass" in plain.err
     assert report["question"] == "What?"
     assert 1 <= report["passes"] <= 6
 
@@ -82,7 +82,7 @@ def test_generate_in_a_terminal_shows_masks_then_the_answer(
 ) -> None:
     """In a terminal masked positions are drawn as shades, on the way to the same answer."""
     screen = io.StringIO()
-    monkeypatch.setattr(generate, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr("rich.console.Console", lambda: Console(file=screen, force_terminal=True, width=80))
     assert main([*arguments, "What?"]) == 0
     shown = screen.getvalue()
     assert MASK_SIGN in shown

@@ -160,7 +160,7 @@ def test_independent_questions_do_not_see_each_other(model: Any, processor: Any,
 
 
 def test_many_questions_are_spread_over_canvases(model: Any, processor: Any, calls: dict[str, int]) -> None:
-    """70 questions are three canvases of at most 32."""
+    """70 questions are five canvases of at most 16."""
     answers = decide(model, processor, "The price is 700.", [QUESTIONS[0]] * 70)
     assert len(answers) == 70
     assert calls["model"] == 1

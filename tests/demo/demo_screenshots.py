@@ -47,7 +47,7 @@ def write_screenshots(browser: Browser, url: str, folder: Path) -> list[Path]:
     choose(page, "Answer length", 32)
     page.get_by_role("button", name="Settings").click()
     ask(page)
-    expect(page.locator("#status p")).to_have_text(re.compile("^(1[89]|2[0-9]) passes"))  # most of it
+    expect(page.locator("#status p")).to_have_text(re.compile("^(1[89]|2[0-9]) forward passes"))  # most of it
     written = [save(page, folder / "demo-denoising.png")]
     page.close()
 

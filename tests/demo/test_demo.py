@@ -92,6 +92,7 @@ def test_demo_serves_the_page_to_this_machine_alone_and_stops_on_interrupt() -> 
     assert contacts  # control: gradio asks its own server whether it is there
     assert [line for line in contacts if "127.0.0.1" not in line and "localhost" not in line] == []
     assert "Traceback" not in errors
+    assert "share=True" not in errors
 
 
 def test_demo_refuses_an_address_that_is_none_or_taken(capsys: pytest.CaptureFixture) -> None:
@@ -136,8 +137,8 @@ def state(**changes: Any) -> AnswerState:
 
 def test_status_counts_positions_on_the_way_and_passes_at_the_end() -> None:
     """Passes and time are what the page is about."""
-    assert status_text(state()) == "1 pass, 2 of 3 positions decided, 0.12 s"
-    assert status_text(state(text="ab", num_passes=2)) == "Done: 2 passes for 3 positions, 0.12 s"
+    assert status_text(state()) == "1 forward pass, 2 of 3 positions unmasked, 0.12 s"
+    assert status_text(state(text="ab", num_passes=2)) == "Done: 2 forward passes for 3 positions, 0.12 s"
 
 
 def test_chat_shows_the_text_the_json_or_what_was_decided(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def test_states_end_in_the_answer_of_generate(model: Any, processor: Any, image:
     assert states[-1].value is None
     assert [state.num_passes for state in states] == list(range(output.num_forward_passes.item() + 1))
     assert {state.num_positions for state in states} == {40}
-    assert states[0].num_decided == 0
-    assert states[-1].num_decided == 40
-    assert all(before.num_decided < after.num_decided for before, after in itertools.pairwise(states))
+    assert states[0].num_unmasked == 0
+    assert states[-1].num_unmasked == 40
+    assert all(before.num_unmasked < after.num_unmasked for before, after in itertools.pairwise(states))
     assert all(state.text is None for state in states[:-1])
     assert {run.unmasked_in for run in states[-1].runs} <= set(range(1, len(states)))
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The canvas of the page: which step unmasked a position, and the HTML and text made of that."""
 
+import math
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dimple_hf.demo.canvas import (
     canvas_html,
     canvas_runs,
     canvas_text,
+    replay_html,
     update_unmasks,
 )
 
@@ -63,7 +65,7 @@ def test_runs_join_neighbours_that_look_alike(tokenizer: PreTrainedTokenizerBase
         Run("b", 1, "text", 2),
         Run("░░", 2, "mask", None),
         Run("€", len(euro), "text", 2),
-        Run("···", 3, "filler", 1),
+        Run("···", 3, "padding", 1),
     ]
     assert sum(run.num_positions for run in runs) == len(tokens)
     assert canvas_text(runs) == "ab░░€"
@@ -76,15 +78,16 @@ def test_html_shows_masks_steps_and_fillers() -> None:
         Run("one", 1, "text", 1),
         Run("░░░", 3, "mask", None),
         Run("two", 2, "text", 2),
-        Run("·", 1, "filler", 2),
+        Run("·", 1, "padding", 2),
     ]
     drawn = canvas_html(runs, 2)
-    assert 'role="img" aria-label="Canvas after step 2: 5 of 8 positions are decided"' in drawn
+    assert 'role="img" aria-label="Canvas after step 2: 5 of 8 positions are unmasked"' in drawn
     assert drawn.count('<i class="mask">') == 3
+    assert drawn.count('class="later" data-step="1" hidden><i></i></span>') == 1
     assert re.findall(r"--hue:(\d+)", drawn) == [str(HUE_OF_FIRST_STEP), *[str(HUE_OF_FIRST_STEP + HUE_STEP)] * 2]
     assert re.findall(r"<sub>(\d+)</sub>", drawn) == ["1", "2"]
     assert '<span class="run fixed" title="given">given</span>' in drawn
-    assert '<span class="filler unmasked"' in drawn
+    assert '<span class="padding unmasked"' in drawn
 
 
 def test_html_of_any_text_is_text() -> None:
@@ -92,7 +95,7 @@ def test_html_of_any_text_is_text() -> None:
     drawn = canvas_html([Run("<script>alert('1')</script>\n&", 1, "text", 1)], 1)
     assert "<script>" not in drawn
     assert "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;↵\n&amp;" in drawn
-    assert "x↵<sub>1</sub></span>\n" in canvas_html([Run("x\n", 1, "text", 1)], 1)
+    assert "x↵<sub>1</sub>\n</span>" in canvas_html([Run("x\n", 1, "text", 1)], 1)
 
 
 def test_hues_of_ten_steps_differ_and_the_eleventh_begins_again() -> None:
@@ -101,3 +104,22 @@ def test_hues_of_ten_steps_differ_and_the_eleventh_begins_again() -> None:
     hues = re.findall(r"--hue:(\d+)", drawn)
     assert len(set(hues[:10])) == 10
     assert hues[10] == hues[0]
+
+
+def test_confidence_of_a_run_is_its_lowest_and_is_drawn(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Given positions have none, and without log-probabilities no run has."""
+    tokens = tokenizer.encode("ab")
+    runs = canvas_runs([*tokens, *tokens], [0, 0, 1, 1], tokenizer, [0.0, 0.0, math.log(0.5), math.log(0.9)])
+    assert [run.confidence for run in runs] == [None, pytest.approx(0.5)]
+    drawn = canvas_html(runs, 1)
+    assert drawn.count("--confidence:0.50") == 1
+    assert "unmasked in step 1 with a probability of 50.0 %" in drawn
+    assert "--confidence" not in canvas_html(canvas_runs(tokens, [1, 2], tokenizer), 2)
+
+
+def test_replay_has_a_slider_over_all_steps() -> None:
+    """What it shows is tested in a browser."""
+    drawn = replay_html([Run("one", 1, "text", 1), Run("two", 1, "text", 3)], 3)
+    assert '<input type="range" min="0" max="3" value="3"' in drawn
+    assert "▶ Replay</button>" in drawn
+    assert canvas_html([Run("one", 1, "text", 1), Run("two", 1, "text", 3)], 3) in drawn

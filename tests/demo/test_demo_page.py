@@ -127,10 +127,10 @@ def test_uploaded_image_is_asked_about_and_the_canvas_fills_up(
     choose(page, "Answer length", 12)
     ask(page, "Read the form.")
     answer, passes = expected(served, "Read the form.", confidence_threshold=1.0, max_new_tokens=12)
-    expect(status(page)).to_have_text(re.compile(rf"^Done: {passes} passes for 12 positions, [\d.]+ s$"))
+    expect(status(page)).to_have_text(re.compile(rf"^Done: {passes} forward passes for 12 positions, [\d.]+ s$"))
     assert answers(page).inner_text().split() == answer.split()
     shown = page.evaluate("window.shown")
-    assert [name for name, _ in shown][-1] == f"Canvas after step {passes}: 12 of 12 positions are decided"
+    assert [name for name, _ in shown][-1] == f"Canvas after step {passes}: 12 of 12 positions are unmasked"
     masks = [num_masks for _, num_masks in shown]
     assert masks[0] == 12
     assert masks[-1] == 0
@@ -145,7 +145,7 @@ def test_stop_ends_the_work_within_a_step(page: Page, num_passes: Callable[[], i
     show_example(page, "A form, freely", "Read the form.")
     choose(page, "Confidence threshold", 1)
     ask(page)
-    expect(status(page)).to_have_text(re.compile(r"^([2-9]|\d\d) passes, "))
+    expect(status(page)).to_have_text(re.compile(r"^([2-9]|\d\d) forward passes, "))
     before = num_passes()
     page.get_by_role("button", name="Stop").click()
     expect(status(page)).to_have_text(re.compile(r"^Stopped: "))
@@ -153,7 +153,7 @@ def test_stop_ends_the_work_within_a_step(page: Page, num_passes: Callable[[], i
     assert after - before <= 4  # those that ran while the click was on its way
     time.sleep(1)
     assert num_passes() == after
-    assert f"Stopped: {after} passes, {after} of 48 positions decided" in status(page).inner_text()
+    assert f"Stopped: {after} forward passes, {after} of 48 positions unmasked" in status(page).inner_text()
     assert page.locator("#canvas .mask").count() == 48 - after
     assert "░" in answers(page).inner_text()
     assert answers(page).inner_text().strip().endswith("(stopped)")
@@ -170,7 +170,7 @@ def test_leaving_the_page_ends_the_work(served: Any, browser: Browser, num_passe
     show_example(page, "A form, freely", "Read the form.")
     choose(page, "Confidence threshold", 1)
     ask(page)
-    expect(status(page)).to_have_text(re.compile(r"^\d+ pass"))
+    expect(status(page)).to_have_text(re.compile(r"^\d+ forward pass"))
     page.close()
     time.sleep(1.5)
     after = num_passes()

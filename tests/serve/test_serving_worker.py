@@ -25,7 +25,7 @@ from server_process import QUESTIONS, chat, noise_image, own_answer
 from dimple_hf import StructurePrior
 from dimple_hf.modeling.denoising_dimple import Sampler
 from dimple_hf.serve.batch import Batch
-from dimple_hf.serve.jobs import Job, Progress, ServerFault, final_beginning
+from dimple_hf.serve.jobs import Job, Progress, ServerFault, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText
 from dimple_hf.serve.worker import Worker, admit_first, length_class
 
@@ -109,7 +109,21 @@ def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
 
 
 def test_length_classes_part_short_answers_from_long_ones() -> None:
-    assert [length_class(length) for length in (1, 32, 33, 128, 129, 512, 513)] == [0, 0, 1, 1, 2, 2, 3]
+    assert [length_class(length) for length in (1, 32, 33, 128, 129, 512, 513)] == [0, 0, 0, 1, 3, 3, 4]
+
+
+def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:
+    """Rows with one image, with two and with none."""
+    chats = [chat(0), [{"role": "user", "content": "Hello, how many rows does the form have?"}], chat(1)]
+    chats[0] += chat(2)
+    rows = [row(forms_processor, one) for one in chats]
+    together = forms_processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    collated = collate([Job(one, None, 8) for one in rows], forms_processor.tokenizer)
+    assert collated.keys() == together.keys()
+    for name, value in together.items():
+        torch.testing.assert_close(collated[name], value, rtol=0, atol=0)
 
 
 def test_final_beginning_stops_at_open_positions_and_ends() -> None:

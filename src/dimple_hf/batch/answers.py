@@ -11,25 +11,34 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Batches of prompts in, a line for each out: `generate` after a thread that reads ahead.
+"""Batches of rows in, a line for each row out: `generate`, while worker processes read and prepare the next batches.
 
 Decoding is greedy, and each row of a batch is decoded as if it were alone, so that answers do not depend, but for
-rounding, on which rows share a batch. Imported by `run`, the command `extract` and the benchmark.
+rounding, on which rows share a batch.
 """
 
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..processing import StructurePrior
 from ..processing.structure_prior_dimple import canvas_inputs
-from .prompts import Prompt
+from .prompts import Prompt, PromptReader
 
-Item = TypeVar("Item")
+#: A batch on its way from a worker: its prompts without their images, and the model's inputs for those without an
+#: error. Arrays, because tensors would travel through shared memory, of which containers have little.
+PreparedBatch = tuple[list[Prompt], dict[str, np.ndarray] | None]
 
 
 class Answerer:
@@ -57,40 +66,20 @@ class Answerer:
         self.prior = prior
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
 
-    def prepare(self, prompts: Sequence[Prompt]) -> BatchFeature:
-        """
-        Args:
-            prompts (`Sequence[Prompt]`):
-                At least one, none with an error.
-
-        Returns:
-            `BatchFeature`: The model's inputs but for the canvas.
-
-        Raises:
-            ValueError: If the processor refuses one of them.
-        """
-        images = [prompt.images for prompt in prompts]
-        return self.processor(
-            text=[prompt.text for prompt in prompts], images=images if any(images) else None, return_tensors="pt"
-        )
-
-    def answer(self, prompts: Sequence[Prompt], inputs: BatchFeature | None = None) -> list[dict[str, Any]]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """
         Args:
             prompts (`Sequence[Prompt]`):
                 Prompts without an error.
-            inputs (`BatchFeature`, *optional*):
-                What `prepare` has made of them.
 
         Returns:
-            `list[dict[str, Any]]`: For each prompt `{"answer": text}`, or under a prior `{"value": what it reads}`,
-            with `passes` if the model is in bidirectional mode; `{"error": reason}` for one that processor or model
-            refuse.
+            `list[dict[str, Any]]`: For each prompt what [`~Answerer.generate`] returns, or `{"error": reason}` for
+            one that processor or model refuse.
         """
         if not prompts:
             return []
         try:
-            return self._generate(self.prepare(prompts) if inputs is None else inputs)
+            return self.generate(prepare(prompts, self.processor))
         except ValueError as error:
             if len(prompts) == 1:
                 return [{"error": str(error)}]
@@ -98,10 +87,21 @@ class Answerer:
         middle = len(prompts) // 2
         return self.answer(prompts[:middle]) + self.answer(prompts[middle:])
 
-    def _generate(self, inputs: BatchFeature) -> list[dict[str, Any]]:
+    def generate(self, inputs: BatchFeature) -> list[dict[str, Any]]:
+        """
+        Args:
+            inputs (`BatchFeature`):
+                What [`prepare`] has made of prompts.
+
+        Returns:
+            `list[dict[str, Any]]`: For each row `{"answer": text}`, or under a prior `{"value": what it reads}`, with
+            `passes` (forward passes) if the model is in bidirectional mode.
+
+        Raises:
+            ValueError: If the model refuses one of them.
+        """
         num_rows, prompt_length = inputs["input_ids"].shape
         inputs = inputs.to(self.model.device)
-        # Here, not where the inputs are made: what a prior remembers of earlier answers belongs to one thread.
         canvas = {} if self.prior is None else canvas_inputs(self.prior, num_rows, self.processor.tokenizer)
         output = self.model.generate(**inputs, **canvas, **self.options, do_sample=False, return_dict_in_generate=True)
         if self.prior is None:
@@ -116,48 +116,106 @@ class Answerer:
         return lines
 
 
-def answer_batches(answerer: Answerer, batches: Iterable[Sequence[Prompt]]) -> Iterator[list[dict[str, Any]]]:
+def prepare(prompts: Sequence[Prompt], processor: ProcessorMixin) -> BatchFeature:
     """
-    Answers batches. The next one is read and prepared while the model works at the present one.
+    Args:
+        prompts (`Sequence[Prompt]`):
+            At least one, none with an error.
+        processor ([`DimpleProcessor`]):
+            The model's.
+
+    Returns:
+        `BatchFeature`: The model's inputs but for the canvas.
+
+    Raises:
+        ValueError: If the processor refuses one of them.
+    """
+    images = [prompt.images for prompt in prompts]
+    return processor(
+        text=[prompt.text for prompt in prompts], images=images if any(images) else None, return_tensors="pt"
+    )
+
+
+class PreparedBatches(Dataset):
+    """
+    Batches by the rows that they hold, for a `DataLoader`.
+
+    Args:
+        reader ([`PromptReader`]):
+            Reads and prepares the rows.
+    """
+
+    def __init__(self, reader: PromptReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, rows: Sequence[int]) -> PreparedBatch:
+        """Reads and prepares `rows` (`Sequence[int]`); without inputs where the processor refuses one of them."""
+        prompts = [self.reader.read(row) for row in rows]
+        valid = [prompt for prompt in prompts if prompt.error is None]
+        inputs = None
+        with suppress(ValueError):  # `Answerer.answer` finds out which of them it is
+            inputs = prepare(valid, self.reader.processor) if valid else None
+        arrays = None if inputs is None else {name: value.numpy() for name, value in inputs.items()}
+        return [replace(prompt, images=[]) for prompt in prompts], arrays
+
+
+def answer_batches(
+    answerer: Answerer, reader: PromptReader, batches: Iterable[Sequence[int]], num_workers: int = 0
+) -> Iterator[list[dict[str, Any]]]:
+    """
+    Answers batches. Workers read and prepare the next ones while the model works at the present one.
 
     Args:
         answerer ([`Answerer`]):
             Who answers.
-        batches (`Iterable[Sequence[Prompt]]`):
-            The prompts of each batch, also those with an error. Asked for in another thread.
+        reader ([`PromptReader`]):
+            Reads the rows.
+        batches (`Iterable[Sequence[int]]`):
+            The rows of each batch.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes that read ahead; without any, batches are prepared in between.
 
     Returns:
         `Iterator[list[dict[str, Any]]]`: For each batch a line for each prompt: its label, and its answer or error.
     """
-
-    def prepared() -> Iterator[tuple[Sequence[Prompt], list[Prompt], BatchFeature | None]]:
-        for prompts in batches:
-            sound = [prompt for prompt in prompts if prompt.error is None]
-            inputs = None
-            with suppress(ValueError):  # `answer` finds out which of them it is
-                inputs = answerer.prepare(sound) if sound else None
-            yield prompts, sound, inputs
-
-    for prompts, sound, inputs in one_ahead(prepared()):
-        answers = iter(answerer.answer(sound, inputs))
+    loader = DataLoader(
+        PreparedBatches(reader),
+        sampler=batches,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=partial(_end_with_parent, os.getpid()),
+    )
+    for prompts, arrays in loader:
+        answers = iter(_answer_prepared(answerer, reader, prompts, arrays))
         yield [
             prompt.label | (next(answers) if prompt.error is None else {"error": prompt.error}) for prompt in prompts
         ]
 
 
-def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """
-    Args:
-        items (`Iterable[Item]`):
-            Items other than `None`.
+def _end_with_parent(parent: int, worker: int) -> None:
+    """Lets a worker end when its parent was killed: one with a batch to hand over would wait for it forever."""
 
-    Returns:
-        `Iterator[Item]`: The same; each is made in another thread while the caller works with the one before it. What
-        making one raises is raised here.
-    """
-    iterator = iter(items)
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(next, iterator, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, iterator, None)
-            yield item
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _as_it_is(batch: PreparedBatch) -> PreparedBatch:
+    return batch
+
+
+def _answer_prepared(
+    answerer: Answerer, reader: PromptReader, prompts: list[Prompt], arrays: dict[str, np.ndarray] | None
+) -> list[dict[str, Any]]:
+    """The answers of the prompts without an error; they are read again where they cannot be asked together."""
+    rows = [prompt.row for prompt in prompts if prompt.error is None]
+    if arrays is not None:
+        with suppress(ValueError):
+            return answerer.generate(BatchFeature({name: torch.from_numpy(value) for name, value in arrays.items()}))
+    again = [reader.read(row) for row in rows]
+    answers = iter(answerer.answer([prompt for prompt in again if prompt.error is None]))
+    return [{"error": prompt.error} if prompt.error is not None else next(answers) for prompt in again]

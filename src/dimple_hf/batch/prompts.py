@@ -13,12 +13,11 @@
 # limitations under the License.
 """A row as the model is asked it, or the reason why it cannot be; and its length, from its text and image headers.
 
-What is wrong with a row never leaves this file as an error: it becomes part of the [`Prompt`]. Imported by `answers`,
-`run` and the commands `batch` and `extract`.
+What is wrong with a row never leaves this file as an error: it becomes part of the [`Prompt`].
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,15 @@ from datasets import Dataset
 from transformers import ProcessorMixin
 
 from ..data.examples import Conversation, read_prompt
+from ..data.images import open_image
 from ..data.sources import Source
-from ..processing.image_processing_dimple import load_pil_image
+from .digests import row_digest, text_digest
+
+#: Of most languages. The template adds as many tokens to every row.
+BYTES_PER_TOKEN = 4
+
+#: Most characters of an `id` that is no number or text.
+MAX_ID_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,15 @@ class Prompt:
             The images, decoded, in the order of their placeholders.
         error (`str`, *optional*):
             Why the row cannot be asked; it has neither text nor images then.
+        row (`int`, defaults to 0):
+            Its number in the data.
     """
 
     label: dict[str, Any]
     text: str = ""
     images: list[PIL.Image.Image] = field(default_factory=list)
     error: str | None = None
+    row: int = 0
 
 
 def make_prompt(
@@ -72,7 +81,8 @@ def make_prompt(
     """
     try:
         chat = read_prompt(row, image_folder)
-        images = [load_pil_image(image, index) for index, image in enumerate(chat.images)]
+        _check_files(chat.images)
+        images = [open_image(image, index=index) for index, image in enumerate(chat.images)]
         return Prompt(label, _write(chat, processor), images)
     except ValueError as error:
         return Prompt(label, error=str(error))
@@ -89,14 +99,25 @@ class PromptReader:
             The model's.
         image_folder (`Path`, *optional*):
             What relative paths are relative to.
+        sources (`Sequence[str]`, *optional*):
+            What names each row in its line; its number (and its `id`, where it has one) when missing.
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], processor: ProcessorMixin, image_folder: Path | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        processor: ProcessorMixin,
+        image_folder: Path | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         self.rows = rows
         self.processor = processor
         self.image_folder = image_folder
+        self.sources = sources
+
+    def key(self, index: int) -> int | str:
+        """The key of row `index` in the results."""
+        return index if self.sources is None else self.sources[index]
 
     def read(self, index: int) -> Prompt:
         """
@@ -105,16 +126,34 @@ class PromptReader:
                 Which row.
 
         Returns:
-            [`Prompt`]: Labelled with `row` (its index) and, where it has one, its `id`.
+            [`Prompt`]: Labelled with its key (`row` or `source`), its `id` where it has one, and its `digest`.
         """
-        label: dict[str, Any] = {"row": index}
+        label: dict[str, Any] = {"row" if self.sources is None else "source": self.key(index)}
         try:
             row = self.rows[index]
+            label |= _label(row) | {"digest": row_digest(row, self.image_folder)}
+            return replace(make_prompt(label, row, self.processor, self.image_folder), row=index)
+        except RecursionError:
+            error = "it must be nested less deeply"
+        except ValueError as refused:
+            error = str(refused)
+        return Prompt(label | {"digest": text_digest(error)}, error=error, row=index)
+
+    def digest(self, index: int) -> str:
+        """
+        Args:
+            index (`int`):
+                Which row.
+
+        Returns:
+            `str`: What [`~PromptReader.read`] labels the row with, without decoding its images.
+        """
+        try:
+            return row_digest(self.rows[index], self.image_folder)
+        except RecursionError:
+            return text_digest("it must be nested less deeply")
         except ValueError as error:
-            return Prompt(label, error=str(error))
-        if row.get("id") is not None:
-            label["id"] = row["id"]
-        return make_prompt(label, row, self.processor, self.image_folder)
+            return text_digest(str(error))
 
     def count_tokens(self, index: int) -> int:
         """
@@ -123,14 +162,16 @@ class PromptReader:
                 Which row.
 
         Returns:
-            `int`: Tokens of its prompt, those of its images included, of which only the headers are read; 0 for a
-            row that cannot be asked. It decides which rows share a batch, and answers do not depend on that.
+            `int`: About the tokens of its prompt, those of its images included, of which only the headers are read; 0
+            for a row that cannot be asked. It decides which rows share a batch, and answers do not depend on that.
         """
         try:
             chat = read_prompt(self.rows[index], self.image_folder)
-            num_tokens = len(self.processor.tokenizer(_write(chat, self.processor))["input_ids"])
-            return num_tokens + sum(count_image_tokens(image, self.processor) - 1 for image in chat.images)
-        except ValueError:
+            _check_files(chat.images)
+            texts = [part["text"] for turn in chat.messages for part in turn["content"] if part["type"] == "text"]
+            num_tokens = 1 + sum(len(text.encode()) // BYTES_PER_TOKEN for text in texts)
+            return num_tokens + sum(count_image_tokens(image, self.processor) for image in chat.images)
+        except (ValueError, RecursionError):
             return 0
 
 
@@ -198,6 +239,23 @@ def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]
     if source.kind in ("directory", "hub"):
         rows = UndecodedRows(rows)
     return rows, Path(source.location).parent if source.kind == "file" else None
+
+
+def _check_files(images: Sequence[Any]) -> None:
+    """Refuses what has the name of a file but would never end, such as a named pipe."""
+    for image in images:
+        if isinstance(image, str) and len(image) < 4096 and "\0" not in image:
+            path = Path(image)
+            if path.exists() and not path.is_file():
+                raise ValueError(f"the image {image!r} must be a file (got a folder, a named pipe or a device)")
+
+
+def _label(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The `id` of a row, where it has one; one that is nested would make a line that cannot be read again."""
+    name = row.get("id")
+    if name is None:
+        return {}
+    return {"id": str(name)[:MAX_ID_LENGTH] if isinstance(name, (Mapping, list, tuple)) else name}
 
 
 def _write(chat: Conversation, processor: ProcessorMixin) -> str:

@@ -16,25 +16,82 @@
 A window is a stretch of the process's rows, so that a data set of any size needs little memory and no pass over it
 beforehand. Windows and batches follow from the rows, the batch size and the number of processes alone, not from what
 is done already: a run that was interrupted answers the rest in the very batches that it would have been in, so that
-not even rounding differs. Imported by the command `batch` and the benchmark.
+not even rounding differs.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
 from .answers import Answerer, answer_batches
 from .buckets import plan_batches
 from .prompts import PromptReader
-from .results import ResultFiles
+from .results import Results
 
 #: Batches of a window. With 16, of rows of independent lengths hardly more is padding than with any number.
 WINDOW_BATCHES = 16
+
+#: Most processes that read ahead.
+MAX_WORKERS = 4
+
+#: Rows that a message about changed ones names.
+MAX_NAMED = 3
 
 
 def rows_of_process(num_rows: int, rank: int, num_processes: int) -> range:
     """The rows that process `rank` (from 0) of `num_processes` answers; together they are all rows, each once."""
     return range(rank, num_rows, num_processes)
+
+
+def default_workers(num_rows: int, batch_size: int) -> int:
+    """Processes that read ahead: one core is the model's, and a single batch has nothing to be read after it."""
+    return 0 if num_rows <= batch_size else min(MAX_WORKERS, (os.cpu_count() or 1) - 1)
+
+
+def find_done(reader: PromptReader, results: Results, rows: Sequence[int], retry: bool = False) -> set[int]:
+    """
+    Finds the rows that an earlier run has answered, and makes sure that they have not changed since.
+
+    Args:
+        reader ([`PromptReader`]):
+            Reads rows.
+        results ([`Results`]):
+            Their lines.
+        rows (`Sequence[int]`):
+            A process's rows.
+        retry (`bool`, *optional*, defaults to `False`):
+            Whether rows that failed are asked again.
+
+    Returns:
+        `set[int]`: Rows that are done. One that failed and has changed since is not.
+
+    Raises:
+        ValueError: If the texts or images of an answered row are others than when it was asked.
+    """
+    lines = results.find_lines()
+    found = [row for row in rows if reader.key(row) in lines]
+    with ThreadPoolExecutor() as threads:
+        digests = dict(zip(found, threads.map(reader.digest, found), strict=True))
+    done, changed = set(), []
+    for row, digest in digests.items():
+        line = lines[reader.key(row)]
+        if line.is_error:
+            if line.digest == digest and not retry:
+                done.add(row)
+        elif line.digest in (digest, None):
+            done.add(row)
+        else:
+            changed.append(reader.key(row))
+    if changed:
+        names = ", ".join(str(key) for key in changed[:MAX_NAMED]) + (", ..." if len(changed) > MAX_NAMED else "")
+        rows_have = "1 row has" if len(changed) == 1 else f"{len(changed)} rows have"
+        raise ValueError(
+            f"`--output` must be a new file for other data: {rows_have} changed since the answer (got other texts or "
+            f"images in {names})"
+        )
+    return done
 
 
 def batches_of(
@@ -68,7 +125,7 @@ def batches_of(
 def answer_rows(
     reader: PromptReader,
     answerer: Answerer,
-    results: ResultFiles,
+    results: Results,
     done: Collection[int],
     batch_size: int,
     rank: int = 0,
@@ -82,7 +139,7 @@ def answer_rows(
             Reads rows.
         answerer ([`Answerer`]):
             Answers them.
-        results ([`ResultFiles`]):
+        results ([`Results`]):
             Takes the lines.
         done (`Collection[int]`):
             Rows that have a line.
@@ -92,15 +149,18 @@ def answer_rows(
             Which of how many processes this is. The first shows its progress.
     """
     rows = rows_of_process(len(reader.rows), rank, num_processes)
-    batches = batches_of(rows, batch_size, reader.count_tokens, done)
-    prompts = ([reader.read(row) for row in batch] for batch in batches)
+    # Rows of one length stay in their order.
+    length = reader.count_tokens if not results.in_order else lambda row: 0
     num_done = sum(row in done for row in rows)
     name = "rows" if num_processes == 1 else f"rows of process 1 of {num_processes}"
     with (
         results.new_part(rank, num_processes) as part,
         tqdm(total=len(rows), initial=num_done, desc=name, unit="row", disable=rank != 0) as progress,
     ):
-        for lines in answer_batches(answerer, prompts):
-            new = [line for line in lines if line["row"] not in done]
+        batches = batches_of(rows, batch_size, length, done)
+        done_keys = {reader.key(row) for row in done}
+        num_workers = default_workers(len(rows) - num_done, batch_size)
+        for lines in answer_batches(answerer, reader, batches, num_workers):
+            new = [line for line in lines if next(iter(line.values())) not in done_keys]
             part.append(new)
             progress.update(len(new))

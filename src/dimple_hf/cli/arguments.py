@@ -11,28 +11,43 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line's parser, and what several sub-commands take. Imported by `cli.main` and the sub-commands."""
+"""The command line's parser, and the arguments that several sub-commands share."""
 
 import argparse
 import difflib
 from pathlib import Path
 from typing import Any, NoReturn
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from ..checkpoints import FORMS_CHECKPOINT
+
+#: Suffixes that a misplaced argument is taken for an image by, for a hint.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+
+
+class VersionAction(argparse.Action):
+    """`--version`: prints the installed version and exits. It is looked up only then."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**(options | {"nargs": 0, "help": "print the version and exit"}))
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Prints the version."""
+        from importlib.metadata import version
+
+        parser.exit(message=f"{parser.prog} {version('dimple_hf')}\n")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that refuses an unknown option under the sub-command that it was given to, with the nearest name."""
+    """A parser that refuses what a sub-command does not take with a hint: the nearest option, or where images go."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but for options that it does not know."""
+        """As argparse, but for unknown arguments."""
         known, unknown = super().parse_known_args(args, namespace)
         for argument in unknown:
             if argument.startswith("--"):
                 self._refuse_option(argument.split("=", 1)[0])
+            if argument.lower().endswith(IMAGE_SUFFIXES) and "--image" in self._option_string_actions:
+                self.error(f"unexpected argument {argument}; an image is given by `--image {argument}`")
         return known, unknown
 
     def _refuse_option(self, option: str) -> NoReturn:
@@ -49,6 +64,9 @@ def checkpoint_name(text: str) -> str:
     """
     if Path(text).is_dir():
         return text
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(text)
     except HFValidationError as error:
@@ -64,3 +82,25 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         default=str(FORMS_CHECKPOINT),
         help="directory or Hub id of a checkpoint (default: the small one of the package, which reads forms)",
     )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`, which [`~dimple_hf.cli.loading.find_device`] reads."""
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU of this process, or the CPU)")
+
+
+def default_question(model: str, own: str, other: str) -> str:
+    """
+    The question of a command that was given none: one that the package's small model was trained on, or one that any
+    other understands.
+
+    Args:
+        model (`str`):
+            The checkpoint.
+        own (`str`), other (`str`):
+            The question for the package's checkpoint, and for others.
+
+    Returns:
+        `str`
+    """
+    return own if model == str(FORMS_CHECKPOINT) else other

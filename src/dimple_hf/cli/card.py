@@ -19,8 +19,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..hub.card import write_model_card
-
 HELP = "write the model card of a model or an adapter"
 
 
@@ -48,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and prints where the card lies."""
+    from ..hub.card import write_model_card
+
     print(
         write_model_card(
             args.directory,

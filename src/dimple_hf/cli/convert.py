@@ -17,14 +17,12 @@ checkpoint of any size fits through a few hundred megabytes of memory."""
 import argparse
 from pathlib import Path
 
-import torch
-from accelerate.utils import convert_file_size_to_int
-
-from ..hub.convert import QUANTIZATIONS, convert_checkpoint
-
 HELP = "check a checkpoint and write it anew"
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = ("bfloat16", "float16", "float32")
+
+#: The names of `dimple_hf.hub.convert.QUANTIZATIONS`, which need torch.
+QUANTIZATIONS = ("nf4", "int8", "torchao-int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and prints where the new checkpoint lies."""
+    import torch
+    from accelerate.utils import convert_file_size_to_int
+
+    from ..hub.convert import convert_checkpoint
+
     print(
         convert_checkpoint(
             args.source,
             args.output_dir,
-            dtype=DTYPES.get(args.dtype),
+            dtype=None if args.dtype is None else getattr(torch, args.dtype),
             quantization=args.quantize,
             max_shard_bytes=convert_file_size_to_int(args.max_shard_size),
         )
     )
     return 0
+
+
+def kept(args: argparse.Namespace) -> str | None:
+    """What an unfinished run leaves."""
+    return None if args.output_dir.exists() else f"{args.output_dir} was not written; run the same command again"

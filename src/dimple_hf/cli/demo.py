@@ -18,11 +18,8 @@ import argparse
 import socket
 from importlib.util import find_spec
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import add_model_argument
+from .arguments import add_device_argument, add_model_argument
 
 HELP = "serve a page to play with a model"
 
@@ -34,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)"
     )
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,16 +44,19 @@ def run(args: argparse.Namespace) -> int:
         )
     refuse_taken_address(args.host, args.port)
     from ..demo.page import build_page, launch_page
+    from .loading import load_model, load_processor
 
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+    processor = load_processor(args.model)
+    model = load_model(args.model, args.device)
     is_small = args.model == str(FORMS_CHECKPOINT)
     # The small model was taught single questions; earlier ones confuse it.
     page = build_page(
         model, processor, name="the small forms model" if is_small else args.model, remembers=not is_small
     )
     try:
-        launch_page(page, args.host, args.port)
+        url = launch_page(page, args.host, args.port, block=False)
+        print(f"The page is at {url}", flush=True)
+        page.block_thread()
     except KeyboardInterrupt:  # it came before gradio waits for it
         page.close(verbose=False)
     return 0

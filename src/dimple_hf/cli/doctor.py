@@ -17,14 +17,12 @@ weights. Exit status 1 if something will not work."""
 import argparse
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from ..hub.doctor import check_checkpoint
-from ..hub.environment import check_environment, describe_environment
-from ..hub.findings import Finding
+    from ..hub.findings import Finding
 
 HELP = "check this machine, and a checkpoint"
 
@@ -39,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and prints what it found."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..hub.doctor import check_checkpoint
+    from ..hub.environment import check_environment, describe_environment
+
     environment = describe_environment()
     findings = {"environment": check_environment()}
     if args.model is not None:
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def findings_table(title: str, findings: list[Finding]) -> Table:
+def findings_table(title: str, findings: "list[Finding]") -> "Table":
     """
     Args:
         title (`str`):
@@ -71,6 +75,9 @@ def findings_table(title: str, findings: list[Finding]) -> Table:
     Returns:
         `rich.table.Table`: A row for each.
     """
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=Text(title), title_justify="left", box=None, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

@@ -14,122 +14,142 @@
 """Read images into JSON of a given form: one line for each image, valid for the schema by construction."""
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from ..batch.answers import Answerer, answer_batches
-from ..batch.prompts import make_prompt
-from ..batch.results import encode_line, whole_lines
-from ..processing import StructurePrior
-from .arguments import add_model_argument
+from .answering import add_answering_arguments, answer_into, check_batch_size, model_settings, read_schema
+from .arguments import default_question
 
 HELP = "read images into JSON that is valid for a schema"
-
-#: Files of a folder that are images.
-IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
-    add_model_argument(parser)
     parser.add_argument("--schema", type=Path, required=True, help="file with a JSON schema")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, nargs="+", help="images, or folders of images")
     source.add_argument("--dataset", help="data set: directory or Hub id")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
     parser.add_argument("--image-column", default="image", help="its column of images (default: %(default)s)")
-    parser.add_argument("--question", default="Read the image as JSON.", help="what to ask (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="file to add lines to; images that have one are left out")
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
-    parser.add_argument("--room", type=int, default=16, help="most tokens of a string (default: %(default)s)")
-    parser.add_argument("--layout", choices=("compact", "aligned"), default="compact", help="where fillers stand")
-    parser.add_argument("--confidence-threshold", type=float, help="unmask every position surer than this")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--question", help='what to ask (default: "Read the form as JSON.", or the image)')
+    parser.add_argument(
+        "--output", type=Path, help="file for the lines, gone on with where it is there (default: standard output)"
+    )
+    parser.add_argument(
+        "--max-string-tokens", type=int, default=16, help="of a string without `maxLength` (%(default)s)"
+    )
+    parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
+    add_answering_arguments(parser, batch_size=1)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: a line for each image, then the counts on stderr."""
-    if args.batch_size < 1:
-        raise ValueError(f"`--batch-size` must be at least 1 (got {args.batch_size})")
-    prior = StructurePrior.from_json_schema(read_schema(args.schema), room=args.room, layout=args.layout)
-    images = dataset_images(args) if args.dataset is not None else file_images(args.image)
-    done = set() if args.output is None else finished_sources(args.output)
-    processor = AutoProcessor.from_pretrained(args.model)
-    prior.canvas(processor.tokenizer)  # refuses what has no room, before the model is loaded
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+    from ..batch.results import open_results
+    from ..processing import StructurePrior
 
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": args.question}]}]
-    answerer = Answerer(model, processor, prior, {"confidence_threshold": args.confidence_threshold})
-
-    counts = {"read": 0, "failed": 0}
-    prompts = (
-        make_prompt({"source": source}, {"messages": messages, "images": [image]}, processor)
-        for source, image in images
-        if source not in done
+    check_batch_size(args.batch_size)
+    schema = read_schema(args.schema)
+    form = {"max_string_tokens": args.max_string_tokens, "layout": args.layout}
+    prior = StructurePrior.from_json_schema(
+        schema, room=args.max_string_tokens, layout="aligned" if args.layout == "padded" else args.layout
     )
-    batches = iter(lambda: list(islice(prompts, args.batch_size)), [])
-    with nullcontext(sys.stdout.buffer) if args.output is None else args.output.open("ab") as file:
-        for lines in answer_batches(answerer, batches):
-            for line in lines:
-                counts["failed" if "error" in line else "read"] += 1
-                file.write(encode_line(line))
-            file.flush()
-    print(f"{counts['read']} read, {counts['failed']} failed, {len(done)} done before", file=sys.stderr)
-    return 0
+    question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
+    sources, images = dataset_images(args) if args.dataset is not None else file_images(args.image)
+    options = {"confidence_threshold": args.confidence_threshold}
+    settings = {"command": "extract", "question": question, "schema": schema} | form | options
+    results = open_results(args.output, sources, settings | model_settings(args.model), key_name="source")
+    return answer_into(results, ImageRows(images, question), args, options, prior, sources=sources)
 
 
-def read_schema(path: Path) -> dict[str, Any]:
+class ImageRows(Sequence[Mapping[str, Any]]):
     """
+    One question about each of many images, as rows of chats.
+
     Args:
-        path (`Path`):
-            File with a JSON schema.
-
-    Returns:
-        `dict[str, Any]`
-
-    Raises:
-        ValueError: If it holds no JSON.
+        images (`Sequence[Any]`):
+            Images as [`~dimple_hf.data.examples.read_prompt`] takes them.
+        question (`str`):
+            What to ask.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`--schema` must be a file with a JSON schema ({path}: {error})") from error
+
+    def __init__(self, images: Sequence[Any], question: str) -> None:
+        self.images = images
+        self.messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {"messages": self.messages, "images": [self.images[index]]}
 
 
-def file_images(paths: list[Path]) -> Iterator[tuple[str, Any]]:
+def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
     """
     Args:
         paths (`list[Path]`):
-            Files, and folders, whose images come in the order of their names, those of inner folders too.
+            Files, and folders, whose images come in the order of their names, those of inner folders too. What else
+            is in a folder is named on stderr.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: The path of each image, twice: what names it and what is opened.
+        `tuple[list[str], list[str]]`: The path of each image, once, as what names it and as what is opened.
+
+    Raises:
+        ValueError: If the folders hold no image.
     """
+    import PIL.Image
+
+    from ..data.images import FORMATS
+
+    suffixes = {suffix for suffix, name in PIL.Image.registered_extensions().items() if name in FORMATS}
+    files: list[str] = []
+    skipped: list[Path] = []
     for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in inside:
-            if not path.is_dir() or file.suffix.lower() in IMAGE_SUFFIXES:
-                yield str(file), file
+        for file in _files_in(path) if path.is_dir() else [path]:
+            if not path.is_dir() or (file.suffix.lower() in suffixes and file.is_file()):
+                files.append(str(file))
+            else:
+                skipped.append(file)
+    if skipped:
+        print(f"skipped {describe_skipped(skipped)}; images are {', '.join(FORMATS)} files", file=sys.stderr)
+    files = list(dict.fromkeys(files))
+    if not files:
+        raise ValueError(
+            f"`--image` must name images, or folders of images (got none in {', '.join(map(str, paths))})"
+        )
+    return files, files
 
 
-def dataset_images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+def describe_skipped(skipped: Sequence[Path]) -> str:
+    """
+    Args:
+        skipped (`Sequence[Path]`):
+            At least one file.
+
+    Returns:
+        `str`: How many there are of each kind, the most frequent first, and the name of the first.
+    """
+    kinds = Counter(path.suffix.lower() or "no suffix" if path.is_file() else "no file" for path in skipped)
+    counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+    return f"{len(skipped)} other file{'' if len(skipped) == 1 else 's'} ({counts}), such as {skipped[0]}"
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """What is in a folder and those inside it, but the folders themselves."""
+    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+
+
+def dataset_images(args: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
     """
     Args:
         args (`argparse.Namespace`):
             With `dataset`, `split` and `image_column`.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: `DATASET/SPLIT/INDEX` and the image as the data set holds it, undecoded.
+        `tuple[list[str], Sequence[Any]]`: `DATASET/SPLIT/INDEX` and the images as the data set holds them, undecoded,
+        so that a broken one fails alone.
 
     Raises:
         ValueError: If the data set has no such column.
@@ -141,29 +161,12 @@ def dataset_images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         raise ValueError(
             f"`--image-column` must be one of {', '.join(dataset.column_names)} (got {args.image_column!r})"
         )
-    # Undecoded, so that a broken image fails alone.
-    dataset = dataset.cast_column(args.image_column, Image(decode=False))
-    return ((f"{args.dataset}/{args.split}/{index}", row[args.image_column]) for index, row in enumerate(dataset))
+    column = dataset.cast_column(args.image_column, Image(decode=False))[args.image_column]
+    return [f"{args.dataset}/{args.split}/{index}" for index in range(len(dataset))], column
 
 
-def finished_sources(output: Path) -> set[str]:
-    """
-    What an earlier run has already read. A last line that was cut off is removed.
+def kept(args: argparse.Namespace) -> str | None:
+    """What an unfinished run leaves."""
+    from ..batch.results import describe_kept
 
-    Args:
-        output (`Path`):
-            The file of lines, which need not exist.
-
-    Returns:
-        `set[str]`: The sources of lines without an error.
-    """
-    if not output.exists():
-        return set()
-    try:
-        done = {line["source"] for _, line in whole_lines(output) if "error" not in line}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"`--output` must be a file that this command has written ({output}: {error!r})") from error
-    data = output.read_bytes()
-    if not data.endswith(b"\n"):
-        os.truncate(output, data.rfind(b"\n") + 1)
-    return done
+    return describe_kept(args.output)

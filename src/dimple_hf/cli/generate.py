@@ -18,143 +18,153 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
+from ..checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
+from .arguments import add_device_argument, add_model_argument, default_question
 
-from ..training.adapters import load_adapter
-from .arguments import add_model_argument
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel, ProcessorMixin
 
 HELP = "ask a model about images"
 
-#: Shown in place of a token that is not yet decided.
-MASK_SIGN = "░"
+#: Seconds that `--slow` shows each step for.
+SLOW_STEP = 0.25
 
-#: Colours of unmasked tokens, by the pass that unmasked them, over and over.
-STEP_STYLES = ("green", "cyan", "blue", "magenta", "yellow")
-
-
-class LiveAnswer(BaseStreamer):
-    """
-    Shows an answer while it is denoised: masked positions as shades, decided ones in the colour of their pass.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            Decodes single tokens.
-        mask_token_id (`int`):
-            The token of masked positions.
-        live (`rich.live.Live`):
-            Where to draw.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_token_id: int, live: Live):
-        self.tokenizer = tokenizer
-        self.mask_token_id = mask_token_id
-        self.live = live
-        self.pass_of_position: list[int | None] = []
-        self.num_passes = 0
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt and the finished answer, which are printed elsewhere."""
-
-    def put_draft(self, value: torch.Tensor) -> None:
-        """Draws `value` (`torch.LongTensor` of shape `(1, answer_length)`), the answer after a pass."""
-        tokens = value[0].tolist()
-        if not self.pass_of_position:
-            self.pass_of_position = [None] * len(tokens)
-        for position, token in enumerate(tokens):
-            if token != self.mask_token_id and self.pass_of_position[position] is None:
-                self.pass_of_position[position] = self.num_passes
-        self.num_passes += 1
-        self.live.update(self.render(tokens), refresh=True)
-
-    def end(self) -> None:
-        """Leaves the last drawing to its owner."""
-
-    def render(self, tokens: list[int]) -> Text:
-        """
-        Args:
-            tokens (`list[int]`):
-                Answer tokens.
-
-        Returns:
-            `rich.text.Text`: The answer in colours, padding left out.
-        """
-        text = Text()
-        special = set(self.tokenizer.all_special_ids)
-        for token, unmasked_in in zip(tokens, self.pass_of_position, strict=True):
-            if unmasked_in is None:
-                text.append(MASK_SIGN, style="dim")
-            elif token not in special:
-                text.append(self.tokenizer.decode([token]), style=STEP_STYLES[unmasked_in % len(STEP_STYLES)])
-        return text
+#: Options of `generate` that have an argument of their name.
+OPTIONS = ("max_new_tokens", "confidence_threshold", "parallel_rule", "block_length", "temperature")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
-    parser.add_argument("question", help="what to ask")
+    parser.add_argument("question", nargs="?", help="what to ask (default: to read the form, or describe the image)")
     add_model_argument(parser)
     parser.add_argument("--adapter", help="directory or Hub id of a PEFT adapter for the model")
     parser.add_argument("--image", type=Path, action="append", default=[], help="image; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, help="positions of the answer")
-    parser.add_argument("--confidence-threshold", type=float, help="unmask every position surer than this")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")
+    parser.add_argument("--sampler", dest="parallel_rule", help="rule that unmasks positions; see docs/decoding.md")
+    parser.add_argument("--block-length", type=int, help="denoise the answer in blocks, from left to right")
+    parser.add_argument("--temperature", type=float, help="draw tokens; 0 (default) takes the most probable ones")
+    parser.add_argument("--seed", type=int, help="of the tokens that are drawn")
+    parser.add_argument("--slow", action="store_true", help="in a terminal: show each step long enough to be seen")
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and prints the answer."""
-    for image in args.image:
-        if not image.is_file():
-            raise FileNotFoundError(f"`--image` must be a file (got {image})")
+    question, images = resolve_question(args)
+    import torch
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from .loading import load_model, load_processor
+
     console = Console()
     if not console.is_terminal or args.json:
         logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto")
-    if args.adapter is not None:
-        model = load_adapter(model, args.adapter)
-    model = model.to(args.device).eval()
+    processor = load_processor(args.model)
+    model = load_model(args.model, args.device, args.adapter)
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": message_content(args.question, args.image)}],
+        [{"role": "user", "content": message_content(question, images)}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-    ).to(args.device)
-    names = ("max_new_tokens", "confidence_threshold")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    ).to(model.device)
+    if args.seed is not None:
+        torch.manual_seed(args.seed)
 
     start = time.perf_counter()
-    if console.is_terminal and not args.json and model.config.full_attn_mask:
-        with Live(console=console, transient=True, auto_refresh=False) as live:
-            streamer = LiveAnswer(processor.tokenizer, model.config.mask_token_id, live)
-            output = model.generate(**inputs, **options, streamer=streamer, return_dict_in_generate=True)
-    else:
-        output = model.generate(**inputs, **options, return_dict_in_generate=True)
+    output = generate(model, processor, inputs, args, console)
     seconds = time.perf_counter() - start
 
     tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
-    report = {
-        "model": str(args.model),
-        "question": args.question,
-        "images": [str(image) for image in args.image],
-        "answer": processor.decode(tokens, skip_special_tokens=True),
-        # A causal checkpoint makes one pass for each token.
-        "passes": output.num_forward_passes.item() if model.config.full_attn_mask else len(tokens),
-        "seconds": round(seconds, 3),
-    }
+    answer = processor.decode(tokens, skip_special_tokens=True)
+    # A causal checkpoint makes one forward pass for each token.
+    passes = output.num_forward_passes.item() if model.config.full_attn_mask else len(tokens)
     if args.json:
+        report = {
+            "model": str(args.model),
+            "question": question,
+            "images": [str(image) for image in images],
+            "answer": answer,
+            "passes": passes,
+            "seconds": round(seconds, 3),
+        }
         print(json.dumps(report, ensure_ascii=False))
     else:
-        print(report["answer"])
-        print(f"{report['passes']} passes, {seconds:.2f} s", file=sys.stderr)
+        print(answer)
+        print(f"{passes} forward pass{'' if passes == 1 else 'es'}, {seconds:.2f} s", file=sys.stderr)
     return 0
+
+
+def resolve_question(args: argparse.Namespace) -> tuple[str, list[Path]]:
+    """
+    Args:
+        args (`argparse.Namespace`):
+            With `question`, `image` and `model`.
+
+    Returns:
+        `tuple[str, list[Path]]`: What is asked about which images: without any, the package's small model reads the
+        package's sample.
+
+    Raises:
+        ValueError: If an image stands where the question does.
+        FileNotFoundError: If an image is no file.
+    """
+    for image in args.image:
+        if not image.is_file():
+            raise FileNotFoundError(f"`--image` must be a file (got {image})")
+    if args.question is not None and len(args.question) < 256 and Path(args.question).is_file():
+        raise ValueError(
+            f"the question must be text (got the file {args.question}); an image is given by `--image {args.question}`"
+        )
+    images = args.image
+    if args.question is None and not images and args.model == str(FORMS_CHECKPOINT):
+        images = [FORMS_SAMPLE]
+        print(f"no `--image` is given: reading the sample of the package, {FORMS_SAMPLE}", file=sys.stderr)
+    return args.question or default_question(args.model, "Read the form.", "Describe the image."), images
+
+
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `generate` among the arguments that are set; a temperature above 0 draws tokens."""
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    if options.get("temperature") == 0:
+        del options["temperature"]
+    return options | ({"do_sample": True} if "temperature" in options else {})
+
+
+def generate(
+    model: "PreTrainedModel", processor: "ProcessorMixin", inputs: Any, args: argparse.Namespace, console: "Console"
+) -> Any:
+    """
+    Calls `model.generate`, in a terminal with a drawing of each step.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]), inputs (`BatchFeature`):
+            What answers what.
+        args (`argparse.Namespace`):
+            Options of decoding and drawing.
+        console (`rich.console.Console`):
+            Where to draw.
+
+    Returns:
+        [`DimpleGenerationOutput`]
+    """
+    options = generation_options(args) | {"return_dict_in_generate": True}
+    if not console.is_terminal or args.json or not model.config.full_attn_mask:
+        return model.generate(**inputs, **options)
+    from rich.live import Live
+
+    from .live_answer import LiveAnswer
+
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        delay = SLOW_STEP if args.slow else 0.0
+        streamer = LiveAnswer(processor.tokenizer, model.config.mask_token_id, live, delay)
+        return model.generate(**inputs, **options, streamer=streamer)
 
 
 def message_content(question: str, images: list[Path]) -> list[dict[str, str]]:

@@ -16,8 +16,6 @@
 import argparse
 from pathlib import Path
 
-from ..hub.init import initialize_dimple
-
 HELP = "build an untrained Dimple from public parts"
 
 
@@ -39,5 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and prints where the model lies."""
+    from ..hub.init import initialize_dimple
+
     print(initialize_dimple(args.output_dir, args.vision_model, args.language_model, seed=args.seed))
     return 0
+
+
+def kept(args: argparse.Namespace) -> str | None:
+    """What an unfinished run leaves."""
+    return None if args.output_dir.exists() else f"{args.output_dir} was not written; run the same command again"

@@ -11,33 +11,30 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Entry point of the `dimple-hf` command: finds the sub-command and turns expected errors into one line."""
+"""The parser of the `dimple-hf` command, and how a sub-command ends: with a status and, after an error, one line."""
 
 import argparse
+import importlib
+import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from . import batch, card, convert, demo, doctor, extract, generate, init, serve, train
-from .arguments import CommandParser
+from .arguments import CommandParser, VersionAction
 
-#: Sub-command -> module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
-COMMANDS = {
-    "batch": batch,
-    "card": card,
-    "convert": convert,
-    "demo": demo,
-    "doctor": doctor,
-    "extract": extract,
-    "generate": generate,
-    "init": init,
-    "serve": serve,
-    "train": train,
-}
+#: Sub-commands: modules of this folder with `HELP`, `add_arguments(parser)`, `run(args) -> int` and, where a run is
+#: long, `kept(args) -> str | None`: what an interrupted run leaves and how to go on. They import torch and
+#: transformers only inside `run`, so that the parser is there at once.
+COMMAND_NAMES = ("batch", "card", "convert", "demo", "doctor", "extract", "generate", "init", "serve", "train")
+
+#: Sub-command -> its module.
+COMMANDS: dict[str, ModuleType] = {name: importlib.import_module(f".{name}", __package__) for name in COMMAND_NAMES}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
     parser = CommandParser(prog="dimple-hf", description="Dimple, a discrete-diffusion vision-language model.")
+    parser.add_argument("--version", action=VersionAction)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
@@ -54,17 +51,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Command line without the program's name; the process's own when missing.
 
     Returns:
-        `int`: Exit status: 0, or 1 after an error that the user can mend, whose message went to stderr.
+        `int`: Exit status, see [`run_command`].
     """
-    args = build_parser().parse_args(arguments)
+    return run_command(build_parser().parse_args(arguments))
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """
+    Runs a sub-command whose arguments have been read.
+
+    Args:
+        args (`argparse.Namespace`):
+            What [`build_parser`] returned for a command line.
+
+    Returns:
+        `int`: Exit status: the command's own; 1 after an error that the user can mend; 130 after Ctrl-C. The error
+        and what an unfinished run leaves went to stderr, one line each.
+    """
+    module = COMMANDS[args.command]
     try:
-        return COMMANDS[args.command].run(args)
-    except (ValueError, OSError) as error:
-        # What the package refuses, and files that are missing or broken. Anything else is a defect, with trace.
+        status = module.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
+        return 128 + 13
+    except KeyboardInterrupt:
+        _report(args, module, "interrupted")
+        return 130
+    except ValueError as error:  # what the package refuses
         print(f"dimple-hf {args.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except OSError as error:  # a file that is missing or broken, a full disk, no network
+        _report(args, module, str(error))
+        return 1
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported for its name
+            _report(args, module, None)
+            raise
+        _report(args, module, f"out of memory: {str(error).splitlines()[0]}")
+        return 1
+
+
+def _report(args: argparse.Namespace, module: ModuleType, message: str | None) -> None:
+    """Prints how a command has ended and what it leaves."""
+    kept = module.kept(args) if hasattr(module, "kept") else None
+    for line in (message, kept):
+        if line:
+            print(f"dimple-hf {args.command}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":  # `accelerate launch -m dimple_hf.cli.main train RECIPE.yaml`

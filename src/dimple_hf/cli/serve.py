@@ -19,12 +19,8 @@ import logging
 import os
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging as transformers_logging
-
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import checkpoint_name
+from .arguments import add_device_argument, checkpoint_name
 
 HELP = "serve a model to OpenAI's clients"
 
@@ -49,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(parser)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -95,10 +91,13 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
     import uvicorn
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as transformers_logging
 
     from ..serve import build_app
     from ..serve.limits import MIB, Limits
     from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
+    from .loading import find_device
 
     limits = Limits(
         max_requests=args.max_requests,
@@ -115,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
         handler.addFilter(RateLimit())
     transformers_logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    model = (
+        AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(find_device(args.device)).eval()
+    )
     # A directory says nothing to clients, and they need not know it.
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
     app = build_app(

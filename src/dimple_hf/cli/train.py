@@ -20,11 +20,6 @@ import argparse
 import os
 from pathlib import Path
 
-import yaml
-
-from ..training.recipe import load_recipe
-from ..training.run import describe_plan, train_recipe
-
 HELP = "train by a recipe"
 
 
@@ -36,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; prints the plan, or where the last stage's result lies."""
+    import yaml
+
+    from ..training.recipe import load_recipe
+    from ..training.run import describe_plan, train_recipe
+
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by `accelerate launch` and its kin
     recipe = load_recipe(args.recipe)
     if args.dry_run:
@@ -45,3 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(result)
     return 0
+
+
+def kept(args: argparse.Namespace) -> str | None:
+    """What an unfinished run leaves."""
+    return None if args.dry_run else "what the last checkpoint holds is kept; the same command goes on from there"

@@ -41,7 +41,7 @@ from .parsing import MAX_QUESTIONS
 from .questions import Question
 from .reading import Conversation, read_canvases
 
-QUESTIONS_PER_CANVAS = 32
+QUESTIONS_PER_CANVAS = 16
 
 
 def decide(
@@ -58,7 +58,7 @@ def decide(
     """
     Answers typed questions about one input or many, with a probability for each option.
 
-    1. Lay out canvases: all questions of an input share one, up to 32; with `independent=True` each has its own.
+    1. Lay out canvases: all questions of an input share one, up to 16; with `independent=True` each has its own.
     2. Run the model once over each batch of canvases. The images of an input are encoded once.
     3. Normalise the probabilities of each question's labels, average them over rotated option orders, and divide
        log-probabilities by the temperature of `calibration` before that.
@@ -135,7 +135,7 @@ def decide(
     answers = []
     for _ in conversations:
         log_probs = layout.log_probs([next(rows) for _ in range(layout.num_canvases)])
-        answers.append([_answer(*pair, calibration) for pair in zip(questions, log_probs, strict=True)])
+        answers.append([answer_from(*pair, calibration) for pair in zip(questions, log_probs, strict=True)])
     return answers if is_batch else answers[0]
 
 
@@ -164,8 +164,18 @@ def _refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Quest
                     raise ValueError(f"texts of `questions` must not hold special tokens (got {token!r} in {text!r})")
 
 
-def _answer(question: Question, log_probs: torch.Tensor, calibration: Calibration | None) -> Answer:
-    """The answer from log-probabilities `(permutations, num_options)`, options in the question's order."""
+def answer_from(question: Question, log_probs: torch.Tensor, calibration: Calibration | None = None) -> Answer:
+    """
+    Builds the answer to a question from what was read.
+
+    Args:
+        question ([`Predicate`], [`Choice`] or [`Score`]):
+            The question.
+        log_probs (`torch.FloatTensor` of shape `(permutations, num_options)`):
+            Log-probabilities of its options, in the question's order.
+        calibration ([`Calibration`], *optional*):
+            Temperatures.
+    """
     temperature = 1.0 if calibration is None else calibration.temperature(question)
     log_probs = log_probs.double()
     probabilities = (log_probs / temperature).softmax(dim=1).mean(dim=0)

@@ -18,11 +18,12 @@ token is, given the prompt, the images and the rest of the canvas (Dimple, secti
 reverse process). In causal mode a position sees only what precedes it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling import DimpleForConditionalGeneration
@@ -98,7 +99,105 @@ def count_images(conversation: Conversation) -> int:
     return sum(part.get("type") in ("image", "image_url") for content in contents for part in content)
 
 
-@torch.no_grad()
+class CanvasReader:
+    """
+    Reads canvases with a model, a batch of rows for each forward pass. The images of an input are encoded once.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]):
+            The model.
+        pad_token_id (`int`):
+            Pads canvases on the right.
+    """
+
+    def __init__(self, model: DimpleForConditionalGeneration, pad_token_id: int):
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self._features: dict[int, torch.Tensor] = {}  # of the images of inputs that later rows may be about
+
+    @torch.no_grad()
+    def read(
+        self, canvases: Sequence[Canvas], prompts: Mapping[str, torch.Tensor], num_images: Sequence[int]
+    ) -> list[list[torch.Tensor]]:
+        """
+        Runs one forward pass.
+
+        Args:
+            canvases (`Sequence[Canvas]`):
+                Rows, ordered by `input_index` within a call and from call to call.
+            prompts (`Mapping[str, torch.Tensor]`):
+                Their prompts, as the processor makes them, padded on the left.
+            num_images (`Sequence[int]`):
+                Images in each prompt.
+
+        Returns:
+            `list[list[torch.FloatTensor]]`: For each canvas and read, the log-probabilities of the candidates, float32
+            on the CPU, under the distribution over the whole vocabulary without the mask token.
+        """
+        prompts = {name: tensor.to(self.model.device) for name, tensor in prompts.items()}
+        log_probs = self._forward(canvases, prompts, self._image_features(canvases, prompts, num_images))
+        rows = iter(log_probs)
+        return [[next(rows)[list(read.token_ids)].cpu() for read in canvas.reads] for canvas in canvases]
+
+    def _image_features(
+        self, canvases: Sequence[Canvas], prompts: Mapping[str, torch.Tensor], num_images: Sequence[int]
+    ) -> torch.Tensor | None:
+        """Features of the images of all rows, in order; those of inputs that have not been met are encoded."""
+        for index in [index for index in self._features if index < canvases[0].input_index]:
+            del self._features[index]
+        if "image_grid_thw" not in prompts:
+            return None
+        grids = prompts["image_grid_thw"].split(list(num_images))
+        patches = prompts["pixel_values"].split([int(grid.prod(dim=1).sum()) for grid in grids])
+        new: dict[int, int] = {}  # input -> the first row that is about it
+        for row, canvas in enumerate(canvases):
+            if canvas.input_index not in self._features and len(grids[row]):
+                new.setdefault(canvas.input_index, row)
+        if new:
+            encoded = self.model.get_image_features(
+                torch.cat([patches[row] for row in new.values()]), torch.cat([grids[row] for row in new.values()])
+            )
+            images = iter(encoded.pooler_output)
+            for index, row in new.items():
+                self._features[index] = torch.cat([next(images) for _ in grids[row]])
+        return torch.cat(
+            [self._features[canvas.input_index] for canvas in canvases if canvas.input_index in self._features]
+        )
+
+    def _forward(
+        self,
+        canvases: Sequence[Canvas],
+        prompts: Mapping[str, torch.Tensor],
+        image_features: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Log-probabilities over the vocabulary at the reads of all rows, `(num_reads, vocab_size)` in float32."""
+        device = self.model.device
+        tokens = [torch.tensor(canvas.token_ids, device=device) for canvas in canvases]
+        answer_ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_token_id)
+        answer_mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
+        input_ids = torch.cat([prompts["input_ids"], answer_ids], dim=1)
+        attention_mask = torch.cat([prompts["attention_mask"], answer_mask], dim=1)
+        image_grid_thw = prompts.get("image_grid_thw")
+        read_at = torch.tensor(
+            [(row, read.position) for row, canvas in enumerate(canvases) for read in canvas.reads], device=device
+        )
+        # The logits of a position predict the token after it.
+        rows, before = read_at[:, 0], read_at[:, 1] + prompts["input_ids"].shape[1] - 1
+        images = None
+        if image_features is not None:
+            images = {"image": BaseModelOutputWithPooling(pooler_output=(image_features,))}
+        logits = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=self.model.get_rope_index(input_ids, image_grid_thw, attention_mask),
+            image_grid_thw=image_grid_thw,
+            mm_encoder_outputs=images,
+            logits_to_keep=(rows, before),
+        ).logits.float()
+        logits[:, self.model.config.mask_token_id] = -torch.inf
+        return logits.log_softmax(dim=-1)
+
+
 def read_canvases(
     model: DimpleForConditionalGeneration,
     processor: DimpleProcessor,
@@ -107,13 +206,11 @@ def read_canvases(
     batch_size: int,
 ) -> Iterator[list[torch.Tensor]]:
     """
-    Reads canvases in batches of one forward pass each. The images of an input are encoded once.
+    Reads canvases about conversations.
 
     Args:
-        model ([`DimpleForConditionalGeneration`]):
-            The model.
-        processor ([`DimpleProcessor`]):
-            Its processor.
+        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
+            The model and its processor.
         inputs (`Sequence[list[dict]]`):
             Conversations.
         canvases (`Sequence[Canvas]`):
@@ -122,88 +219,13 @@ def read_canvases(
             Most rows of a forward pass.
 
     Yields:
-        `list[torch.FloatTensor]`: For each canvas in turn, the log-probabilities of the candidates of each read,
-        float32 on the CPU, under the distribution over the whole vocabulary without the mask token.
+        `list[torch.FloatTensor]`: See [`CanvasReader.read`]; for each canvas in turn.
     """
-    features: dict[int, torch.Tensor] = {}  # of the images of each input that later rows may be about
+    reader = CanvasReader(model, processor.tokenizer.pad_token_id)
     for start in range(0, len(canvases), batch_size):
         batch = canvases[start : start + batch_size]
-        prompts = _prompts(processor, inputs, batch).to(model.device)
-        image_features = _image_features(model, inputs, batch, prompts, features)
-        log_probs = _forward(model, processor, batch, prompts, image_features)
-        for canvas in batch:
-            picked, log_probs = log_probs.split([len(canvas.reads), len(log_probs) - len(canvas.reads)])
-            yield [row[list(read.token_ids)].cpu() for row, read in zip(picked, canvas.reads, strict=True)]
-
-
-def _prompts(processor: DimpleProcessor, inputs: Sequence[Conversation], batch: Sequence[Canvas]) -> Any:
-    return processor.apply_chat_template(
-        [with_prompt(inputs[canvas.input_index], canvas.prompt) for canvas in batch],
-        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True,
-    )  # fmt: skip
-
-
-def _image_features(
-    model: DimpleForConditionalGeneration,
-    inputs: Sequence[Conversation],
-    batch: Sequence[Canvas],
-    prompts: Any,
-    features: dict[int, torch.Tensor],
-) -> torch.Tensor | None:
-    """Features of the images of all rows, in order; those of new inputs are encoded and kept in `features`."""
-    for index in [index for index in features if index < batch[0].input_index]:
-        del features[index]
-    if "image_grid_thw" not in prompts:
-        return None
-    grids = prompts["image_grid_thw"].split([count_images(inputs[canvas.input_index]) for canvas in batch])
-    patches = prompts["pixel_values"].split([int(grid.prod(dim=1).sum()) for grid in grids])
-    new = {
-        canvas.input_index: row
-        for row, canvas in reversed(list(enumerate(batch)))
-        if canvas.input_index not in features and len(grids[row])
-    }
-    if new:
-        pixel_values = torch.cat([patches[row] for row in new.values()])
-        image_grid_thw = torch.cat([grids[row] for row in new.values()])
-        encoded = iter(model.get_image_features(pixel_values, image_grid_thw).pooler_output)
-        for index, row in new.items():
-            features[index] = torch.cat([next(encoded) for _ in range(len(grids[row]))])
-    return torch.cat([features[canvas.input_index] for canvas in batch if canvas.input_index in features])
-
-
-def _forward(
-    model: DimpleForConditionalGeneration,
-    processor: DimpleProcessor,
-    batch: Sequence[Canvas],
-    prompts: Any,
-    image_features: torch.Tensor | None,
-) -> torch.Tensor:
-    """Log-probabilities over the vocabulary at the reads of all rows, `(num_reads, vocab_size)` in float32."""
-    tokenizer, device = processor.tokenizer, model.device
-    length = max(len(canvas.token_ids) for canvas in batch)
-    answer_ids = torch.full((len(batch), length), tokenizer.pad_token_id, device=device)
-    for row, canvas in enumerate(batch):
-        answer_ids[row, : len(canvas.token_ids)] = torch.tensor(canvas.token_ids, device=device)
-    lengths = torch.tensor([len(canvas.token_ids) for canvas in batch], device=device)
-    answer_mask = torch.arange(length, device=device) < lengths[:, None]
-    input_ids = torch.cat([prompts["input_ids"], answer_ids], dim=1)
-    attention_mask = torch.cat([prompts["attention_mask"], answer_mask.long()], dim=1)
-    image_grid_thw = prompts.get("image_grid_thw")
-    read_at = torch.tensor(
-        [(row, read.position) for row, canvas in enumerate(batch) for read in canvas.reads], device=device
-    )
-    # The logits of a position predict the token after it.
-    rows, before = read_at[:, 0], read_at[:, 1] + prompts["input_ids"].shape[1] - 1
-    images = None
-    if image_features is not None:
-        images = {"image": BaseModelOutputWithPooling(pooler_output=(image_features,))}
-    logits = model(
-        input_ids,
-        attention_mask=attention_mask,
-        position_ids=model.get_rope_index(input_ids, image_grid_thw, attention_mask),
-        image_grid_thw=image_grid_thw,
-        mm_encoder_outputs=images,
-        logits_to_keep=(rows, before),
-    ).logits.float()
-    logits[:, model.config.mask_token_id] = -torch.inf
-    return logits.log_softmax(dim=-1)
+        prompts = processor.apply_chat_template(
+            [with_prompt(inputs[canvas.input_index], canvas.prompt) for canvas in batch],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True,
+        )  # fmt: skip
+        yield from reader.read(batch, prompts, [count_images(inputs[canvas.input_index]) for canvas in batch])

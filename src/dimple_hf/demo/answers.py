@@ -14,7 +14,6 @@
 """From a question on the page to the states of its answer, and what is wrong with an image or a form in plain words.
 
 No gradio here: model and processor in, states out, one for each denoising step, run when the next one is asked for.
-Imported by `demo`.
 """
 
 import json
@@ -26,8 +25,9 @@ from typing import Any
 import PIL.Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..data import images
+from ..data.images import FORMATS
 from ..processing import StructurePrior
-from ..processing.image_processing_dimple import load_pil_image
 from .canvas import Run, canvas_runs, update_unmasks
 
 #: Largest image, in pixels: that of any phone, and 150 MB in memory.
@@ -52,7 +52,7 @@ class Question:
         prior ([`StructurePrior`], *optional*):
             The form of the answer, which also says how long it is.
         confidence_threshold (`float`, defaults to 0.95):
-            Every position surer than this is unmasked at once, in (0, 1].
+            Every position above this confidence is unmasked at once, in (0, 1].
         max_new_tokens (`int`, defaults to 64):
             Positions of an answer without a form.
     """
@@ -76,7 +76,7 @@ class AnswerState:
         step (`int`):
             Steps done, 0 before the first.
         num_passes (`int`):
-            Passes of the model.
+            Forward passes of the model.
         seconds (`float`):
             Time that the model and the encoding of the image took so far.
         text (`str`, *optional*):
@@ -98,7 +98,7 @@ class AnswerState:
         return sum(run.num_positions for run in self.runs)
 
     @property
-    def num_decided(self) -> int:
+    def num_unmasked(self) -> int:
         """Positions that are not masked."""
         return sum(run.num_positions for run in self.runs if run.kind != "mask")
 
@@ -117,7 +117,7 @@ def open_image(path: str) -> PIL.Image.Image:
             know nothing of this package, and does not name the path.
     """
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(path, formats=FORMATS) as image:
             width, height = image.size
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(_too_large("far more pixels")) from error
@@ -126,7 +126,7 @@ def open_image(path: str) -> PIL.Image.Image:
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(_too_large(f"{width} x {height} pixels"))
     try:
-        return load_pil_image(path, 0)
+        return images.open_image(path, max_pixels=MAX_IMAGE_PIXELS)
     except ValueError as error:
         raise ValueError("This image is damaged: only a part of it can be read.") from error
 

@@ -13,14 +13,14 @@
 # limitations under the License.
 """The page of `dimple-hf demo`: ask about an image, watch the answer come (`pip install 'dimple_hf[demo]'`).
 
-Only the wiring of gradio: what is asked and answered is in `demo_answers`, how a canvas looks in `demo_canvas`. The
-page needs no network: its fonts are the browser's, and nothing is reported to anyone. Imported by `cli.demo` when it
-runs.
+Only the wiring of gradio: what is asked and answered is in `answers`, how a canvas looks in `canvas`. The page needs
+no network: its fonts are the browser's, and nothing is reported to anyone.
 """
 
 import json
 import os
 import time
+from abc import ABCMeta
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoints import FORMS_SAMPLE
 from .answers import FREE, SCHEMA, TEMPLATE, AnswerState, Question, answer_states, open_image, read_form
-from .canvas import CANVAS_CSS, canvas_html, canvas_text
+from .canvas import CANVAS_CSS, CANVAS_JS, canvas_html, canvas_text, replay_html
 
 #: Largest file that can be uploaded.
 MAX_FILE_SIZE = "30mb"
@@ -41,15 +41,20 @@ MAX_FILE_SIZE = "30mb"
 #: Most positions of an answer without a form, where the model can take as many.
 MAX_ANSWER_LENGTH = 512
 
-#: Lets screen readers read the status out when it changes.
-ANNOUNCE_STATUS = "() => document.querySelector('#status [data-testid=markdown]').setAttribute('role', 'status')"
+#: Runs when the page has loaded: the canvas's controls, and a role that lets screen readers read the status out.
+PAGE_JS = (
+    "() => {"
+    + CANVAS_JS
+    + "document.querySelector('#status [data-testid=markdown]').setAttribute('role', 'status'); }"
+)
 
 #: Seconds that each step is shown for; the small model would be done before anyone has looked.
 DEFAULT_PAUSE = 0.2
 
 EMPTY_CANVAS = (
     '<div class="dimple-canvas"><span class="hint">The answer appears here, all positions at once. Dashed boxes are'
-    " still masked; a colour and its number say which step unmasked a position.</span></div>"
+    " still masked; colour and number say which step unmasked a position, a strong colour that the model was sure."
+    "</span></div>"
 )
 
 PAGE_CSS = (
@@ -58,6 +63,10 @@ PAGE_CSS = (
 #canvas, #canvas > div { padding: 0; }
 #status { min-height: 1.6em; }
 #form textarea { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
+#intro h1 { margin: 0; }
+button:disabled { opacity: 1 !important; filter: none !important; color: var(--body-text-color-subdued) !important;
+  background: var(--background-fill-secondary) !important; border: 1px dashed var(--border-color-primary) !important; }
+@media (max-width: 640px) { #image { height: 150px !important; min-height: 150px !important; } }
 """
 )
 
@@ -78,6 +87,13 @@ FORM_SCHEMA = json.dumps(
     indent=2,
 )
 
+#: What the package's small model was trained to answer; another model is for any question.
+FORMS_HINT = (
+    "It reads images of small handwritten forms, and nothing else: *Read the form.* *Read the form as JSON.*"
+    " *What is the floor?* *How many rows are there?* Try an example."
+)
+OTHER_HINT = "Ask anything about an image of yours, or try an example."
+
 #: Name, image, question and form of the answer.
 EXAMPLES = [
     ["A form, freely", str(FORMS_SAMPLE), "Read the form.", FREE, ""],
@@ -94,11 +110,11 @@ def status_text(state: AnswerState) -> str:
             Where an answer stands.
 
     Returns:
-        `str`: Passes and time, in a line.
+        `str`: Forward passes and time, in a line.
     """
-    passes = f"{state.num_passes} pass{'' if state.num_passes == 1 else 'es'}"
+    passes = f"{state.num_passes} forward pass{'' if state.num_passes == 1 else 'es'}"
     if state.text is None:
-        return f"{passes}, {state.num_decided} of {state.num_positions} positions decided, {state.seconds:.2f} s"
+        return f"{passes}, {state.num_unmasked} of {state.num_positions} positions unmasked, {state.seconds:.2f} s"
     return f"Done: {passes} for {state.num_positions} positions, {state.seconds:.2f} s"
 
 
@@ -109,14 +125,28 @@ def answer_markdown(state: AnswerState) -> str:
             The last state of an answer, or the one that it was stopped at.
 
     Returns:
-        `str`: What the chat shows: the answer, as JSON where it has a form; of a stopped one what was decided, with a
-        sign for each position that was not.
+        `str`: What the chat shows: the answer, as JSON where it has a form; of a stopped one what was unmasked, with
+        a sign for each position that was not.
     """
     if state.text is None:
         return f"{canvas_text(state.runs)} (stopped)"
     if state.value is None:
         return state.text or "(an empty answer)"
     return f"```json\n{json.dumps(state.value, indent=2, ensure_ascii=False, default=str)}\n```"
+
+
+#: An image as its file: gradio's own opens it, and shows a traceback for one that is no image. Without the metaclass's
+#: `__new__`, which writes a `.pyi` file beside the source of every subclass.
+_ImageFile = ABCMeta.__new__(
+    type(gr.Image),
+    "_ImageFile",
+    (gr.Image,),
+    {
+        "__module__": __name__,
+        "is_template": True,  # in the browser it is gradio's
+        "preprocess": lambda self, payload: None if payload is None else payload.path,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -158,56 +188,30 @@ def build_page(model: PreTrainedModel, processor: ProcessorMixin, name: str, rem
     if not model.config.full_attn_mask:
         raise ValueError("`model` must be in bidirectional mode to be watched (got `full_attn_mask=False`)")
     with gr.Blocks(title="Dimple", analytics_enabled=False) as page:
-        gr.Markdown(f"# Dimple\nAsk **{name}** about an image, and watch all positions of the answer being decided.")
+        gr.Markdown(
+            "# Dimple\n**It does not write from left to right: the answer starts as masks, and each step unmasks what"
+            f" it is sure of.** You ask {name}. {OTHER_HINT if remembers else FORMS_HINT}",
+            elem_id="intro",
+        )
         _connect(_lay_out(model, remembers), model, processor)
     return page
 
 
 def _lay_out(model: PreTrainedModel, remembers: bool) -> _Parts:
-    """Two columns, which stand below each other on a phone: what is asked about and how; question and answer."""
-    options = model.generation_config
-    longest = min(MAX_ANSWER_LENGTH, model.config.max_position_embeddings // 2)
-    question = gr.Textbox(label="Question", placeholder="What is in the image?", max_lines=4, render=False)
+    """Image and examples; question, canvas, form of the answer, settings and chat. On a phone one column."""
+    question = gr.Textbox(label="Question", placeholder="Read the form.", max_lines=4, render=False)
+    kind = gr.Radio([FREE, TEMPLATE, SCHEMA], value=FREE, label="Form of the answer", render=False)
+    form = gr.Textbox(label=SCHEMA, lines=4, max_lines=12, visible=False, elem_id="form", render=False)
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
-            image = gr.Image(
+            image = _ImageFile(
                 label="Image", type="filepath", sources=["upload", "clipboard"], height=240, elem_id="image"
             )
-            # Gradio would open the file itself, and show a trace for one that is no image.
-            image.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
-            kind = gr.Radio([FREE, TEMPLATE, SCHEMA], value=FREE, label="Form of the answer")
-            form = gr.Textbox(label=SCHEMA, lines=4, max_lines=12, visible=False, elem_id="form")
             gr.Examples(
                 [example for _, *example in EXAMPLES],
                 [image, question, kind, form],
                 example_labels=[label for label, *_ in EXAMPLES],
             )
-            with gr.Accordion("Settings", open=False):
-                threshold = gr.Slider(
-                    0.05,
-                    1,
-                    value=options.confidence_threshold or 0.95,
-                    step=0.01,
-                    label="Confidence threshold",
-                    info="Every position surer than this is unmasked at once; at 1, one position a pass.",
-                )
-                length = gr.Slider(
-                    1,
-                    longest,
-                    value=min(options.max_new_tokens or 64, longest),
-                    step=1,
-                    label="Answer length",
-                    info="Positions of an answer. A form has its own.",
-                )
-                pause = gr.Slider(
-                    0,
-                    1,
-                    value=DEFAULT_PAUSE,
-                    step=0.05,
-                    label="Pause after each step",
-                    info="Seconds, to watch. They are not counted.",
-                )
-                remember = gr.Checkbox(value=remembers, label="Send earlier questions and answers along")
         with gr.Column(scale=7, min_width=300):
             question.render()
             with gr.Row():
@@ -216,10 +220,46 @@ def _lay_out(model: PreTrainedModel, remembers: bool) -> _Parts:
                 new_chat = gr.Button("New chat", size="md", min_width=80)
             canvas = gr.HTML(EMPTY_CANVAS, elem_id="canvas")
             status = gr.Markdown("", elem_id="status")
+            kind.render()
+            form.render()
+            threshold, length, pause, remember = _lay_out_settings(model, remembers)
             chat = gr.Chatbot(label="Chat", height=320, buttons=[], elem_id="chat")
     return _Parts(
         image, kind, form, threshold, length, pause, remember, question, ask, stop, new_chat, canvas, status, chat
     )
+
+
+def _lay_out_settings(model: PreTrainedModel, remembers: bool) -> tuple[gr.Slider, gr.Slider, gr.Slider, gr.Checkbox]:
+    """Threshold, length, pause, and whether earlier turns are sent along, folded away."""
+    options = model.generation_config
+    longest = min(MAX_ANSWER_LENGTH, model.config.max_position_embeddings // 2)
+    with gr.Accordion("Settings", open=False):
+        threshold = gr.Slider(
+            0.05,
+            1,
+            value=options.confidence_threshold or 0.95,
+            step=0.01,
+            label="Confidence threshold",
+            info="Every position above it is unmasked at once; at 1, one position in each step.",
+        )
+        length = gr.Slider(
+            1,
+            longest,
+            value=min(options.max_new_tokens or 64, longest),
+            step=1,
+            label="Answer length",
+            info="Positions of an answer. A form has its own.",
+        )
+        pause = gr.Slider(
+            0,
+            1,
+            value=DEFAULT_PAUSE,
+            step=0.05,
+            label="Pause after each step",
+            info="Seconds, to watch. They are not counted.",
+        )
+        remember = gr.Checkbox(value=remembers, label="Send earlier questions and answers along")
+    return threshold, length, pause, remember
 
 
 def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -268,8 +308,9 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
             )
             for state in answer_states(model, processor, asked):
                 is_stopped = state.text is None and request.session_hash in stopped
+                draw = replay_html if state.text is not None or is_stopped else canvas_html
                 shown: dict[Any, Any] = {
-                    parts.canvas: canvas_html(state.runs, state.step),
+                    parts.canvas: draw(state.runs, state.step),
                     parts.status: f"Stopped: {status_text(state)}" if is_stopped else status_text(state),
                 }
                 if state.step == 0:
@@ -283,6 +324,9 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
                 time.sleep(pause)
         except ValueError as error:
             yield {parts.status: f"⚠ {error}", **at_rest}
+        except Exception:  # a defect, or too little memory: the page stays usable, and the log has the traceback
+            yield {parts.status: "⚠ Something went wrong; the log of the server says what.", **at_rest}
+            raise
 
     def check(path: str) -> dict[Any, Any]:
         """Refuses a bad file as soon as it is there."""
@@ -306,6 +350,10 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
         show_progress="hidden",
         concurrency_limit=1,
     )  # fmt: skip
+    # On a phone the answer may be below the screen.
+    parts.ask.click(
+        None, js="() => document.getElementById('canvas').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+    )
     parts.stop.click(request_stop, queue=False, show_progress="hidden")
     gr.on(
         [parts.new_chat.click, parts.chat.clear],
@@ -367,10 +415,11 @@ def launch_page(page: gr.Blocks, host: str, port: int | None, block: bool = True
         ssr_mode=False,
         max_file_size=MAX_FILE_SIZE,
         footer_links=[],
+        quiet=True,  # else it advises to share the page by a tunnel
         run_history=False,  # else every browser keeps the questions and answers
         prevent_thread_lock=not block,
         css=PAGE_CSS,
-        js=ANNOUNCE_STATUS,
+        js=PAGE_JS,
         theme=page_theme(),
     )
-    return url
+    return str(url).rstrip("/")

@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .chat import ChatCompletions, model_not_found, refused
+from .decisions import Decisions
 from .limits import Limits, RefusedRequest, error_body
 from .metrics import Metrics
 from .middleware import Gate
@@ -115,6 +116,7 @@ def build_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/decisions", Decisions(chat), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
             Route("/metrics", show_metrics),

@@ -22,7 +22,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -97,7 +97,17 @@ class ChatCompletions:
         self.prepared = anyio.CapacityLimiter(PREPARED_BATCHES * limits.max_batch_size)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or refuses it with a reason. One too many is not even read."""
+        """Answers a request, or refuses it with a reason."""
+        await self.admit(self._answer, scope, receive, send)
+
+    async def admit(
+        self,
+        answer: Callable[[Request, Scope, Receive, Send], Awaitable[None]],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Lets `answer` answer a request, and sends its refusals. One request too many is not even read."""
         send = partial(_send_in_time, self.metrics, send)
         if self.is_draining:
             await refused(RefusedRequest(SHUTTING_DOWN, status=503))(scope, receive, send)
@@ -109,7 +119,7 @@ class ChatCompletions:
             return
         self.num_requests += 1
         try:
-            await self._answer(Request(scope, receive), scope, receive, send)
+            await answer(Request(scope, receive), scope, receive, send)
         except RefusedRequest as refusal:
             # Its traceback holds the frames that it came through, with the body, and some of them hold it: megabytes
             # of every refused request would wait for the next full garbage collection.
@@ -127,7 +137,7 @@ class ChatCompletions:
         del body
         if asked.model != self.name:
             raise model_not_found(self.name, asked.model)
-        fetched = await self._fetch_images(asked)
+        fetched = await self.fetch_images(asked)
         async with self.prepared:
             if await request.is_disconnected():
                 return
@@ -141,7 +151,7 @@ class ChatCompletions:
                     for job in jobs:
                         self.worker.cancel(job)
 
-    async def _fetch_images(self, asked: ChatRequest) -> dict[str, bytes]:
+    async def fetch_images(self, asked: ChatRequest) -> dict[str, bytes]:
         """The files of images that are not in the request, by URL."""
         fetched: dict[str, bytes] = {}
         bytes_left = self.limits.max_image_bytes

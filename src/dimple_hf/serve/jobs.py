@@ -111,3 +111,29 @@ def final_beginning(
             return beginning, True
         beginning.append(token)
     return beginning, False
+
+
+def collate(jobs: Sequence[Job], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """
+    Args:
+        jobs (`Sequence[Job]`):
+            Jobs.
+        tokenizer ([`DimpleTokenizer`]):
+            Its padding token is used.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Their prompts as inputs of one batch, as the processor makes it of all their chats.
+    """
+    prompts = [job.inputs["input_ids"][0] for job in jobs]
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(jobs), width), tokenizer.pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = prompt
+        attention_mask[row, width - len(prompt) :] = 1
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    for name in ("pixel_values", "image_grid_thw"):
+        images = [job.inputs[name] for job in jobs if name in job.inputs]
+        if images:
+            inputs[name] = torch.cat(images)
+    return inputs

@@ -100,22 +100,47 @@ class Preparation:
         if request.num_choices > self.limits.max_batch_size:
             most = self.limits.max_batch_size
             raise RefusedRequest(f"`n` must be at most {most} on this server (got {request.num_choices})", "n")
-        check_texts(request, self.processor.tokenizer.all_special_tokens, CHARACTERS_PER_TOKEN * self.context_length)
+        self.check_texts(request)
         schema = call_schema(request, self.default_length) or request.schema_of_answer
         prior = None if schema is None else await self._prior(json.dumps(schema))
         length = self._answer_length(request, prior)
-        async with self.processes.result(prepare_inputs, request, fetched, self.limits) as arrays:
+        async with self.inputs(request, fetched, length) as arrays:
             inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            prompt_length = inputs["input_ids"].shape[1]
-            if prompt_length + length > self.context_length:
-                raise RefusedRequest(
-                    f"prompt and answer must fit {self.context_length} tokens (got {prompt_length} + {length})",
-                    "messages",
-                    code="context_length_exceeded",
-                )
             options = sampling_options(request)
             seed = request.seed if options.get("do_sample", self.draws_by_default) else None
             yield [Job(inputs, prior, length, options, seed_of(seed, index)) for index in range(request.num_choices)]
+
+    def check_texts(self, request: ChatRequest) -> None:
+        """See [`check_texts`]."""
+        special_tokens = self.processor.tokenizer.all_special_tokens
+        check_texts(request, special_tokens, CHARACTERS_PER_TOKEN * self.context_length)
+
+    @asynccontextmanager
+    async def inputs(
+        self, request: ChatRequest, fetched: Mapping[str, bytes], answer_length: int
+    ) -> AsyncIterator[dict[str, np.ndarray]]:
+        """
+        The inputs of the model for a request. They count as used until the context ends.
+
+        Args:
+            request ([`ChatRequest`]), fetched (`Mapping[str, bytes]`):
+                As for [`~Preparation.jobs`].
+            answer_length (`int`):
+                Positions of the answer.
+
+        Raises:
+            RefusedRequest: If the processor refuses the chat, or prompt and answer are too long.
+        """
+        self.check_texts(request)
+        async with self.processes.result(prepare_inputs, request, fetched, self.limits) as arrays:
+            prompt_length = arrays["input_ids"].shape[1]
+            if prompt_length + answer_length > self.context_length:
+                raise RefusedRequest(
+                    f"prompt and answer must fit {self.context_length} tokens (got {prompt_length} + {answer_length})",
+                    "messages",
+                    code="context_length_exceeded",
+                )
+            yield arrays
 
     async def _prior(self, schema: str) -> StructurePrior:
         """The prior of a JSON schema, compiled once for all who send the same at a time."""

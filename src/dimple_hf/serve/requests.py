@@ -19,7 +19,7 @@ for. Source: OpenAI's API reference of chat completions.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,7 +47,7 @@ _TAGS = ("text", "image_url")
 #: Most characters of a client's own words in an error message.
 MAX_ECHO = 60
 
-#: Stands for every value in `_Fields.ignored`.
+#: Stands for every value in `Fields.ignored`.
 ANY = object()
 
 
@@ -58,7 +58,7 @@ def _is_nothing(value: Any, neutral: Sequence[Any]) -> bool:
     return any(one is ANY or (one == value and isinstance(one, bool) == isinstance(value, bool)) for one in neutral)
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
     """
     An object with these fields and no other that asks for anything. Checking stops at the first one that does.
 
@@ -94,7 +94,10 @@ class _Fields(BaseModel):
         return {"message": message, "name": shown}
 
 
-class TextPart(_Fields):
+Request = TypeVar("Request", bound=Fields)
+
+
+class TextPart(Fields):
     """Text of a message."""
 
     ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"cache_control": (ANY,)}
@@ -103,14 +106,14 @@ class TextPart(_Fields):
     text: str
 
 
-class ImageURL(_Fields):
+class ImageURL(Fields):
     """Where an image is: a `data:` URL or, where the server allows it, an address. `detail` has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Fields):
+class ImagePart(Fields):
     """An image of a message."""
 
     ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"cache_control": (ANY,)}
@@ -128,14 +131,14 @@ def _as_parts(content: Any) -> Any:
     return content
 
 
-class CalledFunction(_Fields):
+class CalledFunction(Fields):
     """The function that an earlier answer called; `arguments` is JSON."""
 
     name: str
     arguments: str
 
 
-class ToolCall(_Fields):
+class ToolCall(Fields):
     """A call of an earlier answer."""
 
     ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"index": (ANY,)}
@@ -148,7 +151,7 @@ class ToolCall(_Fields):
 _PARTS = list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
-class Message(_Fields):
+class Message(Fields):
     """
     A message: text, images in those of the user, calls in those of the assistant. The fields that are ignored are
     those of this server's own answers, of LiteLLM's and of the openai client's.
@@ -179,7 +182,7 @@ class Message(_Fields):
         return self
 
 
-class SchemaOfAnswer(_Fields):
+class SchemaOfAnswer(Fields):
     """A JSON schema and its name. The answer always keeps to it, whatever `strict` says."""
 
     name: str
@@ -188,26 +191,26 @@ class SchemaOfAnswer(_Fields):
     strict: bool | None = None
 
 
-class JSONSchemaFormat(_Fields):
+class JSONSchemaFormat(Fields):
     """An answer that is JSON and valid for a schema."""
 
     type: Literal["json_schema"]
     json_schema: SchemaOfAnswer
 
 
-class JSONObjectFormat(_Fields):
+class JSONObjectFormat(Fields):
     """An answer that is a JSON object."""
 
     type: Literal["json_object"]
 
 
-class TextFormat(_Fields):
+class TextFormat(Fields):
     """A free answer."""
 
     type: Literal["text"]
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """What a stream tells beside the text."""
 
     ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (True, False)}
@@ -215,7 +218,7 @@ class StreamOptions(_Fields):
     include_usage: bool | None = None
 
 
-class Function(_Fields):
+class Function(Fields):
     """A function that the model may call."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -224,20 +227,20 @@ class Function(_Fields):
     strict: bool | None = None
 
 
-class Tool(_Fields):
+class Tool(Fields):
     """A function, as a tool."""
 
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(_Fields):
+class NamedFunction(Fields):
     """The name of a function."""
 
     name: str
 
 
-class NamedTool(_Fields):
+class NamedTool(Fields):
     """The function that the answer has to call."""
 
     type: Literal["function"]
@@ -248,7 +251,7 @@ def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-class ChatRequest(_Fields):
+class ChatRequest(Fields):
     """A request for a chat completion. What is `ignored` has no effect with the values that stand there."""
 
     ignored: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -372,13 +375,20 @@ class ChatRequest(_Fields):
 
 
 def parse_request(body: bytes) -> ChatRequest:
+    """As [`parse_body`], for the body of a request for a chat completion."""
+    return parse_body(body, ChatRequest)
+
+
+def parse_body(body: bytes, request_type: type[Request]) -> Request:
     """
     Args:
         body (`bytes`):
             The body of a request.
+        request_type (`type`):
+            What the request must be.
 
     Returns:
-        [`ChatRequest`]
+        An object of `request_type`.
 
     Raises:
         RefusedRequest: If it is no JSON, or a field is missing, unknown, of another type or out of range; the message
@@ -387,7 +397,7 @@ def parse_request(body: bytes) -> ChatRequest:
     if sum(body.count(sign) for sign in (b"{", b"[", b":")) > MAX_JSON_VALUES:
         raise RefusedRequest(f"the body must hold at most {MAX_JSON_VALUES} JSON values")
     try:
-        return ChatRequest.model_validate_json(body)
+        return request_type.model_validate_json(body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)[0]
     param, reason = field_path(details["loc"]), details["msg"].removeprefix("Value error, ")[:500]

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 #: A forward pass runs as many positions of each row as the longest answer has, so rows share passes with others of
 #: about their length: these are the upper bounds of the classes; what is longer is another one.
-LENGTH_CLASSES = (32, 128, 512)
+LENGTH_CLASSES = (64, 128, 256, 512)
 
 #: Most positions of all rows, padding included: as many as the model's context, but at least these.
 MIN_BATCH_POSITIONS = 8192
@@ -88,25 +88,16 @@ class Worker:
             Maximum number of rows.
         metrics ([`Metrics`], *optional*):
             Counts steps and answers.
-        admit (`Callable`, *optional*, defaults to `admit_first`):
-            Says how many of the waiting jobs may join.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        max_batch_size: int,
-        metrics: Metrics | None = None,
-        admit: Callable[[Sequence[Job], Sequence[Job], int, int], int] = admit_first,
-    ):
+    def __init__(self, model: Any, tokenizer: Any, max_batch_size: int, metrics: Metrics | None = None):
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
-        self.admit = admit
         self.max_positions = max(model.config.max_position_embeddings, MIN_BATCH_POSITIONS)
         self.waiting: list[Job] = []
+        self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
         self.batches: dict[int, Batch] = {}
         self.is_stopping = False
         self.changed = threading.Condition()
@@ -139,6 +130,23 @@ class Worker:
             self.waiting.extend(jobs)
             self.changed.notify()
 
+    def run(self, function: Callable[[], None], fail: Callable[[str], None]) -> None:
+        """
+        Runs a function in the model's thread, between two steps.
+
+        Args:
+            function (`Callable`):
+                Called without arguments. What it raises is logged.
+            fail (`Callable`):
+                Called with the reason instead, if the worker stops before.
+        """
+        with self.changed:
+            if not self.is_stopping:
+                self.calls.append((function, fail))
+                self.changed.notify()
+                return
+        fail(SHUTTING_DOWN)
+
     def cancel(self, job: Job) -> None:
         """Ends `job` ([`Job`]): at once if it waits, after the present step if it runs."""
         with self.changed:
@@ -152,28 +160,46 @@ class Worker:
         return [row for batch in self.batches.values() for row in batch.rows]
 
     def _run(self) -> None:
-        while True:
-            newcomers = self._take()
-            if self.is_stopping:
-                fail([*newcomers, *self.waiting, *(row.job for row in self.rows)], SHUTTING_DOWN)
-                return
-            for job in newcomers:
-                self._add(job)
-            for key in list(self.batches):
-                self._step(key)
+        while self._wait():
+            self.step()
+        fail([*self.waiting, *(row.job for row in self.rows)], SHUTTING_DOWN)  # nothing is added any more
+        for _, fail_call in self.calls:
+            fail_call(SHUTTING_DOWN)
+
+    def _wait(self) -> bool:
+        """Waits for something to do; `False` at the end."""
+        with self.changed:
+            while not (self.waiting or self.calls or self.batches or self.is_stopping):
+                self.changed.wait()
+            return not self.is_stopping
+
+    def step(self) -> None:
+        """Runs the calls that wait, takes in the jobs that may join, and runs a denoising step of every batch."""
+        self._run_calls()
+        for job in self._take():
+            self._add(job)
+        for key in list(self.batches):
+            self._step(key)
+
+    def _run_calls(self) -> None:
+        with self.changed:
+            calls, self.calls = self.calls, []
+        for function, _ in calls:
+            try:
+                function()
+            except Exception:  # whatever it is, the next clients are to be served
+                logger.exception("a call failed")
 
     def _take(self) -> list[Job]:
-        """The jobs that join now; waits for some where nothing runs."""
+        """The jobs that join now. One that has to run alone waits until nothing runs, and others wait for it."""
         with self.changed:
-            while not (self.waiting or self.batches or self.is_stopping):
-                self.changed.wait()
             running = [row.job for row in self.rows]
-            alone = next((job for job in (*running, *self.waiting[:1]) if job.runs_alone), None)
-            if alone is None:
-                number = self.admit(running, self.waiting, self.max_batch_size, self.max_positions)
-                number = next((i for i, job in enumerate(self.waiting[:number]) if job.runs_alone), number)
-            else:
-                number = 0 if running else 1
+            number = admit_first(running, self.waiting, self.max_batch_size, self.max_positions)
+            if any(job.runs_alone for job in running):
+                number = 0
+            elif any(job.runs_alone for job in self.waiting[:number]):
+                first = next(index for index, job in enumerate(self.waiting) if job.runs_alone)
+                number = first or (0 if running else 1)
             taken, self.waiting = self.waiting[:number], self.waiting[number:]
         for job in taken:
             self.metrics.observe_queue(time.monotonic() - job.submitted)

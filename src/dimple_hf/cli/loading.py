@@ -1,0 +1,121 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What commands load before they ask a model: the device, the checkpoint and an adapter, each refused in one line."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+#: Seconds that the Hub has to answer whether it has a checkpoint.
+HUB_TIMEOUT = 5
+
+
+def find_device(name: str | None) -> str:
+    """
+    Args:
+        name (`str`, *optional*):
+            A device as torch calls it.
+
+    Returns:
+        `str`: The same, or without one the GPU that a launcher gives to this process, the first GPU, or the CPU.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    import torch
+
+    if name is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all of them
+        raise ValueError(f"`--device` must be a device of this machine, such as cpu (got {name!r})") from error
+    return name
+
+
+def find_checkpoint(name: str) -> str:
+    """
+    Makes sure that a checkpoint can be loaded, before libraries try in turn, each with retries of its own.
+
+    Args:
+        name (`str`):
+            Directory or Hub id.
+
+    Returns:
+        `str`: The directory, or the commit of the Hub's checkpoint.
+
+    Raises:
+        OSError: If the Hub has no such checkpoint, or cannot be reached and the cache has none.
+    """
+    if Path(name).is_dir():
+        return name
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        url = huggingface_hub.hf_hub_url(name, "config.json")
+        return str(huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT).commit_hash)
+    except HfHubHTTPError as error:
+        raise OSError(f"{name} must be a directory or a model on the Hub that you may read (got neither)") from error
+    except Exception as error:  # of the HTTP library, which is not the same in all versions of huggingface_hub
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            raise OSError(
+                f"{name} must be a directory, or a model in the cache while the Hub cannot be reached (got neither)"
+            ) from error
+    constants.HF_HUB_OFFLINE = True  # for each further file, libraries would try to reach the Hub for a minute
+    return Path(cached).parent.name
+
+
+def load_processor(name: str) -> "ProcessorMixin":
+    """
+    Args:
+        name (`str`):
+            Directory or Hub id of a checkpoint.
+
+    Returns:
+        [`DimpleProcessor`]
+    """
+    from transformers import AutoProcessor
+
+    find_checkpoint(name)
+    return AutoProcessor.from_pretrained(name)
+
+
+def load_model(name: str, device: str | None = None, adapter: str | None = None) -> "PreTrainedModel":
+    """
+    Args:
+        name (`str`):
+            Directory or Hub id of a checkpoint.
+        device (`str`, *optional*):
+            Where it runs; see [`find_device`].
+        adapter (`str`, *optional*):
+            Directory or Hub id of a PEFT adapter.
+
+    Returns:
+        [`DimpleForConditionalGeneration`]: In the dtype of its file, ready to generate.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    device = find_device(device)
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+    if adapter is not None:
+        from ..training.adapters import load_adapter
+
+        model = load_adapter(model, adapter)
+    return model.to(device).eval()

@@ -1,0 +1,203 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`POST /v1/decisions`: typed questions about an input, answered with a probability for each option."""
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+import torch
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from ..decisions.decide import QUESTIONS_PER_CANVAS, answer_from
+from ..decisions.layout import LabelLayout
+from ..decisions.reading import Canvas, CanvasReader
+from .chat import ChatCompletions, failed, model_not_found, read_body
+from .decision_requests import DecisionRequest, chat_about, parse_decision_request
+from .jobs import Job, ServerFault, collate
+from .limits import RefusedRequest
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A canvas that waits for its forward pass, with its prepared prompt."""
+
+    request: int
+    canvas: Canvas
+    prompt: Mapping[str, torch.Tensor]
+    result: "asyncio.Future[list[torch.Tensor]]"
+
+
+class DecisionReader:
+    """
+    Reads canvases in the model's thread. Rows of all requests that wait share a forward pass.
+
+    Args:
+        chat ([`ChatCompletions`]):
+            Has the worker and the bounds.
+    """
+
+    def __init__(self, chat: ChatCompletions):
+        self.worker = chat.worker
+        self.tokenizer = chat.preparation.processor.tokenizer
+        self.max_batch_size = chat.limits.max_batch_size
+        self.waiting: list[_Row] = []
+        self.num_requests = 0
+        self.lock = threading.Lock()
+
+    async def read(
+        self, canvases: Sequence[Canvas], prompts: Sequence[Mapping[str, torch.Tensor]]
+    ) -> list[list[torch.Tensor]]:
+        """
+        Args:
+            canvases (`Sequence[Canvas]`), prompts (`Sequence[Mapping[str, torch.Tensor]]`):
+                Of one request, with one row of inputs for each canvas.
+
+        Returns:
+            `list[list[torch.FloatTensor]]`: See [`~dimple_hf.decisions.reading.CanvasReader.read`].
+
+        Raises:
+            ServerFault: If the model fails or the server stops.
+        """
+        loop = asyncio.get_running_loop()
+        with self.lock:
+            rows = [
+                _Row(self.num_requests, *pair, loop.create_future()) for pair in zip(canvases, prompts, strict=True)
+            ]
+            self.num_requests += 1
+            self.waiting += rows
+        for _ in rows:
+            self.worker.run(self._read_waiting, self._fail_waiting)
+        return list(await asyncio.gather(*(row.result for row in rows)))
+
+    def _take(self) -> list[_Row]:
+        with self.lock:
+            rows = [row for row in self.waiting[: self.max_batch_size] if not row.result.cancelled()]
+            del self.waiting[: self.max_batch_size]
+        return rows
+
+    def _read_waiting(self) -> None:
+        rows = self._take()
+        if not rows:  # an earlier call has read them
+            return
+        try:
+            reader = CanvasReader(self.worker.model, self.tokenizer.pad_token_id)
+            prompts = collate([Job(dict(row.prompt), None, len(row.canvas.token_ids)) for row in rows], self.tokenizer)
+            canvases = [replace(row.canvas, input_index=row.request) for row in rows]
+            num_images = [len(row.prompt.get("image_grid_thw", ())) for row in rows]
+            for row, reads in zip(rows, reader.read(canvases, prompts, num_images), strict=True):
+                _resolve(row.result, reads)
+        except Exception as error:
+            for row in rows:
+                _resolve(row.result, ServerFault("the model failed"))
+            raise error
+
+    def _fail_waiting(self, reason: str) -> None:
+        for row in self._take():
+            _resolve(row.result, ServerFault(reason))
+
+
+def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:
+    """Sets the outcome of a future of another thread's loop, unless nobody waits any more."""
+
+    def set_outcome() -> None:
+        if not future.done():
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    if not future.get_loop().is_closed():
+        future.get_loop().call_soon_threadsafe(set_outcome)
+
+
+class Decisions:
+    """
+    An ASGI app of decisions.
+
+    Args:
+        chat ([`ChatCompletions`]):
+            What it shares with chat completions: bounds, preparation, the model.
+    """
+
+    def __init__(self, chat: ChatCompletions):
+        self.chat = chat
+        self.reader = DecisionReader(chat)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or refuses it with a reason."""
+        await self.chat.admit(self._answer, scope, receive, send)
+
+    async def _answer(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        chat = self.chat
+        body = await read_body(request, chat.limits.max_body_bytes)
+        asked = await anyio.to_thread.run_sync(parse_decision_request, body, limiter=chat.parsing)
+        del body
+        if asked.model != chat.name:
+            raise model_not_found(chat.name, asked.model)
+        questions = asked.read_questions()
+        processor = chat.preparation.processor
+        try:
+            layout = LabelLayout(
+                processor.tokenizer, self.reader.worker.model.config.mask_token_id, questions, 1, QUESTIONS_PER_CANVAS
+            )
+        except ValueError as error:
+            raise RefusedRequest(str(error), "questions") from error
+        try:
+            reads, num_tokens = await self._read(asked, layout)
+        except ServerFault as fault:
+            await failed(fault)(scope, receive, send)
+            return
+        answers = [
+            answer_from(question, log_probs)
+            for question, log_probs in zip(questions, layout.log_probs(reads), strict=True)
+        ]
+        reply = {
+            "model": chat.name,
+            "answers": [answer.to_dict() for answer in answers],
+            "usage": _usage(num_tokens, len(questions)),
+        }
+        await JSONResponse(reply)(scope, receive, send)
+
+    async def _read(self, asked: DecisionRequest, layout: LabelLayout) -> tuple[list[list[torch.Tensor]], int]:
+        """What is read from the request's canvases, and the tokens of their prompts."""
+        canvases = layout.canvases(0)
+        chats = [chat_about(asked, canvas.prompt) for canvas in canvases]
+        fetched = await self.chat.fetch_images(chats[0])
+        async with self.chat.prepared, AsyncExitStack() as inputs:
+            prompts = []
+            for chat, canvas in zip(chats, canvases, strict=True):
+                arrays: dict[str, np.ndarray] = await inputs.enter_async_context(
+                    self.chat.preparation.inputs(chat, fetched, len(canvas.token_ids))
+                )
+                prompts.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+            num_tokens = sum(prompt["input_ids"].shape[1] for prompt in prompts)
+            return await self.reader.read(canvases, prompts), num_tokens
+
+
+def _usage(num_input: int, num_output: int) -> dict[str, Any]:
+    return {
+        "input_tokens": num_input,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": num_output,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": num_input + num_output,
+    }

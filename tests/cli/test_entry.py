@@ -1,0 +1,106 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The `dimple-hf` script as a process: at once where it needs no model, and one line however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dimple_hf.cli.main import COMMANDS
+from dimple_hf.hub.convert import QUANTIZATIONS
+
+#: The script, as pip writes it.
+SCRIPT = [sys.executable, "-c", "import sys; from dimple_hf_cli import main; sys.exit(main())"]
+
+#: Prints which libraries are imported when the parser has ended the process.
+WATCHED = """
+import atexit, sys
+libraries = ("torch", "transformers", "numpy", "PIL", "datasets", "rich", "huggingface_hub")
+atexit.register(lambda: print("imported:", [name for name in libraries if name in sys.modules], file=sys.stderr))
+from dimple_hf_cli import main
+main()
+"""
+
+
+def run(*arguments: str, code: str | None = None, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code] if code is not None else SCRIPT
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--help"], 0, "ask a model about images"),
+        (["--version"], 0, "dimple-hf 0."),
+        (["generate", "--help"], 0, "--block-length"),
+        (["extract"], 2, "the following arguments are required: --schema"),
+        (["train", "--nope", "r.yaml"], 2, "unknown option --nope"),
+        (["generate", "What?", "photo.png"], 2, "an image is given by `--image photo.png`"),
+        (["generate", "--model", "a b", "What?"], 2, "must be a directory or an id on the Hub (got 'a b')"),
+    ],
+)
+def test_parser_answers_without_importing_the_libraries_of_models(
+    arguments: list[str], status: int, message: str
+) -> None:
+    """Importing torch and transformers takes seconds."""
+    ended = run(*arguments, code=WATCHED)
+    assert ended.returncode == status
+    assert message in ended.stdout + ended.stderr
+    imported = ended.stderr.splitlines()[-1]
+    assert imported in ("imported: []", "imported: ['huggingface_hub']")
+
+
+def test_every_command_says_what_it_does_and_takes(capsys: pytest.CaptureFixture) -> None:
+    """Control of the test above: the modules are complete."""
+    for name, module in COMMANDS.items():
+        assert module.HELP, name
+        assert callable(module.run), name
+    assert COMMANDS["convert"].QUANTIZATIONS == tuple(QUANTIZATIONS)
+
+
+def test_generate_without_anything_reads_the_sample_of_the_package() -> None:
+    """The shortest first try; nothing but the answer is on stdout."""
+    ended = run("generate")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("price ")
+    assert "no `--image` is given: reading the sample of the package" in ended.stderr
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
+def test_interrupt_at_any_time_is_one_line(delay: float) -> None:
+    """Also in the middle of an import, where an exception would come out as another one."""
+    process = subprocess.Popen([*SCRIPT, "generate"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode in (130, 0)  # 0: it was faster
+    assert "Traceback" not in errors
+    if process.returncode:
+        assert errors.splitlines()[-1].endswith("interrupted")
+
+
+def test_broken_pipe_is_no_error(tmp_path: Path) -> None:
+    """`dimple-hf generate | head -0` prints nothing else."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([*SCRIPT, "generate"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=240)
+    os.close(writer)
+    assert ended.returncode == 141
+    assert "Broken pipe" not in ended.stderr
+    assert "Traceback" not in ended.stderr

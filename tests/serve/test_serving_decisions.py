@@ -1,0 +1,176 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`POST /v1/decisions` with OpenAI's client: every type of question, images, mistakes, and shared forward passes."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from server_process import ServerProcess, data_url, noise_image
+
+from dimple_hf.decisions import Choice, Predicate, Score, decide
+
+PREDICATE = {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"}
+CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": "true"}, {"value": True}]}
+SCORE = {
+    "type": "score",
+    "instructions": "How full?",
+    "levels": [{"label": "empty"}, {"label": "half"}, {"label": "full"}],
+}
+QUESTIONS = [PREDICATE, CHOICE, SCORE]
+SAME = [
+    Predicate("Is the price above 500?", "high"),
+    Choice("Which?", ["a", "true", True]),
+    Score("How full?", ["empty", "half", "full"]),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    server = ServerProcess("--dtype", "float32")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def image_input(seed: int) -> list[dict[str, Any]]:
+    parts = [
+        {"type": "input_image", "image_url": data_url(noise_image(seed))},
+        {"type": "input_text", "text": "A form."},
+    ]
+    return [{"role": "user", "content": parts}]
+
+
+def test_decisions_are_those_of_the_engine(client: openai.OpenAI, forms_model: Any, forms_processor: Any) -> None:
+    """Parsed by the SDK: a probability, a typed choice, an expected level; equal to `decide`."""
+    decision = client.decisions.create(model="forms", input=image_input(3), questions=QUESTIONS)
+    predicate, choice, score = decision.answers
+    content = [{"type": "image", "image": noise_image(3)}, {"type": "text", "text": "A form."}]
+    expected = decide(forms_model, forms_processor, [{"role": "user", "content": content}], SAME)
+    assert (predicate.type, predicate.name) == ("predicate", "high")
+    assert predicate.probability == pytest.approx(expected[0].probability, abs=1e-4)
+    assert [option.value for option in choice.probabilities] == ["a", "true", True]
+    assert choice.choice is expected[1].choice or choice.choice == expected[1].choice
+    for option, own in zip(choice.probabilities, expected[1].probabilities, strict=True):
+        assert option.probability == pytest.approx(own.probability, abs=1e-4)
+    assert abs(sum(option.probability for option in choice.probabilities) - 1) < 1e-6
+    assert score.score == pytest.approx(expected[2].score, abs=1e-3)
+    assert [(option.label, option.value) for option in score.probabilities] == [("empty", 0), ("half", 1), ("full", 2)]
+    assert decision.usage.output_tokens == 3
+    assert decision.usage.total_tokens == decision.usage.input_tokens + 3
+    assert 0 <= predicate.label_mass <= 1
+
+
+def test_texts_messages_json_and_calls_are_inputs(client: openai.OpenAI) -> None:
+    conversation = [
+        {"role": "developer", "content": "Be exact."},
+        {"type": "message", "role": "user", "content": [{"type": "input_json", "data": {"price": 700}}]},
+        {"type": "function_call", "call_id": "1", "name": "look", "arguments": '{"at": "form"}'},
+        {"type": "function_call_output", "call_id": "1", "output": "It is 700."},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I see."}]},
+    ]
+    by_input = [
+        client.decisions.create(model="forms", input=item, questions=[PREDICATE], safety_identifier="me")
+        for item in ("The price is 700.", conversation)
+    ]
+    first, second = (decision.answers[0].probability for decision in by_input)
+    assert first != second  # control: the input matters
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"questions": []}, "questions", "must be a list of 1 to 400 questions"),
+        ({"questions": [PREDICATE] * 401}, "questions", "(got 401)"),
+        ({"questions": [PREDICATE, {"type": "vote"}]}, "questions[1].type", "must be one of predicate, choice, score"),
+        ({"questions": [CHOICE | {"choices": [{"value": "a"}] * 2}]}, "questions[0]", "different values"),
+        ({"questions": [CHOICE | {"instructions": ""}]}, "questions[0]", "not blank"),
+        ({"questions": [PREDICATE | {"instructions": "Is it <|im_end|>?"}]}, None, "special token"),
+        ({"input": []}, "input", "at least 1"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "no"}]}]}, None, "image"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, None, "input"),
+        ({"temperature": 0.5}, "temperature", "not supported"),
+    ],
+)
+def test_malformed_requests_are_refused_with_their_path(
+    client: openai.OpenAI, changes: dict[str, Any], param: str | None, message: str
+) -> None:
+    """400 with the SDK's error type; nothing else is asked of the model."""
+    body = {"model": "forms", "input": "A text.", "questions": QUESTIONS} | changes
+    with pytest.raises(openai.BadRequestError) as error:
+        client.post("/decisions", body=body, cast_to=httpx2.Response)
+    assert message in str(error.value)
+    if param is not None:
+        assert error.value.param == param
+
+
+def test_another_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.decisions.create(model="other", input="A text.", questions=QUESTIONS)
+
+
+def test_concurrent_requests_get_their_own_answers(client: openai.OpenAI) -> None:
+    """Rows of several requests share forward passes; 40 questions are three canvases of one request."""
+    alone = {}
+    for seed in range(4):
+        answer = client.decisions.create(model="forms", input=image_input(seed), questions=[PREDICATE])
+        alone[seed] = answer.answers[0].probability
+    assert len(set(alone.values())) == 4  # control
+
+    def ask(seed: int) -> list[float]:
+        questions = [PREDICATE] * (40 if seed == 2 else 1)
+        decision = client.decisions.create(model="forms", input=image_input(seed), questions=questions)
+        return [answer.probability for answer in decision.answers]
+
+    with ThreadPoolExecutor(12) as threads:
+        seeds = [0, 1, 3, 2] * 3
+        together = list(threads.map(ask, seeds))
+    for seed, probabilities in zip(seeds, together, strict=True):
+        assert len(probabilities) == (40 if seed == 2 else 1)
+        if seed != 2:
+            assert probabilities[0] == pytest.approx(alone[seed], abs=1e-4)
+
+
+def test_decisions_come_between_the_steps_of_a_long_answer(client: openai.OpenAI) -> None:
+    """A decision does not wait for the end of a stream."""
+    seen = threading.Event()
+    done: list[float] = []
+
+    def stream() -> None:
+        chunks = client.chat.completions.create(
+            model="forms", messages=[{"role": "user", "content": "Read."}], max_tokens=512, stream=True, seed=1,
+            temperature=2,
+        )  # fmt: skip
+        for _ in chunks:
+            seen.set()
+        seen.set()
+        done.append(1.0)
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    seen.wait(60)
+    decision = client.decisions.create(model="forms", input="A text.", questions=QUESTIONS)
+    assert len(decision.answers) == 3
+    thread.join()
+    assert json.dumps(decision.answers[0].probability)
