@@ -119,8 +119,9 @@ def _inputs(jobs: list[Job], tokenizer: Any) -> dict[str, Any]:
     )
 
 
-def make_jobs(processor: Any, num_requests: int, seed: int) -> list[Job]:
+def make_jobs(processor: Any, num_requests: int, threshold: float | None, seed: int) -> list[Job]:
     """Requests about images of their own, in a random order of lengths and kinds."""
+    common = {"confidence_threshold": threshold}
     choose = random.Random(seed)
     jobs = []
     for index in range(num_requests):
@@ -133,11 +134,11 @@ def make_jobs(processor: Any, num_requests: int, seed: int) -> list[Job]:
         if kind == "letters":
             schema = {"type": "string", "pattern": f"^[a-z]{{{length}}}$", "x-max-tokens": length}
             prior = StructurePrior.from_json_schema(schema)
-            jobs.append(Job(dict(inputs), prior, len(prior.canvas(processor.tokenizer).ids)))
+            jobs.append(Job(dict(inputs), prior, len(prior.canvas(processor.tokenizer).ids), common))
         elif kind == "drawn":
-            jobs.append(Job(dict(inputs), None, length, {"do_sample": True, "temperature": 1.5}, seed=index))
+            jobs.append(Job(dict(inputs), None, length, common | {"do_sample": True, "temperature": 1.5}, seed=index))
         else:
-            jobs.append(Job(dict(inputs), None, length))
+            jobs.append(Job(dict(inputs), None, length, common))
     return jobs
 
 
@@ -200,11 +201,11 @@ def run_arm(
     }
 
 
-def compare(num_requests: int, rates: list[float], device: str) -> dict[str, Any]:
+def compare(num_requests: int, rates: list[float], threshold: float | None, device: str) -> dict[str, Any]:
     """Both arms at each rate of arrivals; at rate 0 all requests come at once."""
     processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
     model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).to(device).eval()
-    jobs = make_jobs(processor, num_requests, seed=0)
+    jobs = make_jobs(processor, num_requests, threshold, seed=0)
     expected = own_answers(model, processor, jobs)
     arms: dict[str, Any] = {
         "steps": lambda: StepBatches(model, processor.tokenizer, MAX_ROWS),
@@ -231,7 +232,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[0, 4, 8], help="arrivals per second; 0: all at once"
+        "--rates", type=float, nargs="+", default=[0, 0.5, 1], help="arrivals per second; 0: all at once"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="confidence threshold (default: none, one position a step, as where a model is never sure)",
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -248,7 +254,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "dimple_hf": dimple_hf.__version__,
         },
-        **compare(args.requests, args.rates, args.device),
+        **compare(args.requests, args.rates, args.threshold, args.device),
     }
     text = json.dumps(report, indent=1)
     if args.output is not None:
