@@ -199,11 +199,11 @@ class TimedConstraint:
     def repeat_interleave(self, repeats: int) -> "TimedConstraint":
         return self
 
-    def restrict(self, *arguments: Any) -> torch.FloatTensor:
-        return self._timed(self.constraint.restrict, arguments)
+    def mask_logits(self, *arguments: Any) -> torch.FloatTensor:
+        return self._timed(self.constraint.mask_logits, arguments)
 
-    def admit(self, *arguments: Any) -> torch.BoolTensor:
-        return self._timed(self.constraint.admit, arguments)
+    def accept(self, *arguments: Any) -> torch.BoolTensor:
+        return self._timed(self.constraint.accept, arguments)
 
     def _timed(self, method: Callable[..., torch.Tensor], arguments: tuple[Any, ...]) -> torch.Tensor:
         self._wait()

@@ -48,7 +48,7 @@ def allowed(canvas: Canvas, tokens: list[int]) -> list[set[int]]:
     answer = torch.tensor([tokens])
     masked = answer == canvas.vocabulary.mask_id
     logits = torch.randn(int(masked.sum()), VOCAB_SIZE)
-    restricted = CanvasConstraint([canvas]).restrict(torch.tensor([0]), answer, masked, logits.clone())
+    restricted = CanvasConstraint([canvas]).mask_logits(torch.tensor([0]), answer, masked, logits.clone())
     kept = restricted.isfinite()
     assert torch.equal(restricted[kept], logits[kept])  # what is possible keeps its score
     return [set(row.nonzero()[:, 0].tolist()) for row in kept]
@@ -58,7 +58,7 @@ def digits(canvas: Canvas, text: str) -> set[int]:
     return {canvas.vocabulary.encode(digit)[0] for digit in text}
 
 
-def test_restrict_leaves_what_fits_decided_neighbours(tokenizer: DimpleTokenizer) -> None:
+def test_mask_logits_leaves_what_fits_decided_neighbours(tokenizer: DimpleTokenizer) -> None:
     """95 to 104 in three positions: each decided position narrows the others, on both of its sides."""
     canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))
     mask, filler = canvas.vocabulary.mask_id, canvas.vocabulary.filler_id
@@ -73,7 +73,7 @@ def test_restrict_leaves_what_fits_decided_neighbours(tokenizer: DimpleTokenizer
     assert allowed(canvas, [mask, five, mask]) == [{nine}, {filler}]
 
 
-def test_restrict_writes_forbidden_tokens_where_most_are_allowed(tokenizer: DimpleTokenizer) -> None:
+def test_mask_logits_writes_forbidden_tokens_where_most_are_allowed(tokenizer: DimpleTokenizer) -> None:
     """Free text: the other way of writing, which also covers ids that the tokenizer does not have."""
     canvas = canvas_of(tokenizer, Sequence((Gap(Choices(("a", "b")), "c"), Text("<|im_end|>"))))
     assert canvas.ids.count(canvas.vocabulary.mask_id) == 1  # control: a spelled special token is fixed text
@@ -85,7 +85,7 @@ def test_restrict_writes_forbidden_tokens_where_most_are_allowed(tokenizer: Dimp
     assert not any(b"q" in (canvas.vocabulary.token_bytes[token] or b"") for token in free)
 
 
-def test_restrict_joins_the_alternatives_that_are_still_open(tokenizer: DimpleTokenizer) -> None:
+def test_mask_logits_joins_the_alternatives_that_are_still_open(tokenizer: DimpleTokenizer) -> None:
     """Pieces side by side: a position takes what any of them takes, until a neighbour rules one out."""
     part = Either((Sequence((Text("ab"), Gap(Number(0, 9, is_integer=True), "n"))), Text("xyz"), EMPTY))
     canvas = canvas_of(tokenizer, part)
@@ -103,7 +103,7 @@ def test_restrict_joins_the_alternatives_that_are_still_open(tokenizer: DimpleTo
     assert allowed(canvas, [mask, mask, filler]) == [{filler}, {filler}]
 
 
-def test_restrict_refuses_answers_of_another_canvas(tokenizer: DimpleTokenizer) -> None:
+def test_mask_logits_refuses_answers_of_another_canvas(tokenizer: DimpleTokenizer) -> None:
     """Tokens that were not admitted, and masks after the canvas, have no way out."""
     canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))
     mask, five = canvas.vocabulary.mask_id, canvas.vocabulary.encode("5")[0]
@@ -112,7 +112,7 @@ def test_restrict_refuses_answers_of_another_canvas(tokenizer: DimpleTokenizer) 
             allowed(canvas, tokens)
 
 
-def test_restrict_leaves_free_rows_and_keeps_rows_apart(tokenizer: DimpleTokenizer) -> None:
+def test_mask_logits_leaves_free_rows_and_keeps_rows_apart(tokenizer: DimpleTokenizer) -> None:
     """Rows leave the batch as they finish, so the loop says which rows it still holds."""
     number = canvas_of(tokenizer, Gap(Number(0, 9, is_integer=True), "n", room=2))
     choice = canvas_of(tokenizer, Gap(Choices(("a", "b")), "c"))
@@ -121,12 +121,12 @@ def test_restrict_leaves_free_rows_and_keeps_rows_apart(tokenizer: DimpleTokeniz
     mask, filler = number.vocabulary.mask_id, number.vocabulary.filler_id
     answer = torch.tensor([[mask, 7], [mask, filler]])  # the third prompt's canvas is one position shorter
     logits = torch.zeros(2, VOCAB_SIZE)
-    kept = constraint.restrict(torch.tensor([3, 5]), answer, answer == mask, logits).isfinite()
+    kept = constraint.mask_logits(torch.tensor([3, 5]), answer, answer == mask, logits).isfinite()
     assert kept[0].all()
     assert set(kept[1].nonzero()[:, 0].tolist()) == {number.vocabulary.encode(letter)[0] for letter in "ab"}
 
 
-def test_restrict_of_some_positions_takes_all_decided_ones_into_account(tokenizer: DimpleTokenizer) -> None:
+def test_mask_logits_of_some_positions_takes_all_decided_ones_into_account(tokenizer: DimpleTokenizer) -> None:
     """A pass over one block has scores of its positions only; what the others are or may become counts as ever."""
     canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))
     mask, nine = canvas.vocabulary.mask_id, canvas.vocabulary.encode("9")[0]
@@ -134,21 +134,21 @@ def test_restrict_of_some_positions_takes_all_decided_ones_into_account(tokenize
     masked = answer == mask
     constraint = CanvasConstraint([canvas, canvas])
     rows = torch.tensor([0, 1])
-    whole = constraint.restrict(rows, answer, masked, torch.zeros(5, VOCAB_SIZE))
+    whole = constraint.mask_logits(rows, answer, masked, torch.zeros(5, VOCAB_SIZE))
     positions = torch.tensor([[False, False, True], [True, False, True]])
-    some = constraint.restrict(rows, answer, masked, torch.zeros(3, VOCAB_SIZE), positions)
+    some = constraint.mask_logits(rows, answer, masked, torch.zeros(3, VOCAB_SIZE), positions)
     assert torch.equal(some, whole[[1, 2, 4]])
     assert not torch.equal(whole[1], whole[4])  # control: the rows differ at the last position
     with pytest.raises(
         ValueError, match="the answer of row 1 can no longer be completed"
     ):  # though not by a scored one
-        constraint.restrict(
+        constraint.mask_logits(
             rows, torch.tensor([[nine, mask, mask], [mask, nine, nine]]), torch.tensor([[0, 1, 1], [1, 0, 0]]) > 0,
             torch.zeros(1, VOCAB_SIZE), torch.tensor([[False, True, False], [False, False, False]]),
         )  # fmt: skip
 
 
-def test_admit_unmasks_in_order_of_confidence_what_fits_together(tokenizer: DimpleTokenizer) -> None:
+def test_accept_unmasks_in_order_of_confidence_what_fits_together(tokenizer: DimpleTokenizer) -> None:
     """`9` and `0` are each possible in 95 to 104, but not together: the surer one stays, the other waits."""
     canvas = canvas_of(tokenizer, Gap(Number(95, 104, is_integer=True), "n"))
     mask, filler = canvas.vocabulary.mask_id, canvas.vocabulary.filler_id
@@ -156,7 +156,7 @@ def test_admit_unmasks_in_order_of_confidence_what_fits_together(tokenizer: Dimp
     answer = torch.full((1, 3), mask)
 
     def admitted(proposed: list[int], confidence: list[float], chosen: list[bool]) -> list[bool]:
-        return CanvasConstraint([canvas]).admit(
+        return CanvasConstraint([canvas]).accept(
             torch.tensor([0]), answer, answer == mask, torch.tensor([proposed]), torch.tensor([chosen]),
             torch.tensor([confidence]),
         )[0].tolist()  # fmt: skip
@@ -168,7 +168,7 @@ def test_admit_unmasks_in_order_of_confidence_what_fits_together(tokenizer: Dimp
     assert admitted([nine, six, filler], [0.7, 0.8, 0.9], everywhere) == everywhere
     assert admitted([one, zero, zero], [0.1, 0.1, 0.1], everywhere) == everywhere
     assert admitted([one, zero, zero], [0.1, 0.1, 0.1], [False] * 3) == [False] * 3
-    free = CanvasConstraint([None]).admit(
+    free = CanvasConstraint([None]).accept(
         torch.tensor([0]), answer, answer == mask, answer, torch.tensor([everywhere]), torch.zeros(1, 3)
     )
     assert free.all()
@@ -251,6 +251,6 @@ def test_memory_of_fillings_is_bounded(tokenizer: DimpleTokenizer, monkeypatch: 
     for digit in "123456789":
         answer = torch.tensor([[*canvas.vocabulary.encode(digit), *canvas.ids[1:]]])
         masked = answer == canvas.vocabulary.mask_id
-        constraint.restrict(torch.tensor([0]), answer, masked, torch.zeros(int(masked.sum()), VOCAB_SIZE))
+        constraint.mask_logits(torch.tensor([0]), answer, masked, torch.zeros(int(masked.sum()), VOCAB_SIZE))
     (piece,) = canvas.pieces
     assert max(len(piece._forward), len(piece._options), len(constraint._ids)) <= 4

@@ -73,8 +73,9 @@ def random_options(rng: random.Random) -> dict[str, Any]:
     """Options of `generate`, among them few steps, in which positions that exclude each other are decided together."""
     rule = rng.choice(("threshold", "threshold", *RULES))
     threshold = rng.choice((0.3, 0.5, 0.7, 0.9, 0.95, 1.0, None))
-    options: dict[str, Any] = RULES.get(rule, {"confidence_threshold": threshold}) | {
-        "parallel_rule": rule,
+    options: dict[str, Any] = {
+        "sampler": rule,
+        "sampler_config": RULES.get(rule, {"confidence_threshold": threshold}),
         "unmasking": rng.choice(("confidence", "margin", "entropy", "random", "left_to_right")),
         "unmasking_schedule": rng.choice(("adaptive", "fixed")),
         "use_cache": rng.random() < 0.5,
@@ -146,7 +147,7 @@ def test_answers_without_admission_break_the_form(
     processor: DimpleProcessor, models: list[DimpleForConditionalGeneration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: tokens that are possible one by one are not so together, and then no answer can be read."""
-    monkeypatch.setattr(CanvasConstraint, "admit", lambda self, rows, answer, masked, proposed, chosen, conf: chosen)
+    monkeypatch.setattr(CanvasConstraint, "accept", lambda self, rows, answer, masked, proposed, chosen, conf: chosen)
     prior = StructurePrior.from_json_schema({"type": "integer", "minimum": 95, "maximum": 104})
     inputs = processor(text="question", structure_prior=prior, return_tensors="pt")
     torch.manual_seed(0)

@@ -244,7 +244,7 @@ class CanvasConstraint:
         """The constraint of a batch in which each row comes `repeats` times in a row."""
         return CanvasConstraint([canvas for canvas in self.canvases for _ in range(repeats)])
 
-    def restrict(
+    def mask_logits(
         self,
         rows: torch.LongTensor,
         answer: torch.LongTensor,
@@ -336,7 +336,7 @@ class CanvasConstraint:
             remember(self._ids, memory_key, written, MAX_FILLINGS)
         return written
 
-    def admit(
+    def accept(
         self,
         rows: torch.LongTensor,
         answer: torch.LongTensor,
@@ -351,7 +351,7 @@ class CanvasConstraint:
 
         Args:
             rows, answer, masked:
-                As in [`~CanvasConstraint.restrict`].
+                As in [`~CanvasConstraint.mask_logits`].
             proposed (`torch.LongTensor` of shape `(num_rows, answer_length)`):
                 The token that each masked position would take.
             chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
