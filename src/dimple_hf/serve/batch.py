@@ -58,7 +58,9 @@ class Row:
         self.is_free = job.prior is None
         self.end_token_ids = end_token_ids if self.is_free else frozenset[int]()
         options: dict[str, Any] = job.options | job.inputs | {"max_new_tokens": job.answer_length}
-        options |= {"eos_token_id": sorted(end_token_ids)} if self.is_free else canvas_inputs(job.prior, 1, tokenizer)
+        options |= (
+            {"eos_token_id": sorted(end_token_ids)} if job.prior is None else canvas_inputs(job.prior, 1, tokenizer)
+        )
         options = {name: _moved(value, model.device) for name, value in options.items()}
         call = model.prepare_generation(options.pop("input_ids"), **options)
         canvas, num_passes = call.start()
@@ -154,7 +156,7 @@ class Batch:
             return -1
         width, length = len(tokens_and_flags) // 2, row.state.answer.shape[1]
         tokens, flags = tokens_and_flags[:length], tokens_and_flags[width : width + length]
-        beginning, has_ended = final_beginning(tokens, flags, row.end_token_ids)
+        beginning, has_ended = final_beginning(tokens, [flag == 1 for flag in flags], row.end_token_ids)
         row.num_tokens = len(beginning)
         row.job.put(Progress(beginning, count < 0, has_ended or not row.is_free))
         return count
