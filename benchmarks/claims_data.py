@@ -11,13 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `claims.py` trains on: the forms of `examples/forms` made small, and a pool of images that are encoded once.
+"""What `claims.py` trains on: forms of three to five rows, and a pool of images that are encoded once.
 
-One to three rows of a printed label and one or two handwritten digits, on 84 x 112 pixels, so 12 image tokens. The
-vision tower is that of the forms example and stays frozen, and so does the projector, which is random: what the
-language model gets of an image never changes. It is computed once for each image of the pool, and a step of
-training costs the language model alone. Imported by `claims.py` and, as the source of their rows, by the recipes that
-it writes.
+Forms are those of `examples/forms` without the small ones: three to five labels, numbers of up to four digits, 30
+image tokens, answers of 11 to 34 tokens. The vision tower is that of the model that ships and stays frozen. So does
+the projector, which is random: what the language model gets of an image never changes. It is computed once for each
+image of the pool, and a step of training costs the language model alone.
 """
 
 import json
@@ -25,6 +24,7 @@ import os
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,25 @@ from dimple_hf import (
     DimpleProcessor,
     DimpleTokenizer,
 )
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.training import DimpleDataCollator
 from dimple_hf.training.collator import TrainingSequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
-from forms_data import CELL, LABEL_COLUMNS, Form, FormRow, draw_form, form_rng, render_form
+from forms_data import CELL, GRID_COLUMNS, GRID_ROWS, draw_form, form_rng, render_form
 from forms_dataset import write_text
 from forms_model import model_config
 from forms_tokenizer import write_tokenizer
 
 SEED = 1
 """Of the images; those of the forms example have another."""
-MAX_ROWS, MAX_DIGITS = 3, 2
-ROW_CELLS, COLUMN_CELLS = MAX_ROWS, LABEL_COLUMNS + MAX_DIGITS
+MIN_ROWS = 3
 QUESTION = "Read the form."
-ANSWER_LENGTH = 16
-"""Positions for the longest answer, of 14 tokens, and the padding that ends it."""
+ANSWER_LENGTH = 48
+"""Positions of a canvas in training at most, and by default in evaluation; the longest answer has 34 tokens."""
+SHORT_ANSWER = 15
+"""Most tokens of a short answer, which fits 16 positions with the padding that ends it."""
 
 LANGUAGE_MODEL = {
     "num_hidden_layers": 4,
@@ -74,29 +76,26 @@ CHAT_TEMPLATE = (
 """Without a system message and roles: what all prompts share teaches nothing and costs time."""
 
 
-def claims_row(split: str, index: int, num_rows: int | None = None) -> dict[str, Any]:
-    """Row `index` of a split, as a chat.
+def claims_row(split: str, index: int) -> dict[str, Any]:
+    """Example `index` of a split, as a chat.
 
     Args:
         split (`str`): `"train"` or `"test"`; no digit image is in both.
-        index (`int`): The row.
-        num_rows (`int`, *optional*): Rows of the form, 1 to 3; drawn when missing.
+        index (`int`): The example.
 
     Returns:
         `dict[str, Any]`: The fields of `forms_dataset.forms_row`.
     """
     rng = form_rng(split, index, SEED)
     form = draw_form(split, rng)
-    drawn = int(rng.integers(1, MAX_ROWS + 1))
-    rows = tuple(FormRow(row.label, row.digit_indices[:MAX_DIGITS]) for row in form.rows[: num_rows or drawn])
-    form = Form(rows, first_grid_row=int(rng.integers(MAX_ROWS - len(rows) + 1)))
-    image = render_form(form, split, rng).crop((0, 0, COLUMN_CELLS * CELL, ROW_CELLS * CELL))
+    while len(form.rows) < MIN_ROWS:
+        form = draw_form(split, rng)
     answer = write_text(form.fields)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {
         "messages": [user, assistant],
-        "images": [image],
+        "images": [render_form(form, split, rng)],
         "kind": "text",
         "question": QUESTION,
         "answer": answer,
@@ -104,24 +103,31 @@ def claims_row(split: str, index: int, num_rows: int | None = None) -> dict[str,
     }
 
 
-def write_untrained(directory: Path, visual: Path, seed: int) -> None:
+def short_rows(split: str, num_rows: int, tokenizer: DimpleTokenizer) -> list[dict[str, Any]]:
+    """The first examples whose answers have at most `SHORT_ANSWER` tokens."""
+    rows = (claims_row(split, index) for index in count())
+    return list(islice((row for row in rows if len(tokenizer(row["answer"])["input_ids"]) <= SHORT_ANSWER), num_rows))
+
+
+def write_untrained(directory: Path, seed: int, tower: Path = FORMS_CHECKPOINT) -> None:
     """Writes the model that all ways of training start from, and its processor.
 
     Args:
         directory (`Path`): Where to write.
-        visual (`Path`): `visual.safetensors` of the forms example's vision stage.
         seed (`int`): Seed of the random weights: projector and language model.
+        tower (`Path`, defaults to the model that ships): Checkpoint whose vision tower is taken.
     """
     write_tokenizer(directory)
     tokenizer = DimpleTokenizer.from_pretrained(directory)
-    num_pixels = ROW_CELLS * COLUMN_CELLS * CELL**2
+    num_pixels = GRID_ROWS * GRID_COLUMNS * CELL**2
     image_processor = DimpleImageProcessor(min_pixels=num_pixels, max_pixels=num_pixels)
     DimpleProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(directory)
     larger = model_config(tokenizer).to_dict()
     del larger["layer_types"]  # one for each layer; the config fills it in
     torch.manual_seed(seed)
     model = DimpleForConditionalGeneration(DimpleConfig(**larger | LANGUAGE_MODEL))
-    model.visual.load_state_dict(load_file(visual))
+    trained = DimpleForConditionalGeneration.from_pretrained(tower, dtype=torch.float32)
+    model.visual.load_state_dict(trained.visual.state_dict())
     model.save_pretrained(directory)
 
 
@@ -137,7 +143,7 @@ def write_pool(file: Path, model_dir: Path, num_images: int, batch_size: int = 6
     """Encodes the training images with the frozen tower.
 
     Args:
-        file (`Path`): Where to write `features` (float32 of shape `(num_images, 12, vision_width)`), and the tokens
+        file (`Path`): Where to write `features` (float32 of shape `(num_images, 30, vision_width)`), and the tokens
             of the chats, answers padded by [`DimpleDataCollator`]: `input_ids` (int64 of shape `(num_images,
             length)`), of which `lengths` count, `num_prompt_tokens` of them not learned.
         model_dir (`Path`): A directory of `write_untrained`, of any seed.
@@ -152,9 +158,9 @@ def write_pool(file: Path, model_dir: Path, num_images: int, batch_size: int = 6
         batch = [sequence for row in rows for sequence in collator.read_sequences(row)]
         pixel_values = torch.cat([sequence.pixel_values for sequence in batch])
         grid = torch.cat([sequence.image_grid_thw for sequence in batch])
-        features.append(tower(pixel_values, grid_thw=grid).pooler_output.view(len(rows), ROW_CELLS * COLUMN_CELLS, -1))
+        features.append(tower(pixel_values, grid_thw=grid).pooler_output.view(len(rows), GRID_ROWS * GRID_COLUMNS, -1))
         tokens += [torch.tensor(sequence.input_ids) for sequence in batch]
-        num_prompt_tokens += [sequence.num_prompt_tokens for sequence in batch]
+        num_prompt_tokens += [sequence.labels.count(-100) for sequence in batch]
     tensors = {
         "features": torch.cat(features),
         "input_ids": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
@@ -188,7 +194,8 @@ class Pool(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tensors["input_ids"][index][: self.tensors["lengths"][index]].tolist()
-        sequence = TrainingSequence(tokens, int(self.tensors["num_prompt_tokens"][index]), None, None)
+        num_prompt_tokens = int(self.tensors["num_prompt_tokens"][index])
+        sequence = TrainingSequence(tokens, [-100] * num_prompt_tokens + tokens[num_prompt_tokens:])
         return {"sequence": sequence, "features": self.features[index]}
 
 
@@ -206,7 +213,7 @@ class PoolCollator(DimpleDataCollator):
         return [row["sequence"]]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        grid = torch.tensor([[1, 2 * ROW_CELLS, 2 * COLUMN_CELLS]])
+        grid = torch.tensor([[1, 2 * GRID_ROWS, 2 * GRID_COLUMNS]])
         features = BaseModelOutputWithPooling(pooler_output=tuple(row["features"] for row in rows))
         images = {"image_grid_thw": grid.repeat(len(rows), 1), "mm_encoder_outputs": {"image": features}}
         return super().__call__(rows) | images

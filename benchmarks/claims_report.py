@@ -13,7 +13,7 @@
 # limitations under the License.
 """Tables and figures of `claims.py`: its part of `docs/results.md`, and `docs/figures/claims-*.svg`.
 
-The part stands between two comments, so that what people write around it stays. Imported by `claims.py`.
+The part stands between two comments, so that what people write around it stays.
 """
 
 import os
@@ -33,9 +33,19 @@ TITLES = {
     "diffusion": "diffusion only",
     "autoregressive": "autoregressive only",
     "autoregressive_then_diffusion": "autoregressive, then diffusion",
+    "diffusion_then_autoregressive": "diffusion, then autoregressive",
+    "both_at_once": "both losses at once",
 }
-BY_DIFFUSION = ("diffusion", "autoregressive_then_diffusion")
-COLORS = {"diffusion": "#c44e52", "autoregressive": "#8c8c8c", "autoregressive_then_diffusion": "#4c72b0"}
+CAUSAL = ("autoregressive", "diffusion_then_autoregressive")
+"""Ways that end in causal mode, and are decoded token by token by default."""
+BY_DIFFUSION = tuple(way for way in TITLES if way not in CAUSAL)
+COLORS = {
+    "diffusion": "#c44e52",
+    "autoregressive": "#8c8c8c",
+    "autoregressive_then_diffusion": "#4c72b0",
+    "diffusion_then_autoregressive": "#dd8452",
+    "both_at_once": "#55a868",
+}
 
 Runs = Mapping[str, Mapping[str, Any]]
 
@@ -76,10 +86,6 @@ def decimal(number: float) -> str:
     return f"{number:.2f}"
 
 
-def milliseconds(number: float) -> str:
-    return f"{number:.0f} ms"
-
-
 def table(head: list[str], lines: Iterable[list[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     title, *body = ("| " + " | ".join(row) + " |" for row in (head, *lines))
@@ -94,107 +100,90 @@ def scores(runs: Runs, *path: str) -> list[str]:
     ]
 
 
-def regimes_table(runs: Runs) -> str:
-    lines = [
-        [TITLES["diffusion"], "diffusion", *scores(runs, "diffusion", "default")],
-        [TITLES["autoregressive"], "token by token", *scores(runs, "autoregressive", "default")],
-        [TITLES["autoregressive"], "diffusion", *scores(runs, "autoregressive", "other_mode")],
-        [
-            TITLES["autoregressive_then_diffusion"],
-            "diffusion",
-            *scores(runs, "autoregressive_then_diffusion", "default"),
-        ],
-    ]
+def ways_table(runs: Runs) -> str:
+    lines = []
+    for way, title in TITLES.items():
+        decodings = ("token by token", "diffusion") if way in CAUSAL else ("diffusion", "token by token")
+        for decoding, path in zip(decodings, ("default", "other_mode"), strict=True):
+            lines.append([title, decoding, *scores(runs, way, path)])
     return table(["training", "decoding", "fields", "whole form", "passes per answer"], lines)
 
 
+def keys_of(runs: Runs, *path: str) -> list[str]:
+    """The keys at this path, over all seeds, in the order in which they come."""
+    return list(dict.fromkeys(key for of_seed in values(runs, *path) for key in of_seed))
+
+
 def length_table(runs: Runs) -> str:
-    lengths = list(dict.fromkeys(key for of_seed in values(runs, "diffusion", "length") for key in of_seed))
+    lengths = list(dict.fromkeys(key for way in BY_DIFFUSION for key in keys_of(runs, way, "length")))
     lines = [
-        [TITLES[regime], *(spread(values(runs, regime, "length", key, "whole"), percent) for key in lengths)]
-        for regime in BY_DIFFUSION
+        [TITLES[way], *(spread(values(runs, way, "length", key, "whole"), percent) for key in lengths)]
+        for way in BY_DIFFUSION
     ]
     return table(["training", *(f"{key} positions" for key in lengths)], lines)
 
 
-def decoding_table(runs: Runs, regime: str) -> str:
+def decoding_table(runs: Runs, way: str) -> str:
     lines = []
     for name, title in (("threshold", "threshold {}"), ("fixed", "schedule, passes: {}")):
-        keys = list(dict.fromkeys(key for of_seed in values(runs, regime, name) for key in of_seed))
-        lines += [[title.format(key), *scores(runs, regime, name, key)] for key in keys]
-    lines.append(["left to right", *scores(runs, regime, "left_to_right")])
+        lines += [[title.format(key), *scores(runs, way, name, key)] for key in keys_of(runs, way, name)]
+    lines.append(["left to right", *scores(runs, way, "left_to_right")])
     return table(["decoding", "fields", "whole form", "passes per answer"], lines)
 
 
-def cache_table(runs: Runs) -> str:
-    regime = "autoregressive_then_diffusion"
-    medians = {
-        name: spread(values(runs, "comparison", name, "median"), decimal)
-        for name in ("cache_off_over_on", "cache_off_over_on_one_by_one")
-    }
-    lines = [
-        ["whole form, cache on", spread(values(runs, regime, "default", "whole"), percent)],
-        ["whole form, cache off", spread(values(runs, regime, "cache_off", "whole"), percent)],
-        ["time without cache over time with it, threshold 0.95", medians["cache_off_over_on"]],
-        ["the same, one position a pass", medians["cache_off_over_on_one_by_one"]],
-    ]
-    return table(["", TITLES[regime]], lines)
+def draw_by_way(runs: Runs, file: Path, figure_name: str, score: str, labels: tuple[str, str]) -> None:
+    """
+    A curve for each way: the mean over seeds, and their range as a band, with its name at its end.
 
-
-def speed_table(runs: Runs) -> str:
-    lines = [
-        [
-            title,
-            *scores(runs, regime, *path)[1:],
-            spread(values(runs, "comparison", "milliseconds", arm), milliseconds),
-        ]
-        for title, regime, path, arm in (
-            ("token by token (autoregressive only)", "autoregressive", ("default",), "autoregressive"),
-            ("diffusion, threshold 0.95", "autoregressive_then_diffusion", ("default",), "diffusion"),
-            ("diffusion, one position a pass", "autoregressive_then_diffusion", ("fixed", "16"), "one_by_one"),
+    Args:
+        runs (`Mapping`): Seed to way to figures.
+        file (`Path`): Where to write.
+        figure_name (`str`): `"curve"` or `"length"`.
+        score (`str`): `"fields"` or `"whole"`.
+        labels (`tuple[str, str]`): Names of the axes.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for way, title in TITLES.items():
+        keys = sorted(keys_of(runs, way, figure_name), key=int)
+        if not keys:
+            continue
+        x = [int(key) for key in keys]
+        shares = [[100 * share for share in values(runs, way, figure_name, key, score)] for key in keys]
+        means = [mean(of_key) for of_key in shares]
+        axes.plot(x, means, "o-", color=COLORS[way], markersize=3)
+        axes.fill_between(
+            x, list(map(min, shares)), list(map(max, shares)), color=COLORS[way], alpha=0.15, linewidth=0
         )
-    ]
-    return table(["decoding", "whole form", "passes per answer", "time of an answer"], lines)
-
-
-def draw_lengths(runs: Runs, file: Path) -> None:
-    """Exact answers by the canvas's length: mean over seeds, and their range as a band."""
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for regime in BY_DIFFUSION:
-        lengths = list(dict.fromkeys(key for of_seed in values(runs, regime, "length") for key in of_seed))
-        shares = [[100 * share for share in values(runs, regime, "length", key, "whole")] for key in lengths]
-        axes.plot(lengths, [mean(of_length) for of_length in shares], "o-", color=COLORS[regime], label=TITLES[regime])
-        low, high = [min(s) for s in shares], [max(s) for s in shares]
-        axes.fill_between(lengths, low, high, color=COLORS[regime], alpha=0.2, linewidth=0)
-    reference = [100 * share for share in values(runs, "autoregressive", "short", "whole")]
-    if reference:
-        style = {"color": COLORS["autoregressive"], "linestyle": "--"}
-        axes.axhline(mean(reference), label=f"{TITLES['autoregressive']}, token by token", **style)
-    axes.set(xlabel="positions of the canvas", ylabel="exact answers, %", ylim=(0, 102))
-    axes.legend()
+        axes.annotate(f" {title}", (x[-1], means[-1]), color=COLORS[way], fontsize="small", va="center")
+    finish(axes, *labels)
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.5)
     save(figure, file)
 
 
 def draw_decodings(runs: Runs, file: Path) -> None:
-    """Whole forms read right against passes: a curve of thresholds and one of schedules for each training."""
-    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    kinds = (("threshold", "o-", "threshold"), ("fixed", "s--", "schedule"))
-    for regime in BY_DIFFUSION:
-        for name, style, title in kinds:
-            keys = list(dict.fromkeys(key for of_seed in values(runs, regime, name) for key in of_seed))
-            x = [mean(values(runs, regime, name, key, "passes")) for key in keys]
-            y = [100 * mean(values(runs, regime, name, key, "whole")) for key in keys]
-            label = f"{TITLES[regime]}: {title}"
-            axes.plot(x, y, style, color=COLORS[regime], label=label, markersize=4)
-        point = [mean(values(runs, regime, "left_to_right", name)) for name in ("passes", "whole")]
-        label = f"{TITLES[regime]}: left to right"
-        axes.plot(point[0], 100 * point[1], "^", color=COLORS[regime], label=label)
-    point = [mean(values(runs, "autoregressive", "default", name)) for name in ("passes", "whole")]
-    label = f"{TITLES['autoregressive']}: token by token"
-    axes.plot(point[0], 100 * point[1], "*", color=COLORS["autoregressive"], label=label, markersize=9)
-    axes.set(xlabel="passes of the model for an answer", ylabel="whole forms, %", ylim=(0, 102))
-    axes.legend(fontsize="x-small")
+    """Whole forms read right against passes, for two ways: a curve of thresholds and one of schedules."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for way in ("diffusion", "autoregressive_then_diffusion"):
+        for name, style, title in (("threshold", "o-", "thresholds"), ("fixed", "s--", "schedules")):
+            keys = keys_of(runs, way, name)
+            if not keys:
+                continue
+            x = [mean(values(runs, way, name, key, "passes")) for key in keys]
+            y = [100 * mean(values(runs, way, name, key, "whole")) for key in keys]
+            axes.plot(x, y, style, color=COLORS[way], markersize=4)
+            text = f" {TITLES[way]}: {title}"
+            axes.annotate(text, (x[-1], y[-1]), color=COLORS[way], fontsize="small", va="center")
+    axes.set_xscale("log")
+    finish(axes, "forward passes for an answer", "whole forms, %")
+    axes.set_xlim(right=axes.get_xlim()[1] * 8)
     save(figure, file)
+
+
+def finish(axes: Any, x_label: str, y_label: str) -> None:
+    """Names of the axes, a light grid, and no frame."""
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Any, file: Path) -> None:
@@ -207,16 +196,16 @@ def save(figure: Any, file: Path) -> None:
 def section(report: Mapping[str, Any]) -> str:
     """The generated part of the page."""
     runs, settings = report["runs"], report["settings"]
-    time_ratio = spread(values(runs, "comparison", "autoregressive_over_diffusion", "median"), decimal)
     parts = (
         BEGIN,
-        f"`{report['command']}`. Each way takes {settings['steps']} steps of {settings['batch_size']} rows on "
-        f"{settings['pool']} images; {settings['rows']} held-out ones are asked about. Seeds {', '.join(runs)}: "
-        "mean, and the range in parentheses.",
-        "### Three ways to train",
-        regimes_table(runs),
+        f"`{report['command']}`. Each way takes {settings['steps']} steps of {settings['batch_size']} examples on "
+        f"{settings['pool']} images, or half as many with both losses; {settings['rows']} held-out ones are asked "
+        f"about. Seeds {', '.join(runs)}: mean, and the range in parentheses.",
+        "### Five ways to train",
+        ways_table(runs),
+        "![Fields read right along the training](figures/claims-curve.svg)",
         "### The length of the canvas",
-        "Exact answers to forms of one row, whose answers fit 8 positions.",
+        "Exact answers to forms whose answers fit 16 positions.",
         length_table(runs),
         "![Exact answers by length of the canvas](figures/claims-length.svg)",
         "### Thresholds and schedules",
@@ -225,12 +214,6 @@ def section(report: Mapping[str, Any]) -> str:
         "Trained by diffusion only:",
         decoding_table(runs, "diffusion"),
         "![Whole forms read right, by passes of the model](figures/claims-decoding.svg)",
-        "### The prompt cache",
-        cache_table(runs),
-        "### Token by token against diffusion",
-        "Processor time of one thread, one form at a time, image included.",
-        speed_table(runs),
-        f"Time token by token over time by diffusion with threshold 0.95: {time_ratio}.",
         END,
     )
     return "\n\n".join(parts)
@@ -253,8 +236,12 @@ def write_report(report: Mapping[str, Any], docs: Path) -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     (docs / "figures").mkdir(parents=True, exist_ok=True)
-    draw_lengths(report["runs"], docs / "figures" / "claims-length.svg")
-    draw_decodings(report["runs"], docs / "figures" / "claims-decoding.svg")
+    figures, runs = docs / "figures", report["runs"]
+    draw_by_way(runs, figures / "claims-curve.svg", "curve", "fields", ("optimizer steps", "fields, %"))
+    draw_by_way(
+        runs, figures / "claims-length.svg", "length", "whole", ("positions of the canvas", "exact answers, %")
+    )
+    draw_decodings(runs, figures / "claims-decoding.svg")
     partial = page.with_suffix(".partial")
     partial.write_text(before + section(report) + after, encoding="utf-8")
     os.replace(partial, page)

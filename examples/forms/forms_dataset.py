@@ -45,7 +45,7 @@ from forms_data import (
 )
 from forms_decisions import decision_prior, draw_decisions
 from forms_other import draw_other
-from forms_questions import WORDINGS, unrelated_question, word_question
+from forms_questions import LIST_WORDINGS, WORDINGS, unrelated_question, word_question
 
 from dimple_hf import StructurePrior
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
@@ -157,7 +157,7 @@ def value_schema(label: str, largest: int = 10**MAX_DIGITS - 1, is_nullable: boo
 
 
 def form_prior(
-    labels: Iterable[str], layout: str = "aligned", largest: int = 10**MAX_DIGITS - 1, is_nullable: bool = False
+    labels: Iterable[str], layout: str = "padded", largest: int = 10**MAX_DIGITS - 1, is_nullable: bool = False
 ) -> StructurePrior:
     """The prior of a JSON object with these labels, in this order; see [`value_schema`]."""
     properties = {label: value_schema(label, largest, is_nullable) for label in labels}
@@ -194,7 +194,7 @@ def _ask_json(form: Form, asker: Asker) -> Question:
 
 def _ask_schema(form: Form, asker: Asker) -> Question:
     """JSON under the form's own schema, in either layout."""
-    layout = str(asker.rng.choice(["aligned", "compact"]))
+    layout = str(asker.rng.choice(["padded", "compact"]))
     prior = form_prior(form.fields, layout)
     return Question(asker.any_words(), write_json(form.fields), prior, form.fields)
 
@@ -204,7 +204,7 @@ def _ask_shuffled(form: Form, asker: Asker) -> Question:
     labels = asker.labels(form, None if asker.rng.random() < 0.4 else len(form.fields))
     largest = 10 ** int(asker.rng.choice([4, 5, 6, 8], p=[0.7, 0.1, 0.1, 0.1])) - 1
     fields = {label: form.fields[label] for label in labels}
-    return Question(asker.any_words(), write_json(fields), form_prior(labels, "aligned", largest), fields)
+    return Question(asker.any_words(), write_json(fields), form_prior(labels, "padded", largest), fields)
 
 
 def _ask_nullable(form: Form, asker: Asker) -> Question:
@@ -212,7 +212,7 @@ def _ask_nullable(form: Form, asker: Asker) -> Question:
     absent = asker.rng.permutation([label for label in ALL_LABELS if label not in form.fields])
     labels = [*asker.labels(form)[:3], *absent[: int(asker.rng.integers(1, 3))]]
     fields = {label: form.fields.get(label) for label in map(str, asker.rng.permutation(labels))}
-    return Question(asker.any_words(), write_json(fields), form_prior(fields, "aligned", is_nullable=True), fields)
+    return Question(asker.any_words(), write_json(fields), form_prior(fields, "padded", is_nullable=True), fields)
 
 
 def _ask_field(form: Form, asker: Asker) -> Question:
@@ -270,6 +270,19 @@ def _ask_no_form(form: Form, asker: Asker) -> Question:
     return Question(asker.word(kind, *(labels if kind != "fields" else [" and ".join(labels)])), NO_FORM)
 
 
+def _ask_copy(form: Form, asker: Asker) -> Question:
+    return Question(asker.word("copy"), ",".join(form.fields), fields=form.fields)
+
+
+def _ask_reverse(form: Form, asker: Asker) -> Question:
+    return Question(asker.word("reverse"), ",".join(reversed(form.fields)), fields=form.fields)
+
+
+def _ask_shuffle(form: Form, asker: Asker) -> Question:
+    """The labels in any order, in training each time another one."""
+    return Question(asker.word("shuffle"), ",".join(asker.labels(form, len(form.fields))), fields=form.fields)
+
+
 def _ask_decide(form: Form, asker: Asker) -> Question:
     is_rich = any(label not in NUMBERS for label in form.fields)
     _, decisions = draw_decisions(form, asker.split, asker.rng, is_rich)
@@ -296,6 +309,9 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "unrelated": _ask_unrelated,
     "no_form": _ask_no_form,
     "decide": _ask_decide,
+    "copy": _ask_copy,
+    "reverse": _ask_reverse,
+    "shuffle": _ask_shuffle,
 }
 """Kind of question to the function that asks one."""
 UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "add", "decide")
@@ -411,9 +427,9 @@ def forms_dataset(
 
 def write_sample(directory: Path) -> None:
     """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question about it of each kind that is
-    asked in words alone.
+    asked in words alone, but for lists of labels.
     """
-    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, "no_form")]
+    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form")]
     rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")
     asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from forms_dataset import KINDS, UNDER_PRIOR, forms_row
-from forms_questions import HELD_OUT_WORDINGS, WORDINGS
+from forms_questions import LIST_WORDINGS, WORDINGS, wordings_of
 from forms_scores import Points, add_points, summarize, wilson_interval
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -205,9 +205,10 @@ def evaluate_wordings(
         wording, those of training first.
     """
     scores: dict[str, dict[str, float]] = {}
-    for kind in WORDINGS:
+    for kind in (*WORDINGS, *LIST_WORDINGS):
         scores[kind] = {}
-        for number, wording in enumerate((*WORDINGS[kind], *HELD_OUT_WORDINGS[kind])):
+        wordings, held_out = wordings_of(kind)
+        for number, wording in enumerate((*wordings, *held_out)):
             points, _ = ask_group(
                 model, processor, num_rows, batch_size, seed, f"{kind} {number}", options, kind=kind, words=number
             )
@@ -241,7 +242,8 @@ def format_wordings(scores: Mapping[str, Mapping[str, float]]) -> str:
     lines.append("|---|---:|---:|---:|---:|")
     for kind, by_wording in scores.items():
         shares = [100 * share for share in by_wording.values()]
-        parts = shares[: len(WORDINGS[kind])], shares[len(WORDINGS[kind]) :]
+        num_training = len(wordings_of(kind)[0])
+        parts = shares[:num_training], shares[num_training:]
         cells = [f"{min(part):.1f} to {max(part):.1f} % | {sum(part) / len(part):.1f} %" for part in parts]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

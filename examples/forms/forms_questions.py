@@ -124,6 +124,22 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
 }
 """The same in scores only."""
 
+LIST_ENDINGS = {"copy": "", "reverse": " from last to first", "shuffle": " in any order"}
+"""How the labels of a form are to be listed. In any order, each position may hold any label, but no two the same one:
+positions that are committed together cannot agree on that (ParallelBench, arXiv 2510.04767)."""
+LIST_WORDINGS, HELD_OUT_LIST_WORDINGS = (
+    {kind: tuple(wording.format(ending) for wording in wordings) for kind, ending in LIST_ENDINGS.items()}
+    for wordings in (
+        tuple(
+            f"{verb} {what}{{}}."
+            for verb in ("List", "Give", "Read", "Write down")
+            for what in ("the labels", "all labels")
+        ),
+        ("List all labels of the form{}.", "What are the labels{}?", "Find the labels{}.", "I need the labels{}."),
+    )
+)
+"""The same as `WORDINGS` and `HELD_OUT_WORDINGS`, for lists of labels."""
+
 COURTESIES_BEFORE = ("Please", "Hello.", "Here is a form.", "Look at the image.", "Can you help?", "A question:")
 COURTESIES_AFTER = ("Thank you.", "Thanks!", "Be exact.", "Please.", "Answer briefly.")
 DRESSED = 0.3
@@ -172,7 +188,7 @@ def word_question(kind: str, split: str, rng: np.random.Generator, words: str | 
     """Draws the wording of a question, with `{0}` and `{1}` for labels.
 
     Args:
-        kind (`str`): A key of `WORDINGS`.
+        kind (`str`): A key of `WORDINGS` or `LIST_WORDINGS`.
         split (`str`): `"train"` or `"test"`.
         rng (`np.random.Generator`): The source of the wording.
         words (`str` or `int`, defaults to `"first"`): `"first"`, the first three of `WORDINGS`, which the first recipe
@@ -180,13 +196,21 @@ def word_question(kind: str, split: str, rng: np.random.Generator, words: str | 
             counted through `WORDINGS` and `HELD_OUT_WORDINGS`.
     """
     drawn = rng.random()
+    wordings, held_out = wordings_of(kind)
     if isinstance(words, int):
-        return (*WORDINGS[kind], *HELD_OUT_WORDINGS[kind])[words]
-    known = {"first": WORDINGS[kind][:3], "all": WORDINGS[kind], "held_out": HELD_OUT_WORDINGS[kind]}
+        return (*wordings, *held_out)[words]
+    known = {"first": wordings[:3], "all": wordings, "held_out": held_out}
     if words not in known:
         raise ValueError(f"`words` must be one of {', '.join(known)}, or a number (got {words!r})")
     wording = known[words][int(drawn * len(known[words]))]
     return dress(wording, rng) if split == "train" and words == "all" else wording
+
+
+def wordings_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The wordings of a kind of question, those of training and the held-out ones."""
+    if kind in LIST_WORDINGS:
+        return LIST_WORDINGS[kind], HELD_OUT_LIST_WORDINGS[kind]
+    return WORDINGS[kind], HELD_OUT_WORDINGS[kind]
 
 
 def dress(question: str, rng: np.random.Generator) -> str:

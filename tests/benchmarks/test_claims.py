@@ -20,52 +20,38 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import claims
 import claims_data
 import claims_report
-from forms_model import vision_config
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
-from dimple_hf.modeling.modeling_dimple import DimpleVisionModel
 from dimple_hf.training import DimpleDataCollator
 
 
 @pytest.fixture(scope="module")
-def visual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the vision tower."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("vision") / "visual.safetensors"
-    save_file(DimpleVisionModel._from_config(vision_config()).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def untrained(visual: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("untrained")
-    claims_data.write_untrained(path, visual, seed=0)
+    claims_data.write_untrained(path, seed=0)
     return path
 
 
-def test_claims_row_is_small_and_its_answer_fits_the_canvas(untrained: Path) -> None:
-    """The time of a run counts on it."""
+def test_claims_row_is_hard_and_its_answer_fits_the_canvas(untrained: Path) -> None:
+    """Easy forms told the ways to train hardly apart."""
     tokenizer = DimpleProcessor.from_pretrained(untrained).tokenizer
     lengths = set()
     for index in range(60):
         row = claims_data.claims_row("train", index)
         fields = json.loads(row["fields"])
-        assert 1 <= len(fields) <= 3
-        assert all(0 <= number <= 99 for number in fields.values())
-        assert row["images"][0].size == (112, 84)
+        assert 3 <= len(fields) <= 5
         lengths.add(len(tokenizer.encode(row["answer"])))
-    assert max(lengths) < claims_data.ANSWER_LENGTH  # one position for the padding that ends it
-    assert len(lengths) > 3  # control: answers differ
-    short = claims_data.claims_row("train", 7, num_rows=1)
-    assert len(json.loads(short["fields"])) == 1
-    assert len(tokenizer.encode(short["answer"])) < min(claims.LENGTHS)
+    assert max(lengths) <= 34 < claims_data.ANSWER_LENGTH  # and padding that ends it
+    assert max(lengths) > 28
+    short = claims_data.short_rows("train", 5, tokenizer)
+    assert len(short) == 5
+    assert max(len(tokenizer.encode(row["answer"])) for row in short) < min(claims.LENGTHS)
 
 
 def test_pool_gives_the_losses_of_the_images_themselves(untrained: Path, tmp_path: Path) -> None:
@@ -89,41 +75,41 @@ def test_pool_gives_the_losses_of_the_images_themselves(untrained: Path, tmp_pat
 
 
 @pytest.mark.parametrize("steps", [4, 1000])
-def test_claims_stages_have_the_same_number_of_steps_in_all(steps: int) -> None:
-    """Ways that take more steps would compare nothing."""
+def test_claims_stages_have_the_same_number_of_forward_passes_in_all(steps: int) -> None:
+    """Ways that take more would compare nothing."""
     settings = claims.Settings(steps, batch_size=32, learning_rate=1e-3, pool=32, rows=2)
     names = []
-    for regime in claims.REGIMES:
-        stages = claims.stages(regime, settings)
-        assert sum(stage["max_steps"] for stage in stages) == steps
+    for way in claims.WAYS:
+        stages = claims.stages(way, settings)
+        assert sum(stage["max_steps"] * (2 if stage["name"] == "both" else 1) for stage in stages) == steps
         assert [stage["decay_ratio"] for stage in stages] == [0] * (len(stages) - 1) + [0.25]
         names.append([stage["name"] for stage in stages])
-    assert names == [["diffusion"], ["instruct"], ["instruct", "diffusion"]]
+    two_stages = ["instruct", "diffusion"]
+    assert names == [["diffusion"], ["instruct"], two_stages, two_stages[::-1], ["both"]]
 
 
-def test_claims_interrupted_goes_on_and_repeats_nothing(
-    visual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_losses_in_one_step_are_their_mean(untrained: Path, tmp_path: Path) -> None:
+    """Masks are drawn from torch's generator, so the same seed draws the same ones."""
+    claims_data.write_pool(tmp_path / "pool.safetensors", untrained, num_images=2)
+    pool = claims_data.Pool(tmp_path / "pool.safetensors", untrained)
+    batch = claims_data.PoolCollator(DimpleProcessor.from_pretrained(untrained))([pool[0], pool[1]])
+    model = DimpleForConditionalGeneration.from_pretrained(untrained).train()
+    torch.manual_seed(0)
+    causal, diffusion = (model(**batch, is_causal=is_causal).loss for is_causal in (True, False))
+    torch.manual_seed(0)
+    both = claims.BothLossesTrainer.compute_loss(None, model, batch)
+    torch.testing.assert_close(both, (causal + diffusion) / 2)
+    assert causal != diffusion  # control
+
+
+def test_claims_interrupted_goes_on_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of training are at stake. Within a stage it is the recipe's own resuming, which has its tests."""
-    for name, value in (("LENGTHS", (8, 16)), ("THRESHOLDS", (0.95,)), ("FIXED_STEPS", (1, 16)), ("TIMED_ROWS", 2)):
+    for name, value in (("LENGTHS", (16,)), ("THRESHOLDS", (0.95,)), ("FIXED_STEPS", (1,)), ("CURVE_POINTS", 2)):
         monkeypatch.setattr(claims, name, value)
     output, docs = tmp_path / "claims.json", tmp_path / "docs"
     docs.mkdir()
-    arguments = [
-        "--seeds",
-        "3",
-        "--steps",
-        "4",
-        "--batch-size",
-        "2",
-        "--pool",
-        "4",
-        "--rows",
-        "2",
-        "--docs",
-        str(docs),
-    ]
-    arguments += ["--visual", str(visual), "--work-dir", str(tmp_path / "work"), "--output", str(output)]
+    arguments = ["--seeds", "3", "--steps", "4", "--batch-size", "2", "--pool", "4", "--rows", "2"]
+    arguments += ["--docs", str(docs), "--work-dir", str(tmp_path / "work"), "--output", str(output)]
     run_stage, trained, fail_at = claims.run_stage, [], "autoregressive_then_diffusion/diffusion"
 
     def train_or_fail(recipe: Any, plan: Any, *rest: Any) -> None:
@@ -144,15 +130,20 @@ def test_claims_interrupted_goes_on_and_repeats_nothing(
     trained.clear()
     fail_at = ""
     second = claims.main(arguments)["runs"]["3"]
-    assert trained == ["autoregressive_then_diffusion/diffusion"]
-    assert list(second) == ["diffusion", "autoregressive", "autoregressive_then_diffusion", "comparison"]
+    assert trained == [
+        "autoregressive_then_diffusion/diffusion",
+        "diffusion_then_autoregressive/diffusion",
+        "diffusion_then_autoregressive/instruct",
+    ]
+    assert list(second) == list(claims.WAYS)
     assert {name: second[name] for name in first} == first
-    assert set(second["diffusion"]) == {"default", "length", "threshold", "fixed", "left_to_right", "cache_off"}
+    by_diffusion = {"default", "other_mode", "curve", "length", "threshold", "fixed", "left_to_right"}
+    assert set(second["diffusion"]) == set(second["both_at_once"]) == by_diffusion
     assert second["diffusion"]["fixed"]["1"]["passes"] == 1
-    assert set(second["autoregressive"]) == {"default", "short", "other_mode"}
-    assert set(second["comparison"]["milliseconds"]) >= {"autoregressive", "diffusion", "diffusion_cache_off"}
-    page = (docs / "results.md").read_text()
-    assert "Seeds 3: " in page
+    assert set(second["autoregressive"]) == {"default", "other_mode", "curve"}
+    # Checkpoints of both stages, counted from the beginning of the first.
+    assert list(second["autoregressive_then_diffusion"]["curve"]) == ["1", "3", "4"]
+    assert "Seeds 3: " in (docs / "results.md").read_text()
 
     monkeypatch.setattr(claims, "train", None)  # whoever trains or evaluates now fails
     assert claims.main(arguments)["runs"]["3"] == second
@@ -168,27 +159,15 @@ def known_report() -> dict[str, Any]:
 
     runs = {}
     for seed, share in (("0", 0.5), ("1", 0.75)):
-        by_diffusion = {
+        causal = {"default": scores(share, 9.0), "other_mode": scores(share, 2.0), "curve": {"5": scores(share, 9.0)}}
+        by_diffusion = causal | {
             "default": scores(share, 2.0),
-            "length": {"8": scores(share, 1.0), "64": scores(0.25, 1.0)},
+            "length": {"16": scores(share, 1.0), "64": scores(0.25, 1.0)},
             "threshold": {"0.5": scores(share, 1.5), "0.95": scores(share, 2.0)},
             "fixed": {"1": scores(0.1, 1.0), "16": scores(share, 16.0)},
             "left_to_right": scores(share, 15.0),
-            "cache_off": scores(share, 2.0),
         }
-        times = {"autoregressive": 20.0, "diffusion": 10.0, "one_by_one": 40.0}
-        ratio = {"median": 2.0, "low": 1.5, "high": 3.0}
-        runs[seed] = {
-            "diffusion": by_diffusion,
-            "autoregressive": {name: scores(share, 9.0) for name in ("default", "short", "other_mode")},
-            "autoregressive_then_diffusion": by_diffusion,
-            "comparison": {
-                "milliseconds": times,
-                "autoregressive_over_diffusion": ratio,
-                "cache_off_over_on": ratio,
-                "cache_off_over_on_one_by_one": ratio,
-            },
-        }
+        runs[seed] = {way: causal if way in claims_report.CAUSAL else by_diffusion for way in claims_report.TITLES}
     settings = {"steps": 10, "batch_size": 2, "pool": 20, "rows": 4}
     return {"command": "python benchmarks/claims.py", "settings": settings, "runs": runs}
 
@@ -200,24 +179,26 @@ def test_claims_report_writes_means_and_ranges_of_known_figures(tmp_path: Path) 
     for line in (
         "| diffusion only | diffusion | 62.5 % (50.0 % to 75.0 %) | 31.2 % (25.0 % to 37.5 %) | 2.00 |",
         "| autoregressive only | token by token | 62.5 % (50.0 % to 75.0 %) | 31.2 % (25.0 % to 37.5 %) | 9.00 |",
-        "| training | 8 positions | 64 positions |",
+        "| training | 16 positions | 64 positions |",
         "| diffusion only | 31.2 % (25.0 % to 37.5 %) | 12.5 % |",
         "| threshold 0.5 | 62.5 % (50.0 % to 75.0 %) | 31.2 % (25.0 % to 37.5 %) | 1.50 |",
         "| schedule, passes: 1 | 10.0 % | 5.0 % | 1.00 |",
-        "| time without cache over time with it, threshold 0.95 | 2.00 |",
-        "| diffusion, one position a pass | 31.2 % (25.0 % to 37.5 %) | 16.00 | 40 ms |",
     ):
         assert line in page
     figures = sorted((tmp_path / "figures").iterdir())
-    assert [figure.name for figure in figures] == ["claims-decoding.svg", "claims-length.svg"]
+    assert [figure.name for figure in figures] == ["claims-curve.svg", "claims-decoding.svg", "claims-length.svg"]
     before = [figure.read_bytes() for figure in figures]
     assert all(b"<svg" in content for content in before)
     claims_report.write_report(known_report(), tmp_path)
     assert [figure.read_bytes() for figure in figures] == before  # so that only new figures are a change
     other = known_report()
-    other["runs"]["0"]["diffusion"]["length"]["8"]["whole"] = 0.9
+    other["runs"]["0"]["diffusion"]["length"]["16"]["whole"] = 0.9
     claims_report.write_report(other, tmp_path)
-    assert [figure.read_bytes() == content for figure, content in zip(figures, before, strict=True)] == [True, False]
+    assert [figure.read_bytes() == content for figure, content in zip(figures, before, strict=True)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_claims_report_of_seeds_that_are_not_done_says_what_there_is(tmp_path: Path) -> None:
@@ -248,7 +229,7 @@ def test_claims_report_keeps_what_stands_around_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--visual", "missing.safetensors"], "--visual must be a file: run `python examples/forms/train_vision.py`"),
+        (["--ways", "diffusing"], "argument --ways: invalid choice: 'diffusing'"),
         (["--report-only", "--output", "missing.json"], "--output must be there for --report-only"),
         (["--steps", "3"], "--steps must be at least 4"),
         (["--pool", "31"], "--pool must be at least 32"),

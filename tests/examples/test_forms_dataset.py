@@ -41,6 +41,7 @@ from forms_dataset import (
     write_sum,
     write_text,
 )
+from forms_questions import LIST_WORDINGS
 from forms_scores import parse_result, score_answer
 
 from dimple_hf import DimpleTokenizer
@@ -138,6 +139,20 @@ def test_words_beside_a_schema_may_be_any():
     }
     assert all("JSON" in question for question in asked["first"])
     assert 10 < sum("JSON" not in question for question in asked["all"]) < 50
+
+
+def test_labels_are_listed_in_their_order_backwards_or_in_any():
+    """In training the order of "any" is drawn anew for each example."""
+    in_order = 0
+    for index in range(20):
+        copy, reverse, shuffle = (
+            forms_row("train", index, kind=kind)["answer"].split(",") for kind in ("copy", "reverse", "shuffle")
+        )
+        assert copy == list(json.loads(forms_row("train", index, kind="text")["fields"]))
+        assert reverse == copy[::-1]
+        assert sorted(shuffle) == sorted(copy)
+        in_order += shuffle == copy
+    assert in_order < 12
 
 
 def test_decisions_are_laid_out_with_one_open_position_for_each_question():
@@ -268,4 +283,4 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
         assert np.abs(np.asarray(written, dtype=int) - np.asarray(kept, dtype=int)).max() <= 1
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
     kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
-    assert kinds == [kind for kind in KINDS if kind not in (*UNDER_PRIOR, "no_form")]
+    assert kinds == [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form")]

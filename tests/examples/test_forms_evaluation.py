@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms
 import forms_evaluation
 from forms_dataset import KINDS, forms_row
 from forms_evaluation import GROUPS, Answer
-from forms_questions import HELD_OUT_WORDINGS, WORDINGS
+from forms_questions import LIST_WORDINGS, WORDINGS, wordings_of
 
 
 def test_score_of_the_expected_answers_is_full_and_counts_passes_over_all_tokens() -> None:
@@ -35,7 +35,7 @@ def test_score_of_the_expected_answers_is_full_and_counts_passes_over_all_tokens
     rows = [forms_row("test", index, kind=kind) for index, kind in enumerate(KINDS)]
     answers = [Answer(row["answer"], num_passes=index + 1, num_tokens=10) for index, row in enumerate(rows)]
     scores = forms_evaluation.score(rows, answers)
-    assert scores.pop("passes_per_token") == pytest.approx(sum(range(1, 16)) / 150)
+    assert scores.pop("passes_per_token") == pytest.approx(sum(range(1, 19)) / 180)
     assert set(scores.values()) == {1.0}
     wrong = forms_evaluation.score(rows, [Answer("", 1, 0)] * len(rows))
     assert set(wrong.values()) == {0.0, len(rows)}  # no token at all: as if there were one
@@ -97,7 +97,7 @@ def test_main_scores_each_wording_by_itself(
     arguments = ["--model", str(parity_dir / "checkpoint"), "--rows", "2", "--decodings", "confident"]
     scores = forms_evaluation.main([*arguments, "--by-wording"])["wordings"]["confident"]
     assert {kind: len(by_wording) for kind, by_wording in scores.items()} == {
-        kind: len(WORDINGS[kind]) + len(HELD_OUT_WORDINGS[kind]) for kind in WORDINGS
+        kind: sum(map(len, wordings_of(kind))) for kind in (*WORDINGS, *LIST_WORDINGS)
     }
     assert scores["rows"][WORDINGS["rows"][1]] == 1
     assert sum(sum(by_wording.values()) for by_wording in scores.values()) == 1

@@ -26,6 +26,7 @@ from forms_data import ALL_LABELS
 from forms_questions import (
     DRESSED,
     HELD_OUT_WORDINGS,
+    LIST_WORDINGS,
     NOUNS,
     PLACES,
     UNRELATED,
@@ -33,23 +34,24 @@ from forms_questions import (
     dress,
     unrelated_question,
     word_question,
+    wordings_of,
 )
 
 
 def test_every_kind_has_eight_wordings_in_training_and_four_others_held_out():
     assert WORDINGS.keys() == HELD_OUT_WORDINGS.keys()
-    for kind, wordings in WORDINGS.items():
+    for kind in (*WORDINGS, *LIST_WORDINGS):
+        wordings, held_out = wordings_of(kind)
         assert len(set(wordings)) == len(wordings) >= 8
-        assert len(set(HELD_OUT_WORDINGS[kind])) == 4
-        assert not set(wordings) & set(HELD_OUT_WORDINGS[kind])
+        assert len(set(held_out)) == 4
+        assert not set(wordings) & set(held_out)
 
 
 def test_a_wording_belongs_to_one_answer():
     """ "Read the {0}." asks for a field or for several; all others for one kind of answer."""
-    both = [
-        wording for kind in WORDINGS for wording in (*WORDINGS[kind], *HELD_OUT_WORDINGS[kind]) if kind != "fields"
-    ]
-    assert len(set(both)) == len(both)
+    kinds = [kind for kind in (*WORDINGS, *LIST_WORDINGS) if kind != "fields"]
+    every = [wording for kind in kinds for wordings in wordings_of(kind) for wording in wordings]
+    assert len(set(every)) == len(every)
 
 
 def test_word_question_draws_from_the_words_that_it_is_given():

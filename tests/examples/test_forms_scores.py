@@ -95,6 +95,12 @@ def test_score_answer_counts_each_decision():
     assert score_answer("decide", "", "1. A\n2. C", {}) == {"questions": (0, 2)}
 
 
+def test_score_answer_takes_labels_in_any_order_where_any_was_asked_for():
+    assert score_answer("shuffle", "age,qty", "qty,age", FIELDS) == {"exact": (1, 1)}
+    assert score_answer("shuffle", "age,age", "qty,age", FIELDS) == {"exact": (0, 1)}
+    assert score_answer("reverse", "qty,age", "age,qty", FIELDS) == {"exact": (0, 1)}
+
+
 def test_wilson_interval_of_known_counts():
     """95 of 100: 88.8 to 97.8 %, as in Wilson's formula worked out by hand; certain only with many cases."""
     assert wilson_interval(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-4)

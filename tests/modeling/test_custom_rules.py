@@ -169,7 +169,7 @@ def test_rule_of_a_users_file_keeps_to_a_structure_prior(parity_dir: Path, rule:
         processor_kwargs={"structure_prior": prior},
     )  # fmt: skip
     sequences = model.generate(**inputs, sampler=rule)
-    assert processor.parse(sequences[0, inputs["input_ids"].shape[1] :], prior) in ("yes", "no", "perhaps")
+    assert processor.parse(sequences, prior) in ("yes", "no", "perhaps")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,222 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Decisions on held-out forms: what they cost, what a shared canvas changes, how often they are right and how sure.
+
+Three parts, each a part of the output file:
+
+- `speed`: eight questions about one image in one call, against eight calls with one question each; and one call with
+  one question. Median of interleaved repetitions.
+- `shared`: probabilities of questions that share a canvas against `independent=True`.
+- `accuracy`: typed questions about forms with known answers. The first half of the forms fits one temperature for each
+  type of question; the second half is scored with and without it.
+
+Command:
+    python benchmarks/decisions.py --output benchmarks/results/decisions.json --figure docs/figures/reliability.svg
+
+Hardware: one CPU core, about ten minutes with 1,000 forms.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from decode import describe_machine, write_json
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.decisions import Calibration, decide
+from dimple_hf.decisions.calibration import (
+    QUESTION_TYPES,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
+
+from forms_data import draw_form, form_rng, render_form
+from forms_decisions import draw_decisions
+
+NUM_QUESTIONS = 8
+PARTS = ("speed", "shared", "accuracy")
+
+
+def held_out(index: int, seed: int, num_questions: int | None = None) -> tuple[Any, list[Any], list[int]]:
+    """Image, questions and right options of a held-out form."""
+    rng = form_rng("test", index, seed)
+    form = draw_form("test", rng)
+    image = render_form(form, "test", rng)
+    decisions: list[tuple[Any, int]] = []
+    while len(decisions) < (num_questions or 1):
+        decisions += draw_decisions(form, "test", rng)[1]
+    decisions = decisions[:num_questions]
+    return image, [question for question, _ in decisions], [right for _, right in decisions]
+
+
+def probabilities_of(answer: Any) -> list[float]:
+    """Probabilities of an answer's options, in the question's order."""
+    if hasattr(answer, "probabilities"):
+        return [option.probability for option in answer.probabilities]
+    return [answer.probability, 1 - answer.probability]
+
+
+def log_probs(row: Sequence[float]) -> torch.Tensor:
+    """Log-probabilities of an answer's options; finite where a probability has no float."""
+    return torch.tensor(row).clamp(min=1e-30).log()
+
+
+def measure_speed(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Medians in seconds over interleaved repetitions."""
+    image, questions, _ = held_out(0, args.seed, NUM_QUESTIONS)
+    ways: dict[str, Callable[[], Any]] = {
+        "together": lambda: decide(model, processor, image, questions),
+        "one by one": lambda: [decide(model, processor, image, [question]) for question in questions],
+        "one question": lambda: decide(model, processor, image, questions[:1]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(args.repeats + 1):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return medians | {"together / one by one": medians["together"] / medians["one by one"]}
+
+
+def measure_shared(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Mean and largest difference of probabilities, and how often the most probable option is another."""
+    differences, changed = [], []
+    for index in tqdm(range(min(args.rows, 100)), desc="shared"):
+        image, questions, _ = held_out(index, args.seed, NUM_QUESTIONS)
+        shared = decide(model, processor, image, questions)
+        independent = decide(model, processor, image, questions, independent=True)
+        for one, other in zip(shared, independent, strict=True):
+            pair = torch.tensor([probabilities_of(one), probabilities_of(other)])
+            differences.append(float((pair[0] - pair[1]).abs().max()))
+            changed.append(bool(pair[0].argmax() != pair[1].argmax()))
+    return {
+        "mean difference": statistics.mean(differences),
+        "largest difference": max(differences),
+        "other option": statistics.mean(changed),
+    }
+
+
+def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Scores of each type of question, before and after calibration; and the bins of a reliability diagram."""
+    examples: list[list[tuple[Any, list[float], int]]] = [[], []]
+    for index in tqdm(range(args.rows), desc="accuracy"):
+        image, questions, right = held_out(index, args.seed)
+        answers = decide(model, processor, image, questions, permutations=args.permutations)
+        of_form = zip(questions, map(probabilities_of, answers), right, strict=True)
+        examples[index >= args.rows // 2] += of_form
+    temperatures = {}
+    for kind, name in QUESTION_TYPES.items():
+        fitted = [example for example in examples[0] if isinstance(example[0], kind)]
+        if fitted:
+            temperatures[name] = fit_temperature(
+                [log_probs(row) for _, row, _ in fitted], [right for *_, right in fitted]
+            )
+    calibration = Calibration(temperatures)
+    calibrated = [
+        (question, (log_probs(row) / calibration.temperature(question)).softmax(dim=0).tolist(), right)
+        for question, row, right in examples[1]
+    ]
+    groups = {"all": examples[1]} | {
+        name: [example for example in examples[1] if isinstance(example[0], kind)]
+        for kind, name in QUESTION_TYPES.items()
+    }
+    return {
+        "temperatures": temperatures,
+        **{name: summarize(group) for name, group in groups.items()},
+        "calibrated": summarize(calibrated),
+    }
+
+
+def summarize(examples: Sequence[tuple[Any, list[float], int]]) -> dict[str, Any]:
+    """Accuracy, ECE, Brier score, and AUROC of the confidence against correctness."""
+    from sklearn.metrics import roc_auc_score
+
+    confidences = torch.tensor([max(row) for _, row, _ in examples])
+    correct = torch.tensor([row.index(max(row)) == right for _, row, right in examples])
+    is_mixed = 0 < int(correct.sum()) < len(correct)
+    return {
+        "questions": len(examples),
+        "accuracy": float(correct.double().mean()),
+        "ece": expected_calibration_error(confidences, correct),
+        "brier": brier_score([row for _, row, _ in examples], [right for _, _, right in examples]),
+        "auroc": float(roc_auc_score(correct, confidences)) if is_mixed else None,
+        "reliability": reliability(confidences, correct),
+    }
+
+
+def draw_reliability(path: Path, bins: dict[str, Sequence[tuple[float, float, float]]]) -> None:
+    """Draws confidence against accuracy; the size of a point is the share of the questions in its bin."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(4.5, 4.5))
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for (name, points), color in zip(bins.items(), ("#4c72b0", "#dd8452"), strict=False):
+        confidence, accuracy, share = zip(*points, strict=True)
+        axes.plot(confidence, accuracy, color=color, linewidth=1)
+        axes.scatter(confidence, accuracy, [10 + 400 * value for value in share], color=color, alpha=0.6)
+        axes.annotate(name, (confidence[0], accuracy[0]), textcoords="offset points", xytext=(8, -4), color=color)
+    axes.set(xlabel="confidence", ylabel="accuracy")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the parts and prints what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="directory or Hub id of a checkpoint")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
+    parser.add_argument("--rows", type=int, default=1000, help="held-out forms (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the forms (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="of `speed` (default: %(default)s)")
+    parser.add_argument("--permutations", type=int, default=1, help="rotated option orders (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--figure", type=Path, help="SVG file for the reliability diagram")
+    args = parser.parse_args(arguments)
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(args.model)
+    measures = {"speed": measure_speed, "shared": measure_shared, "accuracy": measure_accuracy}
+    results: dict[str, Any] = {"machine": describe_machine(model.device), "rows": args.rows, "seed": args.seed}
+    for part in args.parts:
+        results[part] = measures[part](model, processor, args)
+        print(json.dumps({part: results[part]}, indent=2))
+    if args.output is not None:
+        write_json(args.output, results)
+    if args.figure is not None and "accuracy" in results:
+        found = results["accuracy"]
+        draw_reliability(
+            args.figure, {"as read": found["all"]["reliability"], "calibrated": found["calibrated"]["reliability"]}
+        )
+    return results
+
+
+if __name__ == "__main__":
+    main()
