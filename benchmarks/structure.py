@@ -15,7 +15,7 @@
 
 Three parts, of which the first two need a trained model:
 
-- `json`: held-out forms, asked to be read as JSON. "asked": the answer as it comes. "aligned" and "compact": the same
+- `json`: held-out forms, asked to be read as JSON. "asked": the answer as it comes. "padded" and "compact": the same
   question under a prior of the form's labels, with either layout of its fillers. Each in confident decoding, and one
   position per pass, where passes count what was left to decide.
 - `length`: held-out forms, asked to be read as text; the answer ends where it likes, or is forced to end at a length.
@@ -91,7 +91,7 @@ def measure_json(model: Any, processor: Any, num_rows: int, batch_size: int) -> 
     rows = [forms_row("test", index, kind="json") for index in range(num_rows)]
     fields = [json.loads(row["fields"]) for row in rows]
     results = []
-    for decoding, way in product(DECODINGS, ("asked", "aligned", "compact")):
+    for decoding, way in product(DECODINGS, ("asked", "padded", "compact")):
         priors = None if way == "asked" else [form_prior(form, way) for form in fields]
         length = {"max_new_tokens": ANSWER_LENGTH} if priors is None else {}
         description = f"json, {way}, {decoding}"
@@ -199,11 +199,11 @@ class TimedConstraint:
     def repeat_interleave(self, repeats: int) -> "TimedConstraint":
         return self
 
-    def restrict(self, *arguments: Any) -> torch.FloatTensor:
-        return self._timed(self.constraint.restrict, arguments)
+    def mask_logits(self, *arguments: Any) -> torch.FloatTensor:
+        return self._timed(self.constraint.mask_logits, arguments)
 
-    def admit(self, *arguments: Any) -> torch.BoolTensor:
-        return self._timed(self.constraint.admit, arguments)
+    def accept(self, *arguments: Any) -> torch.BoolTensor:
+        return self._timed(self.constraint.accept, arguments)
 
     def _timed(self, method: Callable[..., torch.Tensor], arguments: tuple[Any, ...]) -> torch.Tensor:
         self._wait()
@@ -244,7 +244,7 @@ def measure_cost(
                 )  # fmt: skip
                 timed._wait()
                 end = time.perf_counter()
-                # Each step begins its decisions with a call of `restrict` and one of `admit`; those of the first go.
+                # Each step begins with a call of `mask_logits` and one of `accept`; those of the first go.
                 first_end = timed.calls[2][0]
                 spent = sum(seconds for _, seconds in timed.calls[2:])
                 steps = int(output.num_forward_passes.max()) - 1

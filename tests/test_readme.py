@@ -119,11 +119,11 @@ def test_decoding_snippets_run_in_order(
     """Each choice of the page is made once, and every rule is among them."""
     from transformers import AutoModel, AutoProcessor
 
-    from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+    from dimple_hf.modeling.rules_dimple import SAMPLER_RULES, FactorConfig
 
     monkeypatch.chdir(tmp_path)
     page = (repo_root / "docs" / "decoding.md").read_text()
-    assert [name for name in PARALLEL_RULES if f'| `"{name}"` |' not in page] == []
+    assert [name for name in SAMPLER_RULES if f'| `"{name}"` |' not in page] == []
     namespace: dict[str, object] = {
         "processor": AutoProcessor.from_pretrained(parity_dir / "checkpoint"),
         "model": AutoModel.from_pretrained(parity_dir / "checkpoint"),
@@ -133,7 +133,7 @@ def test_decoding_snippets_run_in_order(
     assert len(snippets) >= 9
     for snippet in snippets:
         exec(compile(snippet, "decoding.md", "exec"), namespace)
-    assert namespace["config"].rule_options() == {"confidence_factor": 1.0}  # type: ignore[attr-defined]
+    assert namespace["config"].rule() == FactorConfig(confidence_factor=1.0)  # type: ignore[attr-defined]
 
 
 def test_readme_options_table_names_only_real_options(repo_root: Path) -> None:
@@ -146,6 +146,7 @@ def test_readme_options_table_names_only_real_options(repo_root: Path) -> None:
     assert "confidence_threshold" in names
     config = DimpleGenerationConfig()
     assert [name for name in names if not hasattr(config, name)] == []
+    config = config.with_defaults()
     assert config.confidence_threshold == 0.95
     assert config.unmasking == "confidence"
     assert config.unmasking_schedule == "adaptive"

@@ -58,7 +58,7 @@ form for each kind of question, and nothing else can be expected of it:
 | Read the age and qty. | `age 345`, `qty 12`, a line for each |
 | What is the sum of qty and age? | `qty 0012+age 0345=00357` |
 
-In the scores, `schema` is JSON under the form's schema (layout `"aligned"`) and `shuffled` the same with the labels in
+In the scores, `schema` is JSON under the form's schema (layout `"padded"`) and `shuffled` the same with the labels in
 another order, for which each must be found. `worked` and `add` are sums whose terms are given by a prior: beside the
 image but for up to two digits, and without one.
 

@@ -157,7 +157,7 @@ def value_schema(label: str, largest: int = 10**MAX_DIGITS - 1, is_nullable: boo
 
 
 def form_prior(
-    labels: Iterable[str], layout: str = "aligned", largest: int = 10**MAX_DIGITS - 1, is_nullable: bool = False
+    labels: Iterable[str], layout: str = "padded", largest: int = 10**MAX_DIGITS - 1, is_nullable: bool = False
 ) -> StructurePrior:
     """The prior of a JSON object with these labels, in this order; see [`value_schema`]."""
     properties = {label: value_schema(label, largest, is_nullable) for label in labels}
@@ -194,7 +194,7 @@ def _ask_json(form: Form, asker: Asker) -> Question:
 
 def _ask_schema(form: Form, asker: Asker) -> Question:
     """JSON under the form's own schema, in either layout."""
-    layout = str(asker.rng.choice(["aligned", "compact"]))
+    layout = str(asker.rng.choice(["padded", "compact"]))
     prior = form_prior(form.fields, layout)
     return Question(asker.any_words(), write_json(form.fields), prior, form.fields)
 
@@ -204,7 +204,7 @@ def _ask_shuffled(form: Form, asker: Asker) -> Question:
     labels = asker.labels(form, None if asker.rng.random() < 0.4 else len(form.fields))
     largest = 10 ** int(asker.rng.choice([4, 5, 6, 8], p=[0.7, 0.1, 0.1, 0.1])) - 1
     fields = {label: form.fields[label] for label in labels}
-    return Question(asker.any_words(), write_json(fields), form_prior(labels, "aligned", largest), fields)
+    return Question(asker.any_words(), write_json(fields), form_prior(labels, "padded", largest), fields)
 
 
 def _ask_nullable(form: Form, asker: Asker) -> Question:
@@ -212,7 +212,7 @@ def _ask_nullable(form: Form, asker: Asker) -> Question:
     absent = asker.rng.permutation([label for label in ALL_LABELS if label not in form.fields])
     labels = [*asker.labels(form)[:3], *absent[: int(asker.rng.integers(1, 3))]]
     fields = {label: form.fields.get(label) for label in map(str, asker.rng.permutation(labels))}
-    return Question(asker.any_words(), write_json(fields), form_prior(fields, "aligned", is_nullable=True), fields)
+    return Question(asker.any_words(), write_json(fields), form_prior(fields, "padded", is_nullable=True), fields)
 
 
 def _ask_field(form: Form, asker: Asker) -> Question:

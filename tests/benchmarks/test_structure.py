@@ -38,13 +38,13 @@ def test_structure_json_and_length_report_one_line_for_each_way(
     command = ["json", "length", "--model", str(parity_dir / "checkpoint"), "--rows", "2", "--output", str(output)]
     report = script.main([*command, "--batch-size", "2"])
     assert json.loads(output.read_text()) == json.loads(json.dumps(report))
-    assert [line["way"] for line in report["json"]] == ["asked", "aligned", "compact"] * 2
+    assert [line["way"] for line in report["json"]] == ["asked", "padded", "compact"] * 2
     assert [line["decoding"] for line in report["json"]] == ["confident"] * 3 + ["one_by_one"] * 3
     assert [line["valid"] for line in report["json"]] == [0, 1, 1] * 2  # 0: control
     assert [line["length"] for line in report["length"]] == ["free", 16, 32, 64]
     assert all(line["ends"] == 1 for line in report["length"][1:])
     assert all(0 < line["passes"] <= 64 for line in report["json"] + report["length"])
-    assert "| confident | aligned | 2 | " in capsys.readouterr().out
+    assert "| confident | padded | 2 | " in capsys.readouterr().out
 
 
 def test_structure_valid_means_the_forms_labels_and_numbers(script: ModuleType) -> None:

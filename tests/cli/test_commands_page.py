@@ -62,6 +62,7 @@ def here(tmp_path: Path, parity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copy(parity_dir / "tiny" / "images" / "0.png", tmp_path / name)
     Path("receipt.json").write_text(json.dumps({"type": "integer", "minimum": 0, "maximum": 9}))
     Path("scores.json").write_text(json.dumps({"text/fields": 0.97, "passes_per_token": 0.3}))
+    Path("answers.csv").write_text("question,answer,image\nHow much?,Nine.,1.png\n")
     Path("questions.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Which?"}]}))
     # The page is served, and the command returns instead of waiting for Ctrl-C; so does the server of chat
     # completions, which runs in the main thread, where gradio's never does.

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import extract_form
 
 
-@pytest.mark.parametrize("layout", ["aligned", "compact"])
+@pytest.mark.parametrize("layout", ["padded", "compact"])
 def test_extract_form_with_random_weights_prints_a_valid_object(
     parity_dir: Path, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

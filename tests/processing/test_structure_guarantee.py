@@ -70,11 +70,14 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
-    """Options of `generate`, among them few steps, in which positions that exclude each other are decided together."""
+    """
+    Options of `generate`, among them few steps, in which positions that exclude each other are committed together.
+    """
     rule = rng.choice(("threshold", "threshold", *RULES))
     threshold = rng.choice((0.3, 0.5, 0.7, 0.9, 0.95, 1.0, None))
-    options: dict[str, Any] = RULES.get(rule, {"confidence_threshold": threshold}) | {
-        "parallel_rule": rule,
+    options: dict[str, Any] = {
+        "sampler": rule,
+        "sampler_config": RULES.get(rule, {"confidence_threshold": threshold}),
         "unmasking": rng.choice(("confidence", "margin", "entropy", "random", "left_to_right")),
         "unmasking_schedule": rng.choice(("adaptive", "fixed")),
         "use_cache": rng.random() < 0.5,
@@ -104,7 +107,7 @@ def check_random_schemas(
         while len(priors) < size:
             schema = random_schema(rng)
             Draft202012Validator.check_schema(schema)
-            prior = StructurePrior.from_json_schema(schema, max_items=2, layout=rng.choice(("aligned", "compact")))
+            prior = StructurePrior.from_json_schema(schema, max_items=2, layout=rng.choice(("padded", "compact")))
             if len(prior.canvas(processor.tokenizer).ids) <= MAX_POSITIONS:
                 schemas.append(schema)
                 priors.append(prior)
@@ -142,11 +145,11 @@ def test_answers_of_random_weights_validate_against_two_thousand_schemas(
     assert check_random_schemas(processor, models, num_schemas=2000, seed=1) >= 2000
 
 
-def test_answers_without_admission_break_the_form(
+def test_answers_without_accepting_break_the_form(
     processor: DimpleProcessor, models: list[DimpleForConditionalGeneration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: tokens that are possible one by one are not so together, and then no answer can be read."""
-    monkeypatch.setattr(CanvasConstraint, "admit", lambda self, rows, answer, masked, proposed, chosen, conf: chosen)
+    monkeypatch.setattr(CanvasConstraint, "accept", lambda self, rows, answer, masked, proposed, chosen, conf: chosen)
     prior = StructurePrior.from_json_schema({"type": "integer", "minimum": 95, "maximum": 104})
     inputs = processor(text="question", structure_prior=prior, return_tensors="pt")
     torch.manual_seed(0)
@@ -155,7 +158,7 @@ def test_answers_without_admission_break_the_form(
     )
     with pytest.raises(ValueError, match="must be a complete filling"):
         processor.parse(output, prior)
-    # and with admission, every one of them is fine
+    # and with it, every one of them is fine
     monkeypatch.undo()
     output = models[0].generate(
         **inputs, max_denoising_steps=1, do_sample=True, num_return_sequences=20, confidence_threshold=None

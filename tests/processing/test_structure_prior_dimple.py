@@ -53,8 +53,8 @@ def inputs_of(processor: DimpleProcessor, prior: Any, *questions: str) -> Any:
     return processor(text=list(questions), structure_prior=prior, return_tensors="pt")
 
 
-class PreferFiller(LogitsProcessor):
-    """Raises the scores of the filler, as a model does that has little to say."""
+class PreferPadding(LogitsProcessor):
+    """Raises the scores of the padding, as a model does that has little to say."""
 
     def __init__(self, amount: float) -> None:
         self.amount = amount
@@ -75,16 +75,16 @@ def canvas_text(prior: StructurePrior, tokenizer: DimpleTokenizer) -> str:
 # Templates
 
 
-def test_template_positions_its_text_and_leaves_room_for_slots(tokenizer: DimpleTokenizer) -> None:
+def test_template_positions_its_text_and_leaves_positions_for_slots(tokenizer: DimpleTokenizer) -> None:
     """The space before a word belongs to the word's token, so the slot takes it; the text decodes exactly all the
     same."""
     prior = StructurePrior.from_template(REASONING)
     assert canvas_text(prior, tokenizer) == "Reasoning:" + "_" * 12 + "\nThe answer is" + "_" * 4 + "."
     canvas = prior.canvas(tokenizer)
-    encode, filler = canvas.vocabulary.encode, canvas.vocabulary.filler_id
+    encode, padding = canvas.vocabulary.encode, canvas.vocabulary.pad_id
     reasoning, answer = encode(" three the"), encode(" five")
-    ids = [*encode("Reasoning:"), *reasoning, *[filler] * (12 - len(reasoning)), *encode("\nThe answer is")]
-    ids += [*answer, *[filler] * (4 - len(answer)), *encode(".")]
+    ids = [*encode("Reasoning:"), *reasoning, *[padding] * (12 - len(reasoning)), *encode("\nThe answer is")]
+    ids += [*answer, *[padding] * (4 - len(answer)), *encode(".")]
     assert prior.read(tokenizer, ids) == {"reasoning": "three the", "answer": "five"}
     assert tokenizer.decode(ids, skip_special_tokens=True) == "Reasoning: three the\nThe answer is five."
 
@@ -94,7 +94,7 @@ def test_template_positions_its_text_and_leaves_room_for_slots(tokenizer: Dimple
 def test_answer_reads_back_as_the_text_that_was_asked(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration, use_cache: bool, do_sample: bool
 ) -> None:
-    """The exact template with the values in it: nothing lost at the borders of tokens, no filler in sight."""
+    """The exact template with the values in it: nothing lost at the borders of tokens, no padding in sight."""
     prior = StructurePrior.from_template(REASONING)
     inputs = inputs_of(processor, prior, "question")
     sequences = model.generate(**inputs, use_cache=use_cache, do_sample=do_sample)
@@ -140,8 +140,8 @@ def test_slots_with_choices_and_patterns_hold_nothing_else(
 def test_range_of_length_asks_for_that_many_tokens(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration
 ) -> None:
-    """`{x:3-5}`: fillers never before the fourth position, and never more than two."""
-    filler = processor.tokenizer.pad_token_id
+    """`{x:3-5}`: paddings never before the fourth position, and never more than two."""
+    padding = processor.tokenizer.pad_token_id
     counts = {}
     for length in ("3-5", "5-5", "0-5"):
         prior = StructurePrior.from_template(f"{{x:{length}}}")
@@ -151,9 +151,9 @@ def test_range_of_length_asks_for_that_many_tokens(
             do_sample=True,
             num_return_sequences=16,
             max_denoising_steps=2,
-            logits_processor=[PreferFiller(100)],
+            logits_processor=[PreferPadding(100)],
         )
-        counts[length] = (output[:, -5:] != filler).sum(dim=1)
+        counts[length] = (output[:, -5:] != padding).sum(dim=1)
     assert counts["3-5"].unique().tolist() == [3]
     assert counts["5-5"].unique().tolist() == [5]
     assert counts["0-5"].unique().tolist() == [0]  # control: without the bound it does get shorter
@@ -164,14 +164,14 @@ def test_optional_and_repeated_parts_come_as_often_as_they_may(
 ) -> None:
     """Every number of repetitions is read as a list of that length, a missing part as `None`."""
     prior = StructurePrior.from_template(
-        "Items:", RepeatedPart("items", "{what:2} x{n:1:int}", at_least=1, at_most=3, separator=", "),
+        "Items:", RepeatedPart("items", "{what:2} x{n:1:int}", min_times=1, max_times=3, separator=", "),
         OptionalPart("\nNote: {note:2}"), "\nEnd",
     )  # fmt: skip
     inputs = inputs_of(processor, prior, "question")
     outputs = [
         model.generate(
             **inputs, do_sample=True, num_return_sequences=32, unmasking="random", confidence_threshold=None,
-            logits_processor=[PreferFiller(amount)],
+            logits_processor=[PreferPadding(amount)],
         )
         for amount in (0, 1, 2, 3)
     ]  # fmt: skip
@@ -247,8 +247,8 @@ def test_anchors_fix_the_beginning_the_middle_and_the_end(
         (lambda: Slot(choices="ab"), "`choices` must be a list of at least one text"),
         (lambda: Slot(choices=["a", ""]), "`choices` must be texts that are not empty"),
         (lambda: Slot(choices=["a", "a"]), "`choices` must differ"),
-        (lambda: RepeatedPart("a", "{b:3}", at_most=0), "must satisfy 0 <= at_least <= at_most"),
-        (lambda: RepeatedPart("a", "{b:3}", at_least=3, at_most=2), "must satisfy 0 <= at_least <= at_most"),
+        (lambda: RepeatedPart("a", "{b:3}", max_times=0), "must satisfy 0 <= min_times <= max_times"),
+        (lambda: RepeatedPart("a", "{b:3}", min_times=3, max_times=2), "must satisfy 0 <= min_times <= max_times"),
         (lambda: StructurePrior.from_anchors({}, length=0), "`length` must be at least 1"),
         (lambda: StructurePrior.from_anchors({8: "x"}, length=8), r"different positions of 8 \(got 8\)"),
         (lambda: StructurePrior.from_anchors({-9: "x"}, length=8), r"different positions of 8 \(got -9\)"),
@@ -291,7 +291,9 @@ def test_bad_template_is_refused_when_it_is_made(build: Callable[[], object], me
             "the text before 'x' must begin before position 1",
         ),
         (
-            lambda: StructurePrior.from_json_schema({"type": "string", "pattern": "^x{9}$", "x-max-tokens": 4}),
+            lambda: StructurePrior.from_json_schema(
+                {"type": "string", "pattern": "^x{9}$", "x-max-tokens": 4}, layout="padded"
+            ),
             r"\$ must be longer: nothing that it may hold has between 0 and 4 tokens",
         ),
     ],
@@ -375,10 +377,10 @@ def test_several_sequences_are_read_by_the_priors_of_their_inputs(
     assert [list(value) for value in values] == [["n"]] * 3 + [["yes"]] * 3
 
 
-def test_filler_is_no_end_of_the_answer(processor: DimpleProcessor, model: DimpleForConditionalGeneration) -> None:
+def test_padding_is_no_end_of_the_answer(processor: DimpleProcessor, model: DimpleForConditionalGeneration) -> None:
     """The padding token ends a free answer; inside a canvas it fills a slot, and what follows is still decided."""
     prior = StructurePrior.from_template("{a:3}; {b:3}!")
-    inputs, wish = inputs_of(processor, prior, "question"), [PreferFiller(100)]
+    inputs, wish = inputs_of(processor, prior, "question"), [PreferPadding(100)]
     output = model.generate(
         **inputs, logits_processor=wish, do_sample=True, return_dict_in_generate=True, num_return_sequences=4
     )
@@ -394,7 +396,7 @@ def test_filler_is_no_end_of_the_answer(processor: DimpleProcessor, model: Dimpl
 def test_streamer_gets_all_of_a_constrained_answer(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration
 ) -> None:
-    """A stream must not stop at the first filler either."""
+    """A stream must not stop at the first padding either."""
 
     class Collector:
         def __init__(self) -> None:
@@ -453,7 +455,7 @@ class Reading(pydantic.BaseModel):
     day: datetime.date | None = None
 
 
-@pytest.mark.parametrize("layout", ["aligned", "compact"])
+@pytest.mark.parametrize("layout", ["padded", "compact"])
 def test_pydantic_class_is_read_as_an_object_of_it(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration, layout: str
 ) -> None:

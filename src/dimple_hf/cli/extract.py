@@ -53,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     check_batch_size(args.batch_size)
     schema = read_schema(args.schema)
     form = {"max_string_tokens": args.max_string_tokens, "layout": args.layout}
-    prior = StructurePrior.from_json_schema(
-        schema, room=args.max_string_tokens, layout="aligned" if args.layout == "padded" else args.layout
-    )
+    prior = StructurePrior.from_json_schema(schema, max_string_tokens=args.max_string_tokens, layout=args.layout)
     question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
     sources, images = dataset_images(args) if args.dataset is not None else file_images(args.image)
     options = {"confidence_threshold": args.confidence_threshold}

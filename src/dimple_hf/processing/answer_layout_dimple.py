@@ -11,41 +11,47 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Answer canvases: fixed tokens, gaps, and which tokens the gaps can still take, however much of them is decided.
+"""Canvases: an answer's positions, what each can still take, and what fits together.
 
-A canvas is a lattice. Its *pieces* each cover a run of positions with one automaton and lead from one node to another;
-a path from the first node to the last covers every position that is not fixed exactly once, so alternatives are pieces
-side by side. `CanvasConstraint` answers the questions of the denoising loop for a batch of canvases (the contract is
-`AnswerConstraint` in the modeling code). Imported by `structure_prior_dimple` and `processing_dimple`.
+A canvas is a lattice. Its *segments* each cover a run of positions with one automaton and lead from one node to
+another; a path from the first node to the last covers every position that is not fixed exactly once, so alternatives
+are segments side by side. `CanvasConstraint` serves the denoising loop for a batch of canvases (the contract is
+`AnswerConstraint` in the modeling code).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from .token_dfa_dimple import TokenAutomaton, Vocabulary, remember
+from .token_automaton_dimple import StateSet, TokenAutomaton, TokenSet
+from .vocabulary_dimple import Vocabulary
 
-#: Most remembered fillings of one piece; more are forgotten at once.
-MAX_FILLINGS = 1 << 10
+#: Most bytes of the token ids that a constraint keeps on the device.
+MAX_WRITTEN_BYTES = 1 << 28
+
+#: Most remembered states of canvases.
+MAX_FILLINGS = 64
+
+Tokens = Sequence[int | None]
 
 
-@dataclass
-class Piece:
+@dataclass(eq=False)
+class Segment:
     """
     A run of positions whose content one automaton accepts.
 
     Args:
         automaton (`TokenAutomaton`):
-            What may stand there, fillers last.
+            What may stand there, padding last.
         start, end (`int`):
             First position, and the one after the last.
         entry, exit (`int`):
-            Nodes that the piece leads between.
+            Nodes that the segment leads between.
         min_tokens (`int`, *optional*, defaults to 0):
-            Positions that must not be fillers.
+            Positions that must not be padding.
         label (`tuple`, *optional*):
             Names the content when the answer is read.
     """
@@ -57,41 +63,168 @@ class Piece:
     exit: int
     min_tokens: int = 0
     label: tuple[Any, ...] | None = None
-    _forward: dict[tuple[int | None, ...], list[int]] = field(default_factory=dict, repr=False)
-    _options: dict[tuple[int | None, ...], list[bytes | None]] = field(default_factory=dict, repr=False)
 
-    def _states(self, tokens: tuple[int | None, ...]) -> list[int]:
-        """The sets of states before each position and after the last one, given what is decided."""
-        states = self._forward.get(tokens)
-        if states is None:
-            states = [self.automaton.start]
-            for position, token in enumerate(tokens):
-                following = self.automaton.after(states[-1], token)
-                states.append(following & ~self.automaton.filled if position < self.min_tokens else following)
-            remember(self._forward, tokens, states, MAX_FILLINGS)
+    def forward(self, states: StateSet, offset: int, token: int | None) -> StateSet:
+        """The states after the position at `offset`."""
+        following = self.automaton.after(states, token)
+        return self.automaton.unpadded(following, from_left=True) if offset < self.min_tokens else following
+
+    def backward(self, states: StateSet, offset: int, token: int | None) -> StateSet:
+        """The states before the position at `offset`."""
+        if offset < self.min_tokens:
+            states = self.automaton.unpadded(states, from_left=False)
+        return self.automaton.before(states, token)
+
+    def can_hold(self, tokens: Tokens) -> bool:
+        """Whether the positions can still be completed; `tokens` has one entry a position, `None` where masked."""
+        self.automaton.trim()
+        states = self.automaton.start
+        for offset, token in enumerate(tokens):
+            states = self.forward(states, offset, token)
+        return self.automaton.meet(states, self.automaton.accepting)
+
+    def shortest(self, limit: int) -> int | None:
+        """The fewest positions, counted from the canvas's first, that can be completed; `None` if over `limit`."""
+        states = self.automaton.start
+        for position in range(self.start, limit + 1):
+            if self.automaton.meet(states, self.automaton.accepting):
+                return position
+            following = self.automaton.after(states, None)
+            if following is states:
+                return None
+            states = following
+        return None
+
+
+class _Run:
+    """One segment's positions: the sets of states before and after each."""
+
+    def __init__(self, segment: Segment, tokens: Tokens) -> None:
+        self.segment = segment
+        self.tokens = list(tokens)
+        size = len(self.tokens)
+        self.from_left: list[StateSet] = [segment.automaton.start] * (size + 1)
+        self.from_right: list[StateSet] = [segment.automaton.accepting] * (size + 1)
+        for offset in range(size):
+            self.from_left[offset + 1] = segment.forward(self.from_left[offset], offset, self.tokens[offset])
+        for offset in reversed(range(size)):
+            self.from_right[offset] = segment.backward(self.from_right[offset + 1], offset, self.tokens[offset])
+        self.is_possible = segment.automaton.meet(self.from_left[size], segment.automaton.accepting)
+
+    def copy(self) -> "_Run":
+        other = object.__new__(_Run)
+        other.segment, other.is_possible = self.segment, self.is_possible
+        other.tokens = self.tokens.copy()
+        other.from_left, other.from_right = self.from_left.copy(), self.from_right.copy()
+        return other
+
+    def after(self, offset: int) -> StateSet:
+        """The states, reached from the right, after the position at `offset`."""
+        states = self.from_right[offset + 1]
+        if offset < self.segment.min_tokens:
+            return self.segment.automaton.unpadded(states, from_left=False)
         return states
 
-    def can_hold(self, tokens: tuple[int | None, ...]) -> bool:
-        """Whether the positions can still be completed; `tokens` has one entry a position, `None` where masked."""
-        return bool(self._states(tokens)[-1] & self.automaton.accepting)
+    def can_take(self, offset: int, token: int) -> bool:
+        """Whether the position at `offset` can take `token`."""
+        if self.tokens[offset] is not None:
+            return self.tokens[offset] == token
+        return self.segment.automaton.holds(self.from_left[offset], self.after(offset), token)
 
-    def options(self, tokens: tuple[int | None, ...]) -> list[bytes | None]:
-        """For each position that is masked, a token set of the automaton; else `None`."""
-        keys = self._options.get(tokens)
-        if keys is None:
-            forward, after = self._states(tokens), self.automaton.accepting
-            keys = [None] * len(tokens)
-            for position in reversed(range(len(tokens))):
-                if position < self.min_tokens:
-                    after &= ~self.automaton.filled
-                if tokens[position] is None:
-                    keys[position] = self.automaton.allowed(forward[position], after)
-                after = self.automaton.before(after, tokens[position])
-            remember(self._options, tokens, keys, MAX_FILLINGS)
-        return keys
+    def place(self, offset: int, token: int) -> None:
+        """Commits `token`, which the position can take, and renews the sets on both sides as far as they change."""
+        self.tokens[offset] = token
+        for index in range(offset, len(self.tokens)):
+            states = self.segment.forward(self.from_left[index], index, self.tokens[index])
+            if states is self.from_left[index + 1]:
+                break
+            self.from_left[index + 1] = states
+        for index in range(offset, -1, -1):
+            states = self.segment.backward(self.from_right[index + 1], index, self.tokens[index])
+            if states is self.from_right[index]:
+                break
+            self.from_right[index] = states
 
 
-@dataclass
+class Filling:
+    """
+    A canvas with some of its positions committed.
+
+    Args:
+        canvas (`Canvas`):
+            The positions.
+        tokens (`Sequence[int | None]`):
+            One entry a position, `None` where masked.
+    """
+
+    def __init__(self, canvas: "Canvas", tokens: Tokens) -> None:
+        self.canvas = canvas
+        self.runs = [_Run(segment, tokens[segment.start : segment.end]) for segment in canvas.segments]
+        self._find_live()
+
+    def copy(self) -> "Filling":
+        """A filling of its own in the same state."""
+        other = object.__new__(Filling)
+        other.canvas, other.live = self.canvas, self.live.copy()
+        other.runs = [run.copy() for run in self.runs]
+        return other
+
+    def _find_live(self) -> None:
+        """Which segments are on a path that is still open."""
+        reached, leads_on = {0}, {self.canvas.last_node}
+        open_runs = []
+        for index, run in enumerate(self.runs):
+            if run.is_possible and run.segment.entry in reached:
+                reached.add(run.segment.exit)
+                open_runs.append(index)
+        self.live = []
+        for index in reversed(open_runs):
+            segment = self.runs[index].segment
+            if segment.exit in leads_on:
+                leads_on.add(segment.entry)
+                self.live.append(index)
+        self.live.reverse()
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the answer can still be completed."""
+        return not self.runs or bool(self.live)
+
+    def options(self) -> list[list[TokenSet]]:
+        """For each masked position, the token sets that it can choose from: one for each live segment there."""
+        options: list[list[TokenSet]] = [[] for _ in self.canvas.ids]
+        for index in self.live:
+            run = self.runs[index]
+            for offset, token in enumerate(run.tokens):
+                if token is None:
+                    found = run.segment.automaton.allowed(run.from_left[offset], run.after(offset))
+                    options[run.segment.start + offset].append(found)
+        return options
+
+    def place(self, position: int, token: int) -> bool:
+        """Commits `token` at a masked position if it fits; returns whether it does."""
+        covering = [
+            index for index in self.live
+            if self.runs[index].segment.start <= position < self.runs[index].segment.end
+        ]  # fmt: skip
+        taking = {
+            index for index in covering
+            if self.runs[index].can_take(position - self.runs[index].segment.start, token)
+        }  # fmt: skip
+        if not taking:
+            return False
+        for index in covering:
+            run = self.runs[index]
+            if index in taking:
+                run.place(position - run.segment.start, token)
+            else:
+                run.is_possible = False
+        if len(taking) < len(covering):
+            self._find_live()
+        return True
+
+
+@dataclass(eq=False)
 class Canvas:
     """
     One answer's positions.
@@ -101,70 +234,53 @@ class Canvas:
             The tokens.
         ids (`list[int]`):
             Fixed tokens, and the mask token elsewhere.
-        pieces (`list[Piece]`):
-            Such that pieces that lead to a node stand before those that leave it.
+        segments (`list[Segment]`):
+            Such that segments that lead to a node stand before those that leave it.
         last_node (`int`):
             Where every path ends; it begins at node 0.
     """
 
     vocabulary: Vocabulary
     ids: list[int]
-    pieces: list[Piece]
+    segments: list[Segment]
     last_node: int
 
-    def live_pieces(self, tokens: Sequence[int | None]) -> list[Piece]:
+    def can_hold(self, tokens: Tokens) -> bool:
+        """Whether the canvas can still be completed; `tokens` as in [`Filling`]."""
+        return Filling(self, tokens).is_possible
+
+    def path(self, tokens: Sequence[int]) -> list[Segment]:
         """
-        The pieces on any path that what is decided leaves open.
-
-        Args:
-            tokens (`Sequence[int | None]`):
-                One entry a position, `None` where masked.
-
-        Returns:
-            `list[Piece]`: In their order. Empty if the answer can no longer be completed, or never needed a piece.
-        """
-        reached, held = {0}, []
-        for piece in self.pieces:
-            if piece.entry in reached and piece.can_hold(tuple(tokens[piece.start : piece.end])):
-                reached.add(piece.exit)
-                held.append(piece)
-        leads_on, live = {self.last_node}, []
-        for piece in reversed(held):
-            if piece.exit in leads_on:
-                leads_on.add(piece.entry)
-                live.append(piece)
-        return live[::-1]
-
-    def can_hold(self, tokens: Sequence[int | None]) -> bool:
-        """Whether the gaps can still be completed; `tokens` as in [`~Canvas.live_pieces`]."""
-        return not self.pieces or bool(self.live_pieces(tokens))
-
-    def path(self, tokens: Sequence[int]) -> list[Piece]:
-        """
-        The pieces that a finished answer consists of; where several would do, the first.
+        The segments that a finished answer consists of; where several would do, the first.
 
         Raises:
             ValueError: If the answer is not one of this canvas.
         """
-        fixed = len(tokens) == len(self.ids) and all(
-            asked in (token, self.vocabulary.mask_id) for asked, token in zip(self.ids, tokens, strict=True)
+        is_fixed = len(tokens) == len(self.ids) and all(
+            given in (token, self.vocabulary.mask_id) for given, token in zip(self.ids, tokens, strict=True)
         )
-        if not fixed or not self.can_hold(tokens):
+        # Segments from the last to the first: which lead to the end with what stands there.
+        leads_on, usable = {self.last_node}, []
+        for segment in reversed(self.segments if is_fixed else []):
+            if segment.exit in leads_on and segment.can_hold(tokens[segment.start : segment.end]):
+                leads_on.add(segment.entry)
+                usable.append(segment)
+        if not is_fixed or 0 not in leads_on:
             raise ValueError("the answer must be a complete filling of the prior's canvas (it is not)")
         node, path = 0, []
-        for piece in self.live_pieces(tokens):
-            if piece.entry == node:
-                path.append(piece)
-                node = piece.exit
+        for segment in reversed(usable):
+            if segment.entry == node:
+                path.append(segment)
+                node = segment.exit
         return path
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of an answer, or of a part of it, without fillers."""
+        """The text of an answer, or of a part of it, without padding."""
         return self.vocabulary.to_bytes(tokens).decode()
 
     def fill(self, text: str) -> list[int]:
         """
-        The answer that says `text`: each value in the tokenizer's own tokens, with fillers after it. The inverse of
+        The answer that says `text`: each value in the tokenizer's own tokens, with padding after it. The inverse of
         [`~Canvas.text`].
 
         Args:
@@ -189,7 +305,7 @@ class Canvas:
         none."""
         if (node, offset) not in known:
             known[node, offset] = None
-            leaving = [piece for piece in self.pieces if piece.entry == node]
+            leaving = [segment for segment in self.segments if segment.entry == node]
             end = leaving[0].start if leaving else len(self.ids)
             fixed = self.text(self.ids[position:end])
             if text.startswith(fixed, offset):
@@ -203,28 +319,28 @@ class Canvas:
         return known[node, offset]
 
     def _first_completion(
-        self, text: str, pieces: list[Piece], offset: int, known: dict[tuple[int, int], list[int] | None]
+        self, text: str, segments: list[Segment], offset: int, known: dict[tuple[int, int], list[int] | None]
     ) -> list[int] | None:
-        """The first of `pieces` that can say what comes next, as much of it as it can, with what comes after it."""
-        for piece in pieces:
-            room = piece.end - piece.start
+        """The first of `segments` that can say what comes next, as much of it as it can, with what comes after it."""
+        for segment in segments:
+            size = segment.end - segment.start
             for stop in range(len(text), offset - 1, -1):
                 # The rest first, because most of them fail at once, at the fixed text that they begin with.
-                rest = self._completion(text, piece.exit, piece.end, stop, known)
+                rest = self._completion(text, segment.exit, segment.end, stop, known)
                 if rest is None:
                     continue
                 value = self.vocabulary.encode(text[offset:stop])
-                value += [self.vocabulary.filler_id] * (room - len(value))
-                if len(value) == room and piece.can_hold(tuple(value)):
+                value += [self.vocabulary.pad_id] * (size - len(value))
+                if len(value) == size and segment.can_hold(value):
                     return value + rest
         return None
 
 
 class CanvasConstraint:
     """
-    What the denoising loop asks about a batch of canvases.
+    What the denoising loop needs of a batch of canvases.
 
-    It has no state but memory: what a piece allows is computed once for each way in which its positions are decided.
+    It has no state but memory.
 
     Args:
         canvases (`Sequence[Canvas | None]`):
@@ -233,7 +349,9 @@ class CanvasConstraint:
 
     def __init__(self, canvases: Sequence[Canvas | None]) -> None:
         self.canvases = list(canvases)
-        self._ids: dict[Any, tuple[bool, torch.LongTensor]] = {}
+        self._fillings: dict[tuple[Any, ...], Filling] = {}
+        self._written: dict[tuple[Any, ...], tuple[bool, torch.LongTensor]] = {}
+        self._written_bytes = 0
 
     @property
     def constrained_rows(self) -> torch.BoolTensor:
@@ -244,7 +362,7 @@ class CanvasConstraint:
         """The constraint of a batch in which each row comes `repeats` times in a row."""
         return CanvasConstraint([canvas for canvas in self.canvases for _ in range(repeats)])
 
-    def restrict(
+    def mask_logits(
         self,
         rows: torch.LongTensor,
         answer: torch.LongTensor,
@@ -253,7 +371,7 @@ class CanvasConstraint:
         positions: torch.BoolTensor | None = None,
     ) -> torch.FloatTensor:
         """
-        Forbids at each position what its row's canvas cannot hold there, given what is decided. In place.
+        Forbids at each position what its row's canvas cannot hold there, given what is committed. In place.
 
         Args:
             rows (`torch.LongTensor` of shape `(num_rows,)`):
@@ -261,11 +379,11 @@ class CanvasConstraint:
             answer (`torch.LongTensor` of shape `(num_rows, answer_length)`):
                 Answer tokens.
             masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` where a position is not yet decided.
+                `True` where a position is masked.
             logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
                 Scores of `positions`, row by row.
             positions (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
-                `True` at those of the masked positions that this pass can decide; all of them when missing.
+                `True` at those of the masked positions that this forward pass can commit; all of them when missing.
 
         Returns:
             `torch.FloatTensor` of shape `(num_positions, vocab_size)`: `logits`, -inf at what is forbidden.
@@ -273,26 +391,27 @@ class CanvasConstraint:
         Raises:
             ValueError: If an answer can no longer be completed: its tokens do not come from its canvas.
         """
-        positions_of: dict[Any, list[int]] = {}  # token sets -> rows of `logits`
+        indices_of: dict[tuple[TokenSet, ...], list[int]] = {}  # token sets -> rows of `logits`
         index = 0
         scored = (masked if positions is None else positions).tolist()
         for row, tokens, flags in zip(rows.tolist(), _masked_as_none(answer, masked), scored, strict=True):
             canvas = self.canvases[row]
             present = [position for position, flag in enumerate(flags) if flag]
             if canvas is not None:
-                options = self._options(canvas, tokens)
-                if not all(options[position] for position, token in enumerate(tokens) if token is None):
-                    raise ValueError(
-                        "`answer_ids` must be what the processor made with `answer_constraint`, and hooks must keep "
-                        f"to it (the answer of row {row} can no longer be completed)"
-                    )
+                options = self._filling(canvas, tokens).options()
+                for position, token in enumerate(tokens):
+                    if token is None and not (position < len(options) and options[position]):
+                        raise ValueError(
+                            "`answer_ids` must be what the processor made with `answer_constraint`, and hooks must "
+                            f"keep to it (the answer of row {row} can no longer be completed)"
+                        )
                 for offset, position in enumerate(present):
-                    positions_of.setdefault(tuple(options[position]), []).append(index + offset)
+                    indices_of.setdefault(tuple(dict.fromkeys(options[position])), []).append(index + offset)
             index += len(present)
-        for key, indices in positions_of.items():
-            is_sparse, ids = self._written_ids(key, logits.shape[1], logits.device)
+        for key, indices in indices_of.items():
+            is_allowed, ids = self._written_ids(key, logits.shape[1], logits.device)
             where = torch.tensor(indices, device=logits.device)
-            if is_sparse:
+            if is_allowed:
                 kept = logits[where[:, None], ids]
                 logits.index_fill_(0, where, -torch.inf)
                 logits[where[:, None], ids] = kept
@@ -300,43 +419,53 @@ class CanvasConstraint:
                 logits[where[:, None], ids] = -torch.inf
         return logits
 
-    def _options(self, canvas: Canvas, tokens: list[int | None]) -> list[list[tuple[TokenAutomaton, bytes]]]:
-        """For each position, the token sets that it can choose from: one for each live piece that covers it."""
-        options: list[list[tuple[TokenAutomaton, bytes]]] = [[] for _ in tokens]
-        for piece in canvas.live_pieces(tokens):
-            for offset, key in enumerate(piece.options(tuple(tokens[piece.start : piece.end]))):
-                if key is not None:
-                    options[piece.start + offset].append((piece.automaton, key))
-        return options
+    def restrict(self, *arguments: Any) -> torch.FloatTensor:
+        """The earlier name of `mask_logits`."""
+        return self.mask_logits(*arguments)
+
+    def admit(self, *arguments: Any) -> torch.BoolTensor:
+        """The earlier name of `accept`."""
+        return self.accept(*arguments)
+
+    def _filling(self, canvas: Canvas, tokens: Tokens) -> Filling:
+        """The filling of a row: the loop asks for it twice in a step."""
+        key = (canvas, *tokens)
+        filling = self._fillings.get(key)
+        if filling is None:
+            if len(self._fillings) >= MAX_FILLINGS:
+                self._fillings.clear()
+            for automaton in {segment.automaton for segment in canvas.segments}:
+                automaton.trim()
+            filling = self._fillings[key] = Filling(canvas, tokens)
+        return filling
 
     def _written_ids(
-        self, key: tuple[tuple[TokenAutomaton, bytes], ...], vocab_size: int, device: torch.device
+        self, key: tuple[TokenSet, ...], vocab_size: int, device: torch.device
     ) -> tuple[bool, torch.LongTensor]:
         """
         The tokens of several token sets, or those outside of them, whichever are fewer: of a vocabulary of 152,064,
-        writing some ten thousand scores costs a fifth of passing over all. For the same reason nothing here has the
-        size of the vocabulary.
+        writing some ten thousand scores costs a fifth of passing over all.
 
         Returns:
             `tuple(bool, torch.LongTensor)`: Whether the tokens are the allowed ones, and the tokens.
         """
         memory_key = (key, vocab_size, device)
-        written = self._ids.get(memory_key)
+        written = self._written.get(memory_key)
         if written is None:
-            (automaton, token_set), *rest = sorted(key, key=lambda item: item[0].size(item[1]), reverse=True)
-            is_sparse = 2 * automaton.size(token_set) < vocab_size
-            if is_sparse:
-                ids = np.concatenate([each.members(other) for each, other in key])  # one may come twice
-            else:
-                ids = automaton.others(token_set)
-                for each, other in rest:
-                    ids = ids[~each.holds(other, ids)]
-                ids = np.append(ids, np.arange(automaton.vocabulary_size, vocab_size))
-            written = (is_sparse, torch.from_numpy(ids[ids < vocab_size]).to(device))
-            remember(self._ids, memory_key, written, MAX_FILLINGS)
+            ids = key[0].ids if len(key) == 1 else np.unique(np.concatenate([each.ids for each in key]))
+            is_allowed = 2 * len(ids) < vocab_size
+            if not is_allowed:
+                forbidden = np.ones(vocab_size, dtype=bool)
+                forbidden[ids] = False
+                ids = np.flatnonzero(forbidden)
+            self._written_bytes += ids.nbytes
+            if self._written_bytes > MAX_WRITTEN_BYTES:
+                self._written.clear()
+                self._written_bytes = ids.nbytes
+            written = self._written[memory_key] = (is_allowed, torch.from_numpy(ids).to(device))
         return written
 
-    def admit(
+    def accept(
         self,
         rows: torch.LongTensor,
         answer: torch.LongTensor,
@@ -351,13 +480,13 @@ class CanvasConstraint:
 
         Args:
             rows, answer, masked:
-                As in [`~CanvasConstraint.restrict`].
+                As in [`~CanvasConstraint.mask_logits`].
             proposed (`torch.LongTensor` of shape `(num_rows, answer_length)`):
                 The token that each masked position would take.
             chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
                 `True` at the masked positions to unmask.
             confidence (`torch.FloatTensor` of shape `(num_rows, answer_length)`):
-                How sure the model is of each masked position.
+                Confidence of each masked position.
 
         Returns:
             `torch.BoolTensor` of shape `(num_rows, answer_length)`: `chosen` without the positions that must wait.
@@ -365,16 +494,13 @@ class CanvasConstraint:
         order = confidence.masked_fill(~chosen, -torch.inf).sort(dim=1, descending=True, stable=True).indices.tolist()
         wanted, flags = proposed.tolist(), chosen.tolist()
         for i, (row, tokens) in enumerate(zip(rows.tolist(), _masked_as_none(answer, masked), strict=True)):
-            canvas = self.canvases[row]
-            if canvas is None or not any(flags[i]):
+            canvas, count = self.canvases[row], sum(flags[i])
+            if canvas is None or not count:
                 continue
-            together = [wanted[i][position] if flags[i][position] else token for position, token in enumerate(tokens)]
-            if canvas.can_hold(together):
-                continue
-            for position in order[i][: sum(flags[i])]:
-                tokens[position] = wanted[i][position]
-                if not canvas.can_hold(tokens):
-                    tokens[position], flags[i][position] = None, False
+            filling = self._filling(canvas, tokens).copy()
+            for position in order[i][:count]:
+                if canvas.ids[position] == canvas.vocabulary.mask_id:
+                    flags[i][position] = filling.place(position, wanted[i][position])
         return torch.tensor(flags, device=chosen.device)
 
 

@@ -11,285 +11,352 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an answer can consist of: fixed text, gaps with a kind of value, sequences and alternatives; and its layout.
+"""What an answer can consist of: literals, value slots, concatenations, alternations, repetitions, members of an
+object.
 
-Parts know no tokenizer. `lay_out` gives each its positions, in tokens, and makes the canvas of one tokenizer. Imported
-by `schema_dimple`, which makes parts of JSON schemas, and by `structure_prior_dimple`, which makes them of templates.
+Parts know no tokenizer. `padded_canvas` gives each value its own positions, `compact_canvas` lets the values share
+one run of positions; both make the canvas of one tokenizer.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-from .answer_layout_dimple import Canvas, Piece
-from .byte_dfa_dimple import TEXT_CHARS, ByteAutomaton, ByteNetwork, exact
-from .token_dfa_dimple import TokenAutomaton, Vocabulary
+from .answer_layout_dimple import Canvas, Segment
+from .byte_dfa_dimple import written
+from .byte_nfa_dimple import ByteNFA
+from .char_dfa_dimple import CharDFA, CharNFA
+from .token_automaton_dimple import TokenAutomaton, build_automaton
+from .vocabulary_dimple import Vocabulary
 
 #: Most positions of a canvas.
 MAX_POSITIONS = 8192
 
-#: Digits that a number has where its bounds do not ask for more.
-INT_DIGITS, FRAC_DIGITS = 9, 6
-
-_YEAR = r"[12]\d\d\d"
-_LEAP_YEAR = r"(?:[12]\d(?:0[48]|[2468][048]|[13579][26])|(?:1[26]|2[048])00)"
-_DATE = (
-    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
-    rf"|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
-)
-_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
-
-#: Formats of RFC 3339, in the years 1000 to 2999: name -> pattern.
-FORMATS = {"date": _DATE, "time": _TIME, "date-time": f"{_DATE}T{_TIME}"}
+#: Most positions of a compact canvas whose length is not given; values share them.
+MAX_SHARED_POSITIONS = 2048
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of several texts, each in the tokens that the tokenizer gives it."""
+    """One of several texts."""
 
     texts: tuple[str, ...]
 
-    @lru_cache(maxsize=256)  # noqa: B019  # values are small, hashable and compared by content
-    def automaton(self) -> ByteAutomaton:
-        """The automaton of all texts that it can be."""
-        network = ByteNetwork()
-        return ByteAutomaton.from_network(network, network.either(network.text(t, network.end) for t in self.texts))
-
 
 @dataclass(frozen=True)
-class String:
+class Language:
     """
-    Text.
+    A text of an automaton.
 
     Args:
-        pattern (`str`, *optional*):
-            Regular expression that it matches.
-        search (`bool`, *optional*, defaults to `False`):
-            Whether the pattern may match anywhere, instead of from beginning to end.
-        min_chars, max_chars (`int`, *optional*):
-            Bounds of its length in characters.
-        in_json (`bool`, *optional*, defaults to `False`):
-            Whether it is written as between the quotation marks of JSON.
+        dfa (`CharDFA`):
+            What it may be.
+        max_chars (`int`, *optional*):
+            Its most characters, where `dfa` does not count them.
+        is_string (`bool`, *optional*, defaults to `False`):
+            Whether it is a JSON string: written with escapes, between quotation marks.
     """
 
-    pattern: str | None = None
-    search: bool = False
-    min_chars: int = 0
+    dfa: CharDFA
     max_chars: int | None = None
-    in_json: bool = False
+    is_string: bool = False
 
-    @lru_cache(maxsize=256)  # noqa: B019
-    def automaton(self) -> ByteAutomaton:
-        """The automaton of all texts that it can be."""
-        network = ByteNetwork(self.in_json)
-        counted = ByteAutomaton.from_network(
-            network, network.chars(TEXT_CHARS, self.min_chars, self.max_chars, network.end)
-        )
-        if self.pattern is None:
-            return counted
-        network = ByteNetwork(self.in_json)
-        matching = ByteAutomaton.from_network(network, network.pattern(self.pattern, network.end, self.search))
-        return matching if self.min_chars == 0 and self.max_chars is None else matching.intersect(counted)
+    @property
+    def longest(self) -> int | None:
+        """Most characters, `None` if there is no limit."""
+        bounds = [bound for bound in (self.dfa.longest, self.max_chars) if bound is not None]
+        return min(bounds, default=None)
 
 
-@dataclass(frozen=True)
-class Number:
-    """
-    A decimal number in JSON's spelling, without exponent.
-
-    Args:
-        low, high (`float` or `int`, *optional*):
-            Inclusive bounds.
-        is_integer (`bool`):
-            Whether it has no fraction.
-    """
-
-    low: float | int | None
-    high: float | int | None
-    is_integer: bool
-
-    @lru_cache(maxsize=256)  # noqa: B019
-    def automaton(self) -> ByteAutomaton:
-        """The automaton of all texts that it can be."""
-        bounds = [exact(bound) for bound in (self.low, self.high) if bound is not None]
-        digits = [len(str(abs(int(bound)))) for bound in bounds]
-        int_digits = max(digits) if len(digits) == 2 else max([INT_DIGITS, *(count + 1 for count in digits)])
-        frac_digits = 0 if self.is_integer else FRAC_DIGITS
-        if len(bounds) == 2 and not self.is_integer:  # so narrow that only longer fractions lie between
-            while frac_digits < 400 and math.ceil(bounds[0] * 10**frac_digits) > bounds[1] * 10**frac_digits:
-                frac_digits += 1
-        network = ByteNetwork()
-        start = network.number(self.low, self.high, int_digits, frac_digits, network.end)
-        return ByteAutomaton.from_network(network, start)
-
-
-Value = Choices | String | Number
-
-
-@dataclass(frozen=True)
-class Text:
+@dataclass(frozen=True, eq=False)
+class Literal:
     """Fixed text."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Gap:
+@dataclass(frozen=True, eq=False)
+class ValueSlot:
     """
     A value to be generated.
 
     Args:
-        value (`Value`):
+        value (`Choices` or `Language`):
             What it may be.
         where (`str`):
-            Names the gap in errors.
-        room (`int`, *optional*):
-            Most tokens; as many as the longest value has bytes when missing.
+            Names the slot in errors.
+        max_tokens (`int`, *optional*):
+            Most tokens in positions of its own; as many as the longest value has characters when missing.
         min_tokens (`int`, *optional*, defaults to 0):
             Fewest tokens.
         until (`int`, *optional*):
-            In place of `room`: the position of the answer, or its length, where the gap ends.
+            In place of `max_tokens`: the position of the answer, or its length, where the slot ends.
         label (`tuple`, *optional*):
-            Names the gap when the answer is read.
-        lead (`str`, *optional*, defaults to `""`):
-            Text that stands before the value in the gap: a space, which most tokens of words begin with.
+            Names the slot when the answer is read.
+        prefix (`str`, *optional*, defaults to `""`):
+            Text that stands before the value in the slot: a space, which most tokens of words begin with.
+        is_open (`bool`, *optional*, defaults to `False`):
+            Whether the opening quotation mark of a string stands before the slot.
     """
 
-    value: Value
+    value: Choices | Language
     where: str
-    room: int | None = None
+    max_tokens: int | None = None
     min_tokens: int = 0
     until: int | None = None
     label: tuple[Any, ...] | None = None
-    lead: str = ""
+    prefix: str = ""
+    is_open: bool = False
 
 
-@dataclass(frozen=True)
-class Sequence:
+@dataclass(frozen=True, eq=False)
+class Concat:
     """Parts one after the other."""
 
     parts: tuple["Part", ...]
 
 
-@dataclass(frozen=True)
-class Either:
-    """One of several parts; an empty sequence among them makes it optional."""
+@dataclass(frozen=True, eq=False)
+class Alternation:
+    """One of several parts; an empty concatenation among them makes it optional."""
 
     options: tuple["Part", ...]
 
 
-@dataclass(frozen=True)
-class FirstOf:
+@dataclass(frozen=True, eq=False)
+class Repeat:
     """
-    The first few of several parts.
+    A part that comes several times.
 
     Args:
-        items (`tuple`):
-            The parts.
-        at_least (`int`):
-            How many of them must come.
+        item (`Part`):
+            The part.
+        separator (`str`):
+            What stands between two of them.
+        min_times (`int`), max_times (`int`, *optional*):
+            How often it comes; any number of times when `max_times` is missing.
+        usual_times (`int`):
+            How many of them a canvas is made for.
+        label (`tuple`, *optional*, defaults to `()`):
+            Stands before the index in the labels of the slots.
     """
 
-    items: tuple["Part", ...]
-    at_least: int
+    item: "Part"
+    separator: str
+    min_times: int
+    max_times: int | None
+    usual_times: int
+    label: tuple[Any, ...] = ()
 
 
-Part = Text | Gap | Sequence | Either | FirstOf
+@dataclass(frozen=True, eq=False)
+class Members:
+    """
+    The members of a JSON object, with commas between, without its braces.
 
-EMPTY = Sequence(())
+    Args:
+        named (`tuple`):
+            Of each property, in order: its name and colon as they are written, its value, whether it must come.
+        generated (`tuple`, *optional*):
+            Members whose names are generated, after the named ones: name and colon, and value.
+        separator (`str`):
+            The comma.
+        min_members (`int`), max_members (`int`, *optional*):
+            How many members there are.
+        usual_generated (`int`):
+            How many generated members a canvas is made for.
+        num_before (`int`, *optional*, defaults to 0):
+            How many members stand before these.
+    """
+
+    named: tuple[tuple[str, "Part", bool], ...]
+    generated: tuple[tuple["Part", "Part"], ...] = ()
+    separator: str = ","
+    min_members: int = 0
+    max_members: int | None = None
+    usual_generated: int = 0
+    num_before: int = 0
+
+
+Part = Literal | ValueSlot | Concat | Alternation | Repeat | Members
+
+EMPTY = Concat(())
 
 
 def flattened(part: Part) -> list[Part]:
-    """The parts of nested sequences in one list, with neighbouring texts joined, so that they share tokens."""
+    """The parts of nested concatenations in one list, with neighbouring literals joined, so that they share tokens."""
     parts: list[Part] = []
-    items = [inner for outer in part.parts for inner in flattened(outer)] if isinstance(part, Sequence) else [part]
-    for item in items:
-        if isinstance(item, Text) and parts and isinstance(parts[-1], Text):
-            parts[-1] = Text(parts[-1].text + item.text)
-        elif item != Text(""):
+    for item in _spread(part):
+        if isinstance(item, Literal) and parts and isinstance(parts[-1], Literal):
+            parts[-1] = Literal(parts[-1].text + item.text)
+        elif not isinstance(item, Literal) or item.text:
             parts.append(item)
     return parts
 
 
-class _Layout:
-    """Gives parts their positions, from left to right; see `lay_out`."""
+def _spread(part: Part) -> Iterable[Part]:
+    if isinstance(part, Members):
+        part = _with_commas(part)
+    if isinstance(part, Concat):
+        for inner in part.parts:
+            yield from _spread(inner)
+    elif isinstance(part, ValueSlot) and isinstance(part.value, Language) and part.value.is_string:
+        yield from (Literal('"'), part, Literal('"'))
+    else:
+        yield part
+
+
+def _with_commas(members: Members) -> Part:
+    """
+    Named members with their commas. One that must come anchors the commas: optional ones before it bring theirs after
+    them, those after it before them. Without one, every member may be the first.
+    """
+    comma = Literal(members.separator)
+    pairs: list[tuple[Part, bool]]
+    pairs = [(Concat((Literal(key), value)), is_required) for key, value, is_required in members.named]
+    if members.generated and members.usual_generated:
+        item = Alternation(tuple(Concat(pair) for pair in members.generated))
+        pairs.append((Repeat(item, members.separator, 1, None, members.usual_generated), False))
+    anchor = next((index for index, (_, is_required) in enumerate(pairs) if is_required), None)
+
+    def followers(start: int) -> Part:
+        parts = [(Concat((comma, part)), is_required) for part, is_required in pairs[start:]]
+        return Concat(tuple(part if is_required else Alternation((part, EMPTY)) for part, is_required in parts))
+
+    if anchor is not None:
+        before = [Alternation((Concat((part, comma)), EMPTY)) for part, _ in pairs[:anchor]]
+        return Concat((*before, pairs[anchor][0], followers(anchor + 1)))
+    firsts = [Concat((part, followers(index + 1))) for index, (part, _) in enumerate(pairs)]
+    return Alternation((*firsts, EMPTY)) if firsts else EMPTY
+
+
+def with_prefix(part: Part, prefix: tuple[Any, ...]) -> Part:
+    """The part with `prefix` before the label of every slot."""
+    if isinstance(part, ValueSlot):
+        return replace(part, label=prefix + (part.label or ()))
+    if isinstance(part, Concat):
+        return Concat(tuple(with_prefix(item, prefix) for item in part.parts))
+    if isinstance(part, Alternation):
+        return Alternation(tuple(with_prefix(item, prefix) for item in part.options))
+    if isinstance(part, Repeat):
+        return replace(part, label=prefix + part.label)
+    return part
+
+
+def slots_of(part: Part) -> Iterable[ValueSlot]:
+    """All slots of a template, in order."""
+    if isinstance(part, ValueSlot):
+        yield part
+    inner: tuple[Part, ...] = ()
+    if isinstance(part, Concat):
+        inner = part.parts
+    elif isinstance(part, Alternation):
+        inner = part.options
+    elif isinstance(part, Repeat):
+        inner = (with_prefix(part.item, part.label),)
+    for item in inner:
+        yield from slots_of(item)
+
+
+# Padded: a value has positions of its own.
+
+
+class _PaddedLayout:
+    """Gives parts their positions, from left to right; see `padded_canvas`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.ids: list[int] = []
-        self.pieces: list[Piece] = []
+        self.segments: list[Segment] = []
         self.num_nodes = 1
+        self.automata: dict[Any, TokenAutomaton] = {}
 
     def canvas(self, part: Part) -> Canvas:
-        last_node, _ = self.sequence(part, 0, 0, is_certain=True)
-        return Canvas(self.vocabulary, self.ids, self.pieces, last_node)
+        last_node, _ = self.concat(part, 0, 0, is_certain=True)
+        return Canvas(self.vocabulary, self.ids, self.segments, last_node)
 
-    def sequence(self, part: Part, node: int, start: int, is_certain: bool) -> tuple[int, int]:
+    def concat(self, part: Part, node: int, start: int, is_certain: bool) -> tuple[int, int]:
         """Lays out `part` from `node` at position `start`; returns the node and the position after it."""
         for item in flattened(part):
-            if isinstance(item, Text):
-                node, start = self.text(item, node, start, is_certain)
-            elif isinstance(item, Gap):
-                node, start = self.gap(item, node, start)
-            elif isinstance(item, Either):
-                ends = [self.sequence(option, node, start, is_certain=False) for option in item.options]
+            if isinstance(item, Literal):
+                node, start = self.literal(item, node, start, is_certain)
+            elif isinstance(item, ValueSlot):
+                node, start = self.slot(item, node, start)
+            elif isinstance(item, Alternation):
+                ends = [self.concat(option, node, start, is_certain=False) for option in item.options]
                 node, start = self.join(ends)
-            elif isinstance(item, FirstOf):
-                ends = []
-                for index, inner in enumerate(item.items):
-                    if index >= item.at_least:
-                        ends.append((node, start))
-                    node, start = self.sequence(inner, node, start, is_certain and index < item.at_least)
-                node, start = self.join([*ends, (node, start)])
+            elif isinstance(item, Repeat):
+                node, start = self.repeat(item, node, start, is_certain)
         return node, start
 
-    def text(self, item: Text, node: int, start: int, is_certain: bool) -> tuple[int, int]:
+    def repeat(self, item: Repeat, node: int, start: int, is_certain: bool) -> tuple[int, int]:
+        times = item.usual_times if item.max_times is None else item.max_times
+        ends = []
+        for index in range(max(times, item.min_times)):
+            if index >= item.min_times:
+                ends.append((node, start))
+            inner = Concat((Literal(item.separator if index else ""), with_prefix(item.item, (*item.label, index))))
+            node, start = self.concat(inner, node, start, is_certain and index < item.min_times)
+        return self.join([*ends, (node, start)])
+
+    def literal(self, item: Literal, node: int, start: int, is_certain: bool) -> tuple[int, int]:
         ids = self.vocabulary.encode(item.text)
         end = start + len(ids)
         self._reserve(end)
-        if is_certain:  # stands in every answer, so no piece has to allow it
+        if is_certain:  # stands in every answer, so no segment has to allow it
             self.ids[start:end] = ids
             return node, end
-        automaton = self.vocabulary.automaton(
-            ("ids", tuple(ids)), lambda: TokenAutomaton.from_sequences([ids], self.vocabulary)
-        )
-        return self._piece(automaton, start, end, node), end
+        return self._segment(self._sequences((tuple(ids),)), start, end, node), end
 
-    def gap(self, gap: Gap, node: int, start: int) -> tuple[int, int]:
-        automaton, longest = _gap_automaton(gap, self.vocabulary)
-        room = longest if gap.room is None else gap.room
-        if gap.until is not None:
-            room = gap.until - start
-            if room < 0:
+    def slot(self, slot: ValueSlot, node: int, start: int) -> tuple[int, int]:
+        automaton, longest = self._automaton(slot)
+        size = longest if slot.max_tokens is None else slot.max_tokens
+        if slot.until is not None:
+            size = slot.until - start
+            if size < 0:
                 raise ValueError(
-                    f"{gap.where} must begin before position {gap.until} (the text before it needs {start})"
+                    f"{slot.where} must begin before position {slot.until} (the text before it needs {start})"
                 )
-        if room is None:
-            raise ValueError(f"{gap.where} must have a length in tokens, as its pattern matches text of any length")
-        if isinstance(gap.value, Choices) and longest is not None and longest > room:
-            choice = max(gap.value.texts, key=lambda text: len(self.vocabulary.encode(gap.lead + text)))
-            raise ValueError(f"{gap.where} must be as long as its choice {choice!r}, {longest} tokens (got {room})")
-        self._reserve(start + room)
-        node = self._piece(automaton, start, start + room, node, gap.min_tokens, gap.label)
-        if not self.pieces[-1].can_hold((None,) * room):
+        if size is None:
+            raise ValueError(f"{slot.where} must have a length in tokens, as its pattern matches text of any length")
+        if isinstance(slot.value, Choices) and longest is not None and longest > size:
+            choice = max(slot.value.texts, key=lambda text: len(self.vocabulary.encode(slot.prefix + text)))
+            raise ValueError(f"{slot.where} must be as long as its choice {choice!r}, {longest} tokens (got {size})")
+        self._reserve(start + size)
+        node = self._segment(automaton, start, start + size, node, slot.min_tokens, slot.label)
+        if not self.segments[-1].can_hold((None,) * size):
             raise ValueError(
-                f"{gap.where} must be longer: nothing that it may hold has between {gap.min_tokens} and {room} tokens"
+                f"{slot.where} must be longer: nothing that it may hold has between {slot.min_tokens} and {size} "
+                "tokens"
             )
-        return node, start + room
+        return node, start + size
 
     def join(self, ends: list[tuple[int, int]]) -> tuple[int, int]:
-        """Leads several ends, each a node and a position, to one, with fillers after those that come before the
+        """Leads several ends, each a node and a position, to one, with padding after those that come before the
         last."""
         end = max(position for _, position in ends)
         exit_node = self._node()
-        filler = self.vocabulary.automaton("filler", lambda: TokenAutomaton.from_sequences([()], self.vocabulary))
         for node, position in ends:
-            self.pieces.append(Piece(filler, position, end, node, exit_node))
+            self.segments.append(Segment(self._sequences(((),)), position, end, node, exit_node))
         return exit_node, end
 
-    def _piece(
+    def _automaton(self, slot: ValueSlot) -> tuple[TokenAutomaton, int | None]:
+        """What a slot may hold, and its most tokens (`None`: any number)."""
+        if isinstance(slot.value, Choices):
+            sequences = tuple(tuple(self.vocabulary.encode(slot.prefix + text)) for text in slot.value.texts)
+            return self._sequences(sequences), max(map(len, sequences))
+        key = (slot.value, slot.prefix)
+        if key not in self.automata:
+            self.automata[key] = _value_automaton(slot.value, slot.prefix, self.vocabulary)
+        longest = slot.value.longest
+        return self.automata[key], None if longest is None else longest + len(slot.prefix)
+
+    def _sequences(self, sequences: tuple[tuple[int, ...], ...]) -> TokenAutomaton:
+        if sequences not in self.automata:
+            self.automata[sequences] = TokenAutomaton.from_sequences(sequences, self.vocabulary)
+        return self.automata[sequences]
+
+    def _segment(
         self,
         automaton: TokenAutomaton,
         start: int,
@@ -299,7 +366,7 @@ class _Layout:
         label: tuple[Any, ...] | None = None,
     ) -> int:
         exit_node = self._node()
-        self.pieces.append(Piece(automaton, start, end, node, exit_node, min_tokens, label))
+        self.segments.append(Segment(automaton, start, end, node, exit_node, min_tokens, label))
         return exit_node
 
     def _node(self) -> int:
@@ -307,127 +374,247 @@ class _Layout:
         return self.num_nodes - 1
 
     def _reserve(self, end: int) -> None:
-        if end > MAX_POSITIONS:
+        if end > MAX_POSITIONS or len(self.segments) > MAX_POSITIONS:
             raise ValueError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
         self.ids += [self.vocabulary.mask_id] * (end - len(self.ids))
 
 
-def _gap_automaton(gap: Gap, vocabulary: Vocabulary) -> tuple[TokenAutomaton, int | None]:
-    """What a gap may hold, and its most tokens (`None`: any number)."""
-    if isinstance(gap.value, Choices):
-        sequences = [vocabulary.encode(gap.lead + text) for text in gap.value.texts]
-        build = lambda: TokenAutomaton.from_sequences(sequences, vocabulary)  # noqa: E731
-        return vocabulary.automaton((gap.value, gap.lead), build), max(map(len, sequences))
-    try:
-        automaton = gap.value.automaton()
-    except ValueError as error:
-        raise ValueError(f"{gap.where}: {error}") from error
-    if gap.lead:
-        network = ByteNetwork()
-        start = network.literal(gap.lead.encode(), network.embed(automaton, network.end))
-        automaton = ByteAutomaton.from_network(network, start)
-    build = lambda: TokenAutomaton.from_bytes(automaton, vocabulary)  # noqa: E731
-    return vocabulary.automaton((gap.value, gap.lead), build), automaton.longest()
+def _value_automaton(value: Language, prefix: str, vocabulary: Vocabulary) -> TokenAutomaton:
+    """The automaton of a value alone."""
+    dfa, max_chars = value.dfa, value.max_chars
+    if prefix:
+        nfa = CharNFA()
+        start = nfa.embed(dfa, nfa.end)
+        for char in reversed(prefix):
+            start = nfa.char(((ord(char), ord(char)),), start)
+        dfa = CharDFA.from_nfa(nfa, start)
+        max_chars = None if max_chars is None else max_chars + len(prefix)
+    content = written(dfa, in_json=value.is_string)
+    return build_automaton(lambda network: network.segment(content, max_chars, network.end), vocabulary)
 
 
-def lay_out(part: Part, vocabulary: Vocabulary) -> Canvas:
+def padded_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None) -> Canvas:
     """
-    The canvas in which every gap has its own positions, with fillers after a value that does not need them all.
+    The canvas in which every slot has its own positions, with padding after a value that does not need them all.
 
     Args:
         part (`Part`):
             The answer.
         vocabulary (`Vocabulary`):
             The tokens.
+        length (`int`, *optional*):
+            Must be `None`: the parts give the length.
 
     Returns:
         `Canvas`
 
     Raises:
-        ValueError: If a gap cannot hold any of its values, or the canvas gets too long.
+        ValueError: If a slot cannot hold any of its values, or the canvas gets too long.
     """
-    return _Layout(vocabulary).canvas(part)
+    if length is not None:
+        raise ValueError(f'`max_tokens` must be None with the layout "padded" (got {length})')
+    return _PaddedLayout(vocabulary).canvas(part)
 
 
-def lay_out_compactly(part: Part, vocabulary: Vocabulary) -> Canvas:
-    """
-    The canvas with as many positions as [`lay_out`] gives, in which all fillers stand after the answer's text: only
-    the text that an answer begins with has fixed positions, everything after it moves with the lengths of the values.
+# Compact: values share one run of positions.
 
-    Arguments, result and errors as for [`lay_out`].
+
+def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None) -> Canvas:
     """
-    room = len(lay_out(part, vocabulary).ids)
-    parts = flattened(part)
-    prefix = []
-    if parts and isinstance(parts[0], Text):
-        prefix, parts = vocabulary.encode(parts[0].text), parts[1:]
+    The canvas in which all padding stands after the answer's text: only the text that an answer begins with has fixed
+    positions, everything after it moves with the lengths of the values.
+
+    Args:
+        part, vocabulary:
+            As for [`padded_canvas`].
+        length (`int`, *optional*):
+            Its positions. When missing, as many as the values usually need, at most `MAX_SHARED_POSITIONS`.
+
+    Returns:
+        `Canvas`
+
+    Raises:
+        ValueError: If the answer needs too many states, or nothing that it may be is as short as the canvas.
+    """
+    text, parts = _fixed_beginning(part)
+    prefix = vocabulary.encode(text) if text else []
+    is_free = length is None
+    if length is None:
+        length = min(usual_tokens(part, vocabulary), MAX_SHARED_POSITIONS)
     if not parts:
         return Canvas(vocabulary, prefix, [], 0)
-    network = ByteNetwork()
+    rest = Concat(tuple(parts))
+    automaton = build_automaton(lambda nfa: _Builder(nfa).build(rest, nfa.end), vocabulary)
+    segment = Segment(automaton, len(prefix), max(length, len(prefix)), 0, 1)
+    shortest = segment.shortest(MAX_POSITIONS)
+    if shortest is None or (not is_free and shortest > length):
+        raise ValueError(
+            f"`max_tokens` must be at least {MAX_POSITIONS if shortest is None else shortest}, the tokens of the "
+            f"shortest possible answer (got {length})"
+        )
+    segment.end = max(segment.end, shortest)
+    ids = prefix + [vocabulary.mask_id] * (segment.end - len(prefix))
+    return Canvas(vocabulary, ids, [segment], 1)
 
-    def build(part: Part, target: int) -> int:
-        if isinstance(part, Text):
-            return network.text(part.text, target)
-        if isinstance(part, Gap):
-            return network.literal(part.lead.encode(), network.embed(part.value.automaton(), target))
-        if isinstance(part, Either):
-            return network.either([build(option, target) for option in part.options])
-        if isinstance(part, FirstOf):
-            state = target
-            for index, item in reversed(list(enumerate(part.items))):
-                state = build(item, state)
-                state = network.either([state, target]) if index >= part.at_least else state
-            return state
-        for item in reversed(flattened(part)):
-            target = build(item, target)
+
+def _fixed_beginning(part: Part) -> tuple[str, list[Part]]:
+    """The text that every answer begins with, and the parts after it."""
+    text, parts = "", [part]
+    while parts:
+        first, *rest = parts
+        if isinstance(first, Literal):
+            text, parts = text + first.text, rest
+        elif isinstance(first, Concat):
+            parts = [*first.parts, *rest]
+        elif isinstance(first, Members) and first.named and first.named[0][2] and not first.max_members:
+            key, value, _ = first.named[0]
+            text += (first.separator if first.num_before else "") + key
+            parts = [value, replace(first, named=first.named[1:], num_before=1), *rest]
+        elif isinstance(first, ValueSlot) and isinstance(first.value, Language) and first.value.is_string:
+            return text + '"', [replace(first, is_open=True), *rest]
+        else:
+            break
+    return text, parts
+
+
+def usual_tokens(part: Part, vocabulary: Vocabulary) -> int:
+    """The positions of the padded canvas, without making it; may stop when it is more than `MAX_SHARED_POSITIONS`."""
+    sizes: dict[Part, int] = {}
+
+    def size(part: Part) -> int:
+        if part not in sizes:
+            sizes[part] = sum(map(size_of, flattened(part)))
+        return sizes[part]
+
+    def size_of(item: Part) -> int:
+        if isinstance(item, Literal):
+            return len(vocabulary.encode(item.text))
+        if isinstance(item, ValueSlot):
+            return _slot_size(item, vocabulary)
+        if isinstance(item, Alternation):
+            return max(map(size, item.options))
+        assert isinstance(item, Repeat)
+        times = max(item.min_times, item.usual_times if item.max_times is None else item.max_times)
+        return times * (size(item.item) + 1)
+
+    return size(part)
+
+
+def _slot_size(slot: ValueSlot, vocabulary: Vocabulary) -> int:
+    if isinstance(slot.value, Choices):
+        return max(len(vocabulary.encode(text)) for text in slot.value.texts)
+    longest = slot.value.longest if slot.max_tokens is None else slot.max_tokens
+    if longest is None:
+        raise ValueError(f"{slot.where} must have a length in tokens, as its pattern matches text of any length")
+    return longest
+
+
+class _Builder:
+    """Turns parts into a network, from its end to its beginning."""
+
+    def __init__(self, nfa: ByteNFA) -> None:
+        self.nfa = nfa
+        self.built: dict[tuple[Part, int], int] = {}
+
+    def build(self, part: Part, target: int) -> int:
+        """The node before `part`; parts are told by identity, so that shared ones are built once for each target."""
+        if (part, target) not in self.built:
+            self.built[part, target] = self._build(part, target)
+        return self.built[part, target]
+
+    def _build(self, part: Part, target: int) -> int:
+        nfa = self.nfa
+        if isinstance(part, Literal):
+            return nfa.literal(part.text.encode(), target)
+        if isinstance(part, ValueSlot):
+            return self._slot(part, target)
+        if isinstance(part, Alternation):
+            return nfa.either(self.build(option, target) for option in part.options)
+        if isinstance(part, Repeat):
+            return self._repeat(part, target)
+        if isinstance(part, Members):
+            return _MemberBuilder(self, part, target).run()
+        for item in reversed(part.parts):
+            target = self.build(item, target)
         return target
 
-    rest = Sequence(tuple(parts))
-    automaton = vocabulary.automaton(
-        ("compact", rest),
-        lambda: TokenAutomaton.from_bytes(ByteAutomaton.from_network(network, build(rest, network.end)), vocabulary),
-    )
-    ids = prefix + [vocabulary.mask_id] * (room - len(prefix))
-    return Canvas(vocabulary, ids, [Piece(automaton, len(prefix), room, 0, 1)], 1)
+    def _slot(self, slot: ValueSlot, target: int) -> int:
+        nfa, value = self.nfa, slot.value
+        if isinstance(value, Choices):
+            start = nfa.literals([text.encode() for text in value.texts], target)
+        elif value.is_string:
+            dfa = written(value.dfa, in_json=True, is_quoted=True, is_open=slot.is_open)
+            start = nfa.segment(dfa, value.max_chars, target)
+        else:
+            start = nfa.embed(written(value.dfa), target)
+        return nfa.literal(slot.prefix.encode(), start)
+
+    def _repeat(self, part: Repeat, target: int) -> int:
+        nfa = self.nfa
+        separator = part.separator.encode()
+        if part.max_times is None:
+            after = nfa.placeholder()
+            following = nfa.literal(separator, self.build(part.item, after))
+            nfa.close(after, (target, following))
+            first = self.build(part.item, after)
+            num_after = max(part.min_times, 1)
+        else:
+            after, first, num_after = target, target, part.max_times
+        for count in range(num_after - 1, 0, -1):  # the node after `count` items
+            following = nfa.literal(separator, self.build(part.item, after))
+            after = nfa.either((target, following)) if count >= part.min_times else following
+        if num_after > 0:
+            first = self.build(part.item, after)
+        return nfa.either((target, first)) if part.min_times == 0 else first
 
 
-def with_prefix(part: Part, prefix: tuple[Any, ...]) -> Part:
-    """The part with `prefix` before the label of every gap."""
-    if isinstance(part, Gap):
-        return replace(part, label=prefix + (part.label or ()))
-    if isinstance(part, Sequence):
-        return Sequence(tuple(with_prefix(item, prefix) for item in part.parts))
-    if isinstance(part, Either):
-        return Either(tuple(with_prefix(item, prefix) for item in part.options))
-    if isinstance(part, FirstOf):
-        return FirstOf(tuple(with_prefix(item, prefix) for item in part.items), part.at_least)
-    return part
+class _MemberBuilder:
+    """
+    The members of one object. A node stands before each named member, once for objects that are still empty and once
+    for those that are not; with a number of members to keep, once for each number of members so far.
+    """
 
+    def __init__(self, builder: _Builder, members: Members, target: int) -> None:
+        self.builder, self.nfa, self.members, self.target = builder, builder.nfa, members, target
+        # After so many members, one more changes nothing, or is one too many.
+        self.top = max(members.min_members, members.max_members or 0, 1)
+        self.nodes: dict[tuple[int, int], int] = {}
 
-def repeated(item: Part, separator: Part, at_least: int, at_most: int) -> Part:
-    """`item` between `at_least` and `at_most` times, with `separator` between; labels get the index before them."""
-    items = [with_prefix(item, (index,)) for index in range(at_most)]
-    rest = (Sequence((separator, item)) for item in items[1:])
-    return FirstOf((*items[:1], *rest), at_least)
+    def run(self) -> int:
+        num_named = len(self.members.named)
+        for count in range(self.top, -1, -1):
+            for index in range(num_named, -1, -1):
+                self.nodes[index, count] = self._before(index, count)
+        return self.nodes[0, min(self.members.num_before, self.top)]
 
+    def _before(self, start: int, count: int) -> int:
+        """The node before the named members from `start` on, after `count` members."""
+        members, nfa = self.members, self.nfa
+        is_full = members.max_members is not None and count >= members.max_members
+        following = min(count + 1, self.top)
+        keys = []
+        for index in range(start, len(members.named)):
+            key, value, is_required = members.named[index]
+            if not is_full:
+                after = self.nodes[index + 1, following]
+                keys.append(nfa.literal(key[1:].encode(), self.builder.build(value, after)))
+            if is_required:
+                return self._separated([nfa.literal(b'"', nfa.either(keys))], count) if keys else nfa.either(())
+        # No named member has to come any more.
+        ends = [self.target] if count >= members.min_members else []
+        node = nfa.placeholder()
+        nexts = [nfa.literal(b'"', nfa.either(keys))] if keys else []
+        if members.generated and not is_full:
+            after = (
+                node
+                if count == self.top and start == len(members.named)
+                else self.nodes.get((len(members.named), following), node)
+            )
+            nexts += [self.builder.build(Concat(pair), after) for pair in members.generated]
+        nfa.close(node, (*ends, *([self._separated(nexts, count)] if nexts else ())))
+        return node
 
-def num_parts(part: Part) -> int:
-    """How many texts and gaps a part consists of, as its layout will see them."""
-    return 1 if isinstance(part, Text | Gap) else sum(map(num_parts, _inside(part)))
-
-
-def gaps_of(part: Part) -> Iterable[Gap]:
-    """All gaps, in order."""
-    if isinstance(part, Gap):
-        yield part
-    for item in _inside(part):
-        yield from gaps_of(item)
-
-
-def _inside(part: Part) -> tuple[Part, ...]:
-    """The parts that a part is made of."""
-    if isinstance(part, Sequence):
-        return part.parts
-    if isinstance(part, Either):
-        return part.options
-    return part.items if isinstance(part, FirstOf) else ()
+    def _separated(self, nodes: list[int], count: int) -> int:
+        """A comma before `nodes`, unless they are the first member."""
+        node = self.nfa.either(nodes)
+        return self.nfa.literal(self.members.separator.encode(), node) if count else node

@@ -11,77 +11,84 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""JSON Schema (draft 2020-12, a subset) as parts of an answer.
+"""JSON schemas as parts of an answer: what a schema allows, written as JSON text.
 
-What cannot be guaranteed by construction is refused with the JSON path where it stands. Imported by
-`structure_prior_dimple`.
+What cannot be guaranteed by construction is refused with the JSON path where it stands; what has to be bounded is
+listed.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 from .answer_parts_dimple import (
     EMPTY,
-    FORMATS,
+    Alternation,
     Choices,
-    Either,
-    Gap,
-    Number,
+    Concat,
+    Language,
+    Literal,
+    Members,
     Part,
-    Sequence,
-    String,
-    Text,
-    num_parts,
-    repeated,
+    Repeat,
+    ValueSlot,
 )
+from .char_dfa_dimple import TEXT_CHARS, CharDFA, CharNFA, EmptyLanguageError, free_text
+from .patterns_dimple import pattern_dfa
+from .schema_shapes_dimple import (
+    Atom,
+    Conjunction,
+    Expander,
+    Shape,
+    compiled,
+    dumps,
+    is_number,
+    names_of,
+    same,
+    type_of,
+)
+from .value_languages_dimple import FORMATS, MAX_DIGITS, PYDANTIC_FORMATS, exact, format_dfa, number_dfa
 
 #: Deepest nesting of a schema.
-MAX_DEPTH = 16
+MAX_DEPTH = 64
 
-#: Most texts and gaps of an array or object; nested repetitions multiply.
-MAX_PARTS = 1 << 14
+#: Levels of arrays and objects inside a value about which a schema says nothing.
+FREE_LEVELS = 2
 
-#: Keywords that say nothing about what is valid.
-ANNOTATIONS = frozenset(
-    ("$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples", "deprecated",
-     "readOnly", "writeOnly", "x-max-tokens")
-)  # fmt: skip
+#: Digits of a number there, before the point and after it.
+FREE_DIGITS = 9
 
-#: Keywords of each type. `additionalProperties` needs no care, as no property is made up.
-KEYWORDS = {
-    "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "boolean": set[str](),
-    "null": set[str](),
-}
+#: Kinds of items that an array with `uniqueItems` can hold at most one of each of, when they cannot be enumerated.
+NUM_UNIQUE_KINDS = 6
 
-_JSON_TYPES: dict[str, Callable[[Any], bool]] = {
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-    "string": lambda value: isinstance(value, str),
-    "integer": lambda value: (
-        not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
-    ),
-    "number": lambda value: not isinstance(value, bool) and isinstance(value, (int, float)),
-    "boolean": lambda value: isinstance(value, bool),
-    "null": lambda value: value is None,
-}
+#: Enumerated items that an array with `uniqueItems` can hold in any order; more come in the order of the schema.
+MAX_UNORDERED = 7
+
+#: Most enumerated values of one place, in characters.
+MAX_CHOICE_CHARS = 100_000
 
 
-class _Position(NamedTuple):
-    """Where the reader is: the JSON path, the references on the way, and how deep it is nested."""
+@dataclass(frozen=True)
+class ReaderOptions:
+    """
+    How a schema is read.
 
-    path: str
-    references: tuple[str, ...] = ()
-    depth: int = 0
+    Args:
+        max_string_tokens, max_items, max_digits, separators:
+            See [`~StructurePrior.from_json_schema`].
+        is_open (`bool`):
+            Whether an object may have properties that its schema does not mention, where it does not say so.
+        is_pydantic (`bool`):
+            Whether a pydantic class reads the answer.
+    """
 
-    def inside(self, step: str) -> "_Position":
-        return _Position(self.path + step, self.references, self.depth + 1)
+    max_string_tokens: int = 16
+    max_items: int = 4
+    max_digits: int = MAX_DIGITS
+    separators: tuple[str, str] = (",", ":")
+    is_open: bool = True
+    is_pydantic: bool = False
 
 
 class SchemaReader:
@@ -89,252 +96,606 @@ class SchemaReader:
     Makes the parts of JSON texts that a schema accepts.
 
     Args:
-        schema (`dict`):
+        schema (`dict` or `bool`):
             The whole schema; references are looked up in it.
-        room (`int`):
-            Positions of a value whose schema does not bound it, unless `x-max-tokens` stands there.
-        max_items (`int`):
-            Most items of an array without `maxItems`.
-        separators (`tuple[str, str]`):
-            What stands between items, and between a name and its value, as for `json.dumps`.
+        options (`ReaderOptions`):
+            How it is read.
+        recursion (`int`, *optional*, defaults to 3):
+            How often a schema that refers to itself is entered on the way to a value.
+
+    Attributes:
+        ignored (`list[str]`): The paths of keywords that are annotations: unknown ones, and unknown formats.
+        bounds (`dict[str, str]`): Path -> what the answer is bounded to that the schema does not bound.
 
     Raises:
-        ValueError: From [`~SchemaReader.part`], if a keyword is not supported, bounds contradict each other, or the
-            schema is recursive or nested too deeply.
+        ValueError: From [`~SchemaReader.part`], if the schema is malformed, allows nothing, or uses what is not
+            supported; with the path.
     """
 
-    def __init__(self, schema: dict[str, Any], room: int, max_items: int, separators: tuple[str, str]) -> None:
+    def __init__(self, schema: Any, options: ReaderOptions, recursion: int = 3) -> None:
         self.root = schema
-        self.room, self.max_items = room, max_items
-        self.comma, self.colon = separators
+        self.options = options
+        self.recursion = recursion
+        self.comma, self.colon = options.separators
+        self.expander = Expander(schema)
+        self.bounds: dict[str, str] = {}
+        self.formats_ignored: dict[str, None] = {}
+        self.recursive: set[frozenset[tuple[bool, int]]] = set()
+        self.parts: dict[tuple[Any, ...], Part | None] = {}
+        self.nothing_at: str | None = None
+        self.depth = 0
+
+    @property
+    def ignored(self) -> list[str]:
+        """The paths of keywords that are annotations."""
+        return [*self.expander.ignored, *self.formats_ignored]
 
     def part(self) -> Part:
         """The parts of the whole text."""
-        return self._part(self.root, _Position("$"))
-
-    def _dumps(self, value: Any, position: _Position) -> str:
-        try:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(self.comma, self.colon))
-            text.encode()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`schema` must hold JSON values only ({error} at {position.path})") from error
-        return text
-
-    def _part(self, schema: Any, position: _Position) -> Part:
-        if position.depth > MAX_DEPTH:
-            raise ValueError(f"`schema` must be nested at most {MAX_DEPTH} deep (it is deeper at {position.path})")
-        if not isinstance(schema, dict):
-            raise ValueError(f"`schema` must be an object at {position.path} (got {schema!r})")
-        if "$ref" in schema:
-            return self._reference(schema, position)
-        for keyword in ("anyOf", "allOf"):
-            if keyword in schema:
-                return self._combination(schema, keyword, position)
-        if "const" in schema or "enum" in schema:
-            return self._literals(schema, position)
-        types = schema.get("type")
-        types = types if isinstance(types, list) else [types]
-        self._check_types(types, position)
-        self._check_keywords(schema, {"type"}.union(*KEYWORDS.values()), position)
-        options = [getattr(self, f"_{name}")(schema, position) for name in types]
-        return options[0] if len(options) == 1 else Either(tuple(options))
-
-    def _check_types(self, types: list[Any], position: _Position) -> None:
-        if not types or not all(isinstance(name, str) and name in KEYWORDS for name in types):
-            raise ValueError(f"`schema` must name a type of {', '.join(KEYWORDS)} at {position.path} (got {types!r})")
-
-    def _check_keywords(self, schema: dict[str, Any], known: Iterable[str], position: _Position) -> None:
-        for keyword in schema:
-            if keyword not in known and keyword not in ANNOTATIONS:
-                raise ValueError(f"`schema` must not use {keyword!r} here, it is not supported (at {position.path})")
-
-    def _reference(self, schema: dict[str, Any], position: _Position) -> Part:
-        reference = schema["$ref"]
-        self._check_keywords(schema, {"$ref"}, position)
-        if reference in position.references:
-            raise ValueError(f"`schema` must not be recursive ({reference!r} refers to itself at {position.path})")
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise ValueError(f"`schema` must refer to itself only, by '#/...', at {position.path} (got {reference!r})")
-        target: Any = self.root
-        for name in reference[1:].split("/")[1:]:
-            name = name.replace("~1", "/").replace("~0", "~")
-            if not isinstance(target, dict) or name not in target:
-                raise ValueError(f"`schema` must define {reference!r}, which is asked for at {position.path}")
-            target = target[name]
-        return self._part(target, _Position(position.path, (*position.references, reference), position.depth + 1))
-
-    def _combination(self, schema: dict[str, Any], keyword: str, position: _Position) -> Part:
-        self._check_keywords(schema, {keyword}, position)
-        options = schema[keyword]
-        if not isinstance(options, list) or not options:
-            raise ValueError(f"`schema` must have a list with at least one schema at {position.path}.{keyword}")
-        if keyword == "allOf" and len(options) > 1:
-            raise ValueError(f"`schema` must not use 'allOf' with more than one schema (at {position.path})")
-        parts = [self._part(option, position.inside(f".{keyword}[{i}]")) for i, option in enumerate(options)]
-        return parts[0] if len(parts) == 1 else Either(tuple(parts))
-
-    def _literals(self, schema: dict[str, Any], position: _Position) -> Part:
-        self._check_keywords(schema, {"const", "enum", "type"}, position)
-        values = schema["enum"] if "enum" in schema else [schema["const"]]
-        if not isinstance(values, list):
-            raise ValueError(f"`schema` must have a list at {position.path}.enum (got {values!r})")
-        types = schema.get("type", list(_JSON_TYPES))
-        types = [types] if isinstance(types, str) else types
-        self._check_types(types, position)
-        texts = [self._dumps(value, position) for value in values if any(_JSON_TYPES[name](value) for name in types)]
-        if "const" in schema and "enum" in schema:
-            texts = [text for text in texts if text == self._dumps(schema["const"], position)]
-        if not texts:
-            raise ValueError(f"`schema` must allow at least one value at {position.path} (its keywords allow none)")
-        if len(texts) == 1:
-            return Text(texts[0])
-        return Gap(Choices(tuple(dict.fromkeys(texts))), position.path, self._room_asked(schema, position))
-
-    def _room_asked(self, schema: dict[str, Any], position: _Position) -> int | None:
-        return self._count(schema, "x-max-tokens", position, at_least=1)
-
-    def _count(self, schema: dict[str, Any], keyword: str, position: _Position, at_least: int = 0) -> int | None:
-        value = schema.get(keyword)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < at_least):
+        root: Conjunction = (Atom(self.root, "$"),)
+        self._find_recursion(root)
+        part = self._value(root, "$", self.recursion)
+        if part is None:
             raise ValueError(
-                f"`schema` must have an integer >= {at_least} at {position.path}.{keyword} (got {value!r})"
+                f"`schema` must allow at least one value at {self.nothing_at or '$'} (its keywords allow none)"
             )
-        return value
+        return part
 
-    def _value_gap(
-        self, value: String | Number, schema: dict[str, Any], position: _Position, longest: int | None
-    ) -> Gap:
-        try:
-            automaton = value.automaton()
-        except ValueError as error:
-            raise ValueError(f"`schema` must allow at least one value at {position.path} ({error})") from error
-        bounds = [bound for bound in (longest, automaton.longest()) if bound is not None]
-        if isinstance(value, String) and value.pattern is None or not bounds:
-            bounds.append(self.room)
-        return Gap(value, position.path, self._room_asked(schema, position) or max(1, min(bounds)))
-
-    def _string(self, schema: dict[str, Any], position: _Position) -> Part:
-        at_least, at_most = self._count(schema, "minLength", position) or 0, self._count(schema, "maxLength", position)
-        if at_most is not None and at_most < at_least:
-            raise ValueError(
-                f"`schema` must have minLength <= maxLength at {position.path} (got {at_least}, {at_most})"
-            )
-        pattern, name = schema.get("pattern"), schema.get("format")
-        if pattern is not None and name is not None:
-            raise ValueError(f"`schema` must not use 'pattern' and 'format' together (at {position.path})")
-        if name is not None and name not in FORMATS:
-            raise ValueError(f"`schema` must have a format of {', '.join(FORMATS)} at {position.path} (got {name!r})")
-        if pattern is not None and not isinstance(pattern, str):
-            raise ValueError(f"`schema` must have a string at {position.path}.pattern (got {pattern!r})")
-        if at_most == 0 and pattern is None and name is None:
-            return Text('""')
-        # Counting further than the room can hold would only make the automaton larger.
-        room = self._room_asked(schema, position) or self.room
-        counted = None if at_most is None else min(at_most, max(at_least, 4 * room))
-        value = String(FORMATS[name] if name is not None else pattern, name is None, at_least, counted, in_json=True)
-        gap = self._value_gap(value, schema, position, counted)
-        if "x-max-tokens" not in schema and gap.room is not None and gap.room < at_least:
-            gap = Gap(value, position.path, at_least)  # a token for each character always does
-        return Sequence((Text('"'), gap, Text('"')))
-
-    def _integer(self, schema: dict[str, Any], position: _Position) -> Part:
-        low, high = self._bounds(schema, position)
-        low = None if low is None else math.ceil(low[0]) + (low[1] and low[0] == math.ceil(low[0]))
-        high = None if high is None else math.floor(high[0]) - (high[1] and high[0] == math.floor(high[0]))
-        return self._value_gap(Number(low, high, is_integer=True), schema, position, None)
-
-    def _number(self, schema: dict[str, Any], position: _Position) -> Part:
-        low, high = self._bounds(schema, position)
-        return self._value_gap(
-            Number(_double(low, math.inf), _double(high, -math.inf), is_integer=False), schema, position, None
-        )
-
-    def _bounds(self, schema: dict[str, Any], position: _Position) -> tuple[Any, Any]:
-        """The tighter bound of each side as `(value, is_exclusive)`, or `None`."""
-        found: dict[str, Any] = {}
-        for keyword, is_exclusive in (
-            ("minimum", False), ("exclusiveMinimum", True), ("maximum", False), ("exclusiveMaximum", True)
-        ):  # fmt: skip
-            value = schema.get(keyword)
-            if value is None:
+    def _find_recursion(self, root: Conjunction) -> None:
+        """Which conjunctions contain themselves."""
+        on_path: set[frozenset[tuple[bool, int]]] = set()
+        done: set[frozenset[tuple[bool, int]]] = set()
+        stack: list[tuple[Conjunction, bool]] = [(root, False)]
+        while stack:
+            conjunction, is_leaving = stack.pop()
+            key = _key(conjunction)
+            if is_leaving:
+                on_path.discard(key)
+                done.add(key)
                 continue
-            if not _JSON_TYPES["number"](value) or not abs(value) < 1e300:
-                raise ValueError(
-                    f"`schema` must have a number below 1e300 at {position.path}.{keyword} (got {value!r})"
+            if key in on_path:
+                self.recursive.add(key)
+                continue
+            if key in done or not conjunction:
+                continue
+            on_path.add(key)
+            stack.append((conjunction, True))
+            for shape in self.expander.shapes(conjunction):
+                stack += [(inner, False) for inner in self._inner(shape)]
+
+    def _inner(self, shape: Shape) -> Iterable[Conjunction]:
+        """The conjunctions of a shape's items and properties."""
+        if shape.values is not None:
+            return
+        expander = self.expander
+        if "array" in shape.types:
+            num_named = max((int(n) + 1 for entry in shape.items for n in entry.named), default=0)
+            for index in range(num_named + 1):
+                yield expander.item_conjunction(shape, index)
+            for item, _, _ in shape.contains:
+                yield tuple(dict.fromkeys((*expander.item_conjunction(shape, num_named), *item)))
+        if "object" in shape.types:
+            for name in dict.fromkeys((*names_of(shape.properties), *shape.required)):
+                yield expander.property_conjunction(shape, name)
+            for _, value, _ in self._generated_kinds(shape):
+                yield value
+
+    # Values.
+
+    def _value(self, conjunction: Conjunction, path: str, left: int) -> Part | None:
+        """What a conjunction allows; `None` if nothing. `left`: how often a recursive one may still be entered."""
+        if all(isinstance(atom.schema, bool) for atom in conjunction):
+            if all(atom.schema == atom.holds for atom in conjunction):
+                return self._anything(FREE_LEVELS)
+            self._found_nothing(path)
+            return None
+        key = _key(conjunction)
+        if key in self.recursive:
+            left -= 1
+            self.bounds["recursion"] = f"at most {self.recursion} levels of schemas that refer to themselves"
+            if left < 0:
+                return None
+        if (key, left) not in self.parts:
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise ValueError(f"`schema` must be nested at most {MAX_DEPTH} deep (it is deeper at {path})")
+            options: list[Part] = []
+            for shape in self.expander.shapes(conjunction):
+                options += self._shape(shape, path, left)
+            self.depth -= 1
+            self.parts[key, left] = _one_of(options)
+        part = self.parts[key, left]
+        if part is None:
+            self._found_nothing(path)
+        return part
+
+    def _found_nothing(self, path: str) -> None:
+        self.nothing_at = self.nothing_at or path
+
+    def _anything(self, levels: int) -> Part:
+        """Any JSON value, with arrays and objects of `levels` levels."""
+        key = ("anything", levels)
+        if key not in self.parts:
+            self.bounds["free values"] = f"at most {FREE_LEVELS} levels of arrays and objects, {FREE_DIGITS} digits"
+            options: list[Part] = [self._string_slot(Language(free_text(), None, True), Shape(), "$")]
+            number = ValueSlot(Language(number_dfa(None, None, False, FREE_DIGITS)), "$", 8)
+            options += [number, ValueSlot(Choices(("true", "false", "null")), "$")]
+            if levels:
+                inner = self._anything(levels - 1)
+                name = self._string_slot(Language(free_text(), None, True), Shape(max_tokens=8), "$")
+                item = Repeat(inner, self.comma, 0, None, 1)
+                members = Members((), ((name, Concat((Literal(self.colon), inner))),), self.comma, usual_generated=1)
+                options.append(Concat((Literal("["), item, Literal("]"))))
+                options.append(Concat((Literal("{"), members, Literal("}"))))
+            self.parts[key] = Alternation(tuple(options))
+        part = self.parts[key]
+        assert part is not None
+        return part
+
+    def _shape(self, shape: Shape, path: str, left: int) -> list[Part]:
+        """The parts of one alternative, one for each type."""
+        if shape.values is not None:
+            return self._choices(shape.values, shape, path)
+        readers = {"object": self._object, "array": self._array}
+        found: list[Part | None] = []
+        for name in ("object", "array", "string", "number", "boolean", "null"):
+            if name not in shape.types:
+                continue
+            if name in readers:
+                found.append(readers[name](shape, path, left))
+            elif name == "string":
+                found.append(self._string(shape, path))
+            elif name == "number":
+                found.append(self._number(shape, path))
+            else:
+                values = (True, False) if name == "boolean" else (None,)
+                kept = [value for value in values if not any(same(value, other) for other in shape.excluded)]
+                found += self._choices(kept, shape, path)
+        return [part for part in found if part is not None]
+
+    def _choices(self, values: Iterable[Any], shape: Shape, path: str) -> list[Part]:
+        texts = tuple(dict.fromkeys(dumps(value, self.options.separators, path) for value in values))
+        if sum(map(len, texts)) > MAX_CHOICE_CHARS:
+            raise ValueError(f"`schema` must have fewer enumerated values at {path} (got {len(texts)})")
+        if len(texts) == 1:
+            return [Literal(texts[0])]
+        return [ValueSlot(Choices(texts), path, shape.max_tokens)] if texts else []
+
+    def _number(self, shape: Shape, path: str) -> Part | None:
+        low, high = _inclusive(shape)
+        try:
+            dfa = number_dfa(low, high, shape.is_integer, self.options.max_digits, shape.multiples)
+            if shape.not_integer:
+                dfa = dfa.intersect(pattern_dfa(r"-?\d+\.\d*[1-9]\d*")[0])
+            for value in shape.excluded:
+                if is_number(value):
+                    dfa = dfa.subtract(_spellings(value))
+        except EmptyLanguageError:
+            self._found_nothing(path)
+            return None
+        except ValueError as error:
+            raise ValueError(f"`schema` must be simpler at {path}: {error}") from error
+        self.bounds["numbers"] = f"at most {self.options.max_digits} digits before and after the point"
+        usual = _usual_digits(low, high, shape.is_integer, dfa)
+        return ValueSlot(Language(dfa), path, shape.max_tokens or usual)
+
+    def _string(self, shape: Shape, path: str) -> Part | None:
+        language = self._string_language(shape, path)
+        return None if language is None else self._string_slot(language, shape, path)
+
+    def _string_slot(self, language: Language, shape: Shape, path: str) -> Part:
+        if language.longest == 0:
+            return Literal('""')
+        usual = self.options.max_string_tokens
+        bounds = [bound for bound in (language.longest,) if bound is not None]
+        if not (shape.patterns or shape.formats) or not bounds:
+            # A quarter of the most characters, where that is more: words have about four.
+            bounds.append(max(usual, min(4 * usual, (shape.max_length or 0) // 4)))
+        size = max(1, min(bounds), language.dfa.shortest)
+        return ValueSlot(language, path, shape.max_tokens or size)
+
+    def _string_language(self, shape: Shape, path: str) -> Language | None:
+        """The strings of one shape; `None` if there is none."""
+        limits = [] if shape.max_length is None else [shape.max_length]
+        dfas: list[CharDFA] = []
+        try:
+            for pattern in shape.patterns:
+                dfa, most = compiled(pattern, f"{path}.pattern")
+                dfas.append(dfa)
+                limits += [] if most is None else [most]
+            for name in shape.formats:
+                known = (PYDANTIC_FORMATS if self.options.is_pydantic else {}).get(name, FORMATS.get(name))
+                if known is None:
+                    self.formats_ignored[f"{path}.format ({name})"] = None
+                    continue
+                dfas.append(format_dfa(known[0]))
+                limits += [] if known[1] is None else [known[1]]
+            if shape.min_length:
+                dfas.append(CharDFA.of_chars(TEXT_CHARS, shape.min_length))
+            dfa = reduce(CharDFA.intersect, dfas) if dfas else free_text()
+            for pattern in shape.not_patterns:
+                other, most = compiled(pattern, f"{path}.pattern")
+                if most is not None:
+                    raise ValueError(f"`schema` must not use 'not' with a pattern of so many repetitions (at {path})")
+                dfa = dfa.subtract(other)
+            excluded = [value for value in shape.excluded if isinstance(value, str)]
+            if excluded:
+                dfa = dfa.subtract(CharDFA.of_texts(excluded))
+        except EmptyLanguageError:
+            self._found_nothing(path)
+            return None
+        max_chars = min(limits, default=None)
+        if max_chars is not None and dfa.shortest > max_chars:
+            self._found_nothing(path)
+            return None
+        return Language(dfa, max_chars, True)
+
+    # Arrays.
+
+    def _array(self, shape: Shape, path: str, left: int) -> Part | None:
+        shape = _without_empty(shape, [], "min_items")
+        if shape.not_unique or any(isinstance(value, list) for value in shape.excluded):
+            return None
+        expander = self.expander
+        least, most = shape.min_items, shape.max_items
+        num_named = max((int(n) + 1 for entry in shape.items for n in entry.named), default=0)
+        items: list[Part] = []
+        for index in range(num_named if most is None else min(num_named, most)):
+            item = self._value(expander.item_conjunction(shape, index), f"{path}[{index}]", left)
+            if item is None:
+                most = index
+                break
+            items.append(item)
+        conjunction = expander.item_conjunction(shape, num_named)
+        item_path = f"{path}.items"
+        content: Part | None
+        if shape.contains:
+            content = None if items else self._containing(shape, conjunction, path, left)
+        elif shape.is_unique:
+            content = self._unique(shape, conjunction, item_path, left) if not items else None
+        else:
+            rest = None
+            if most is None or most > len(items):
+                rest = self._value(conjunction, item_path, left)
+            content = self._items(items, rest, least, most)
+        return None if content is None else Concat((Literal("["), content, Literal("]")))
+
+    def _items(self, items: list[Part], rest: Part | None, least: int, most: int | None) -> Part | None:
+        """First the given items, each its own, then any number of `rest`."""
+        count = len(items)
+        if rest is None:
+            most = count if most is None else min(most, count)
+        if most is not None and least > most:
+            return None
+        comma, usual = self.comma, self.options.max_items
+        if not items:
+            return EMPTY if rest is None or most == 0 else Repeat(rest, comma, least, most, usual)
+        tail: Part = EMPTY
+        if rest is not None and (most is None or most > count):
+            more = Repeat(rest, comma, max(1, least - count), None if most is None else most - count, usual)
+            tail = Concat((Literal(comma), more))
+            tail = tail if least > count else Alternation((tail, EMPTY))
+        for index in range(count - 1, -1, -1):
+            if most is not None and index >= most:
+                continue
+            tail = Concat((Literal(comma if index else ""), items[index], tail))
+            tail = tail if least > index else Alternation((tail, EMPTY))
+        return tail
+
+    def _containing(self, shape: Shape, conjunction: Conjunction, path: str, left: int) -> Part | None:
+        """Arrays with so many items of a kind: a part for each number of items and of those that count."""
+        wanted = tuple(dict.fromkeys(atom for item, _, _ in shape.contains for atom in item))
+        low = max(low for _, low, _ in shape.contains)
+        highs = [high for _, _, high in shape.contains if high is not None]
+        if len(shape.contains) > 1 and highs:
+            raise ValueError(f"`schema` must not use 'maxContains' with several 'contains' (at {path})")
+        if highs and len(wanted) > 1:
+            raise ValueError(f"`schema` must not use 'maxContains' here, it is not supported (at {path})")
+        counting = self._value(tuple(dict.fromkeys((*conjunction, *wanted))), f"{path}.contains", left)
+        other_atoms = conjunction
+        if highs:
+            other_atoms = (*conjunction, replace(wanted[0], holds=not wanted[0].holds))
+        other = self._value(other_atoms, f"{path}.items", left)
+        most = max(shape.min_items, low) + self.options.max_items if shape.max_items is None else shape.max_items
+        most = min(most, max(shape.min_items, low) + 16)
+        self.bounds[path] = f"at most {most} items"
+        top = max([low, *(high for high in highs)])
+        known: dict[tuple[int, int], Part | None] = {}
+        for index in range(most, -1, -1):
+            for count in range(min(index, top), -1, -1):
+                options: list[Part] = []
+                if index >= shape.min_items and count >= low:
+                    options.append(EMPTY)
+                for item, more in ((counting, 1), (other, 0)):
+                    following = min(count + more, top)
+                    if highs and more and count + 1 > highs[0]:
+                        continue
+                    rest = known.get((index + 1, following))
+                    if item is not None and rest is not None:
+                        options.append(Concat((Literal(self.comma if index else ""), item, rest)))
+                known[index, count] = _one_of(options)
+        return known[0, 0]
+
+    def _unique(self, shape: Shape, conjunction: Conjunction, path: str, left: int) -> Part | None:
+        """
+        Arrays of different items: enumerated ones exactly, others one of each of some kinds that exclude each other.
+        """
+        values = self._enumerated(conjunction)
+        if values is not None and len(values) > MAX_UNORDERED:
+            self.bounds[path] = "different items in the order of the schema"
+            return self._ordered(
+                self._choices(values, Shape(), path), [dumps(v, self.options.separators, path) for v in values], shape
+            )
+        if values is not None:
+            kinds: list[Part] = [Literal(dumps(value, self.options.separators, path)) for value in values]
+        else:
+            kinds = self._kinds(conjunction, path, left)
+            self.bounds[path] = f"at most {len(kinds)} different items, of different kinds"
+        least, most = shape.min_items, len(kinds) if shape.max_items is None else min(shape.max_items, len(kinds))
+        known: dict[int, Part | None] = {}
+        for used in range((1 << len(kinds)) - 1, -1, -1):
+            count = used.bit_count()
+            options: list[Part] = [EMPTY] if least <= count <= most else []
+            for index, kind in enumerate(kinds):
+                rest = known.get(used | 1 << index) if not used >> index & 1 and count < most else None
+                if rest is not None:
+                    options.append(Concat((Literal(self.comma if count else ""), kind, rest)))
+            known[used] = _one_of(options)
+        return known[0]
+
+    def _ordered(self, _: list[Part], texts: list[str], shape: Shape) -> Part | None:
+        """Some of the texts, each at most once, in their order."""
+        most = len(texts) if shape.max_items is None else min(shape.max_items, len(texts))
+        top = max(shape.min_items, most if most < len(texts) else 0, 1)
+        known: dict[tuple[int, int], Part | None] = {}
+        for index in range(len(texts), -1, -1):
+            for count in range(min(index, top), -1, -1):
+                options: list[Part] = [EMPTY] if count >= shape.min_items else []
+                if not (count >= most):
+                    for number in range(index, len(texts)):
+                        rest = known[number + 1, min(count + 1, top)]
+                        if rest is not None:
+                            options.append(Concat((Literal((self.comma if count else "") + texts[number]), rest)))
+                known[index, count] = _one_of(options)
+        return known[0, 0]
+
+    def _enumerated(self, conjunction: Conjunction) -> list[Any] | None:
+        """The values of a conjunction, if they are enumerated."""
+        found: list[Any] = []
+        for shape in self.expander.shapes(conjunction):
+            values = shape.values
+            if values is None:
+                if not shape.types <= {"boolean", "null"}:
+                    return None
+                values = tuple(v for v in (True, False, None) if type_of(v) in shape.types)
+            found += [value for value in values if not any(same(value, other) for other in found)]
+        return found
+
+    def _kinds(self, conjunction: Conjunction, path: str, left: int) -> list[Part]:
+        """Parts that share no value: strings by their first character, numbers by their last digit."""
+        strings, numbers, others = [], [], []
+        for shape in self.expander.shapes(conjunction):
+            if shape.values is None and shape.types == {"string"}:
+                strings.append(shape)
+            elif shape.values is None and shape.types == {"number"} and shape.is_integer:
+                numbers.append(shape)
+            else:
+                others.append(shape)
+        if (strings or numbers) and not others and conjunction:
+            kinds = []
+            for number in range(NUM_UNIQUE_KINDS):
+                letters = "".join(
+                    chr(c) for c in range(33, 127) if c % NUM_UNIQUE_KINDS == number and chr(c).isalnum()
                 )
-            side = keyword[-7:].lower()
-            sign = 1 if side == "minimum" else -1
-            if side not in found or (sign * value, is_exclusive) > (sign * found[side][0], found[side][1]):
-                found[side] = (value, is_exclusive)
-        return found.get("minimum"), found.get("maximum")
+                digits = "".join(str(d) for d in range(10) if d % NUM_UNIQUE_KINDS == number)
+                options: list[Part] = []
+                for shape in strings:
+                    narrowed = replace(shape, patterns=(*shape.patterns, f"^[{letters}]"))
+                    options += [part for part in [self._string(narrowed, path)] if part is not None]
+                for shape in numbers:
+                    slot = self._number(shape, path)
+                    if isinstance(slot, ValueSlot) and isinstance(slot.value, Language):
+                        try:
+                            dfa = slot.value.dfa.intersect(pattern_dfa(f".*[{digits}]")[0])
+                            options.append(replace(slot, value=Language(dfa)))
+                        except EmptyLanguageError:
+                            pass
+                part = _one_of(options)
+                kinds += [] if part is None else [part]
+            return kinds
+        part = self._value(conjunction, path, left)
+        return [] if part is None else [part]
 
-    def _boolean(self, schema: dict[str, Any], position: _Position) -> Part:
-        return Gap(Choices(("true", "false")), position.path, self._room_asked(schema, position))
+    # Objects.
 
-    def _null(self, schema: dict[str, Any], position: _Position) -> Part:
-        return Text("null")
+    def _object(self, shape: Shape, path: str, left: int) -> Part | None:
+        shape = _without_empty(shape, {}, "min_properties")
+        if any(isinstance(value, dict) for value in shape.excluded):
+            return None
+        expander = self.expander
+        named: list[tuple[str, Part, bool]] = []
+        for name in dict.fromkeys((*names_of(shape.properties), *shape.required)):
+            is_required = name in shape.required
+            value: Part | None = None
+            if not shape.names or expander.holds(shape.names, name):
+                value = self._value(expander.property_conjunction(shape, name), f"{path}.properties.{name}", left)
+            if value is not None:
+                named.append((dumps(name, self.options.separators, path) + self.colon, value, is_required))
+            elif is_required:
+                self._found_nothing(f"{path}.properties.{name}")
+                return None
+        generated = self._generated(shape, path, left)
+        if shape.min_properties >= 2:
+            generated = []  # two generated names may be the same
+        least, most = shape.min_properties, shape.max_properties
+        num_required = sum(is_required for _, _, is_required in named)
+        if least > len(named) + len(generated) or (most is not None and most < max(num_required, least)):
+            self._found_nothing(path)
+            return None
+        most = None if most is not None and not generated and most >= len(named) else most
+        least = 0 if least <= num_required else least
+        is_said = any(entry.patterns or entry.rest is not None for entry in shape.properties) or not shape.properties
+        usual = 0 if not is_said else self.options.max_items if not named else 1
+        members = Members(tuple(named), tuple(generated), self.comma, least, most, usual if generated else 0)
+        return Concat((Literal("{"), members, Literal("}")))
 
-    def _array(self, schema: dict[str, Any], position: _Position) -> Part:
-        at_least, at_most = self._count(schema, "minItems", position) or 0, self._count(schema, "maxItems", position)
-        at_most = max(at_least, self.max_items) if at_most is None else at_most
-        if at_most < at_least:
-            raise ValueError(f"`schema` must have minItems <= maxItems at {position.path} (got {at_least}, {at_most})")
-        if at_most == 0:
-            return Text("[]")
-        if "items" not in schema:
-            raise ValueError(f"`schema` must have 'items' at {position.path}, as free values are not supported")
-        item = self._part(schema["items"], position.inside(".items"))
-        if num_parts(item) * at_most > MAX_PARTS:
-            raise ValueError(
-                f"`schema` must have fewer items, or smaller ones, at {position.path} (got up to {at_most})"
-            )
-        return Sequence((Text("["), repeated(item, Text(self.comma), at_least, at_most), Text("]")))
+    def _generated(self, shape: Shape, path: str, left: int) -> list[tuple[Part, Part]]:
+        """Members whose names are generated: for each kind of names, the name and what stands after it."""
+        found: list[tuple[Part, Part]] = []
+        for language, conjunction, _ in self._generated_kinds(shape, path):
+            if not conjunction:
+                value: Part | None = self._anything(FREE_LEVELS - 1)
+            else:
+                value = self._value(conjunction, f"{path}.additionalProperties", left)
+            if value is not None and language is not None:
+                name = self._string_slot(language, Shape(max_tokens=8), path)
+                found.append((name, Concat((Literal(self.colon), value))))
+        return found
 
-    def _object(self, schema: dict[str, Any], position: _Position) -> Part:
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
-            raise ValueError(f"`schema` must have an object in 'properties', a list in 'required' at {position.path}")
-        for name in required:
-            if name not in properties:
-                raise ValueError(f"`schema` must define the required property {name!r} at {position.path}.properties")
-        members: list[tuple[Part, bool]] = []
-        for name, value in properties.items():
-            key = self._dumps(name, position) + self.colon
-            part = self._part(value, position.inside(f".properties.{name}"))
-            members.append((Sequence((Text(key), part)), name in required))
-        part = self._members(members)
-        if num_parts(part) > MAX_PARTS:
-            raise ValueError(f"`schema` must have fewer optional properties at {position.path} (got {len(members)})")
-        return Sequence((Text("{"), part, Text("}")))
-
-    def _members(self, members: list[tuple[Part, bool]]) -> Part:
+    def _generated_kinds(
+        self, shape: Shape, path: str | None = None
+    ) -> list[tuple[Language | None, Conjunction, bool]]:
         """
-        Properties with commas between. One that is required anchors the commas: optional ones before it bring theirs
-        after them, those after it before them. Without one, every property may be the first.
+        For each kind of generated names: their language (only with a path), what their values must be, and whether the
+        schema says that there may be such names.
         """
-        comma = Text(self.comma)
-        anchor = next((position for position, (_, is_required) in enumerate(members) if is_required), None)
-        if anchor is not None:
-            before = [Either((Sequence((part, comma)), EMPTY)) for part, _ in members[:anchor]]
-            return Sequence((*before, members[anchor][0], self._followers(members[anchor + 1 :])))
-        firsts = [Sequence((part, self._followers(members[i + 1 :]))) for i, (part, _) in enumerate(members)]
-        return Either((*firsts, EMPTY)) if firsts else EMPTY
+        patterns = list(dict.fromkeys(pattern for entry in shape.properties for pattern in entry.patterns))
+        kinds: list[tuple[Language | None, Conjunction, bool]] = []
+        for pattern in (*patterns, None):
+            atoms: list[Atom] = []
+            is_said = pattern is not None or not shape.properties
+            is_unmentioned = pattern is None
+            for entry in shape.properties:
+                if pattern in entry.patterns:
+                    atoms += entry.patterns[pattern]
+                elif entry.rest is not None:
+                    atoms += entry.rest
+                    is_said = True
+            for owner, extra in shape.unevaluated:
+                if not any(
+                    owner in entry.owners and (pattern in entry.patterns or entry.rest is not None)
+                    for entry in shape.properties
+                ):
+                    atoms += extra
+                    is_said = True
+            if is_unmentioned and not is_said and not self.options.is_open:
+                continue
+            if any(isinstance(atom.schema, bool) and atom.schema != atom.holds for atom in atoms):
+                continue
+            atoms = [atom for atom in atoms if not isinstance(atom.schema, bool)]
+            language = None
+            if path is not None:
+                others = [other for other in patterns if other != pattern]
+                language = self._name_language(shape, pattern, others, path)
+            kinds.append((language, tuple(dict.fromkeys(atoms)), is_said))
+        return kinds
 
-    def _followers(self, members: list[tuple[Part, bool]]) -> Part:
-        parts: list[Part] = [Sequence((Text(self.comma), part)) for part, _ in members]
-        return Sequence(
-            tuple(
-                part if is_required else Either((part, EMPTY))
-                for part, (_, is_required) in zip(parts, members, strict=True)
-            )
-        )
+    def _name_language(self, shape: Shape, pattern: str | None, others: list[str], path: str) -> Language | None:
+        """Names that match `pattern` and none of the others, and are no property's of the schema."""
+        limit: int | None = None
+        try:
+            dfa = free_text()
+            if pattern is not None:
+                dfa, limit = compiled(pattern, f"{path}.patternProperties")
+            for other in others:
+                excluded, most = compiled(other, f"{path}.patternProperties")
+                if most is not None:
+                    return None
+                dfa = dfa.subtract(excluded)
+            if shape.names:
+                allowed = self._names(shape.names, path)
+                if allowed is None:
+                    return None
+                dfa = dfa.intersect(allowed.dfa)
+                limit = min((x for x in (limit, allowed.max_chars) if x is not None), default=None)
+            known = list(dict.fromkeys((*names_of(shape.properties), *shape.required)))
+            if known:
+                dfa = dfa.subtract(CharDFA.of_texts(known))
+        except EmptyLanguageError:
+            return None
+        return Language(dfa, limit, True)
+
+    def _names(self, conjunction: Conjunction, path: str) -> Language | None:
+        """The strings that a conjunction allows."""
+        languages = []
+        for shape in self.expander.shapes(conjunction):
+            if "string" not in shape.types:
+                continue
+            if shape.values is not None:
+                languages.append(Language(CharDFA.of_texts(v for v in shape.values if isinstance(v, str))))
+                continue
+            language = self._string_language(shape, f"{path}.propertyNames")
+            if language is not None:
+                languages.append(language)
+        if len(languages) < 2:
+            return languages[0] if languages else None
+        nfa = CharNFA()
+        dfas = []
+        for language in languages:
+            dfa = language.dfa
+            if language.max_chars is not None:
+                dfa = dfa.intersect(CharDFA.of_chars(TEXT_CHARS, 0, language.max_chars))
+            dfas.append(dfa)
+        return Language(CharDFA.from_nfa(nfa, nfa.either([nfa.embed(dfa, nfa.end) for dfa in dfas])))
+
+
+def _key(conjunction: Conjunction) -> frozenset[tuple[bool, int]]:
+    return frozenset(atom.key for atom in conjunction)
+
+
+def _one_of(options: list[Part]) -> Part | None:
+    if not options:
+        return None
+    return options[0] if len(options) == 1 else Alternation(tuple(options))
+
+
+def _without_empty(shape: Shape, empty: Any, least: str) -> Shape:
+    """An excluded empty array or object is a least number of items or properties."""
+    if not any(same(value, empty) for value in shape.excluded):
+        return shape
+    others = tuple(value for value in shape.excluded if not same(value, empty))
+    return replace(shape, excluded=others, **{least: max(1, getattr(shape, least))})
+
+
+def _inclusive(shape: Shape) -> tuple[float | int | None, float | int | None]:
+    """The bounds of numbers, inclusive."""
+    import math
+
+    low, high = shape.low, shape.high
+    if shape.is_integer:
+        least = None if low is None else math.ceil(low[0]) + (low[1] and low[0] == math.ceil(low[0]))
+        most = None if high is None else math.floor(high[0]) - (high[1] and high[0] == math.floor(high[0]))
+        return least, most
+    return _double(low, math.inf), _double(high, -math.inf)
 
 
 def _double(bound: tuple[float | int, bool] | None, inward: float) -> float | None:
     """The outermost double that a bound of `(value, is_exclusive)` allows, as numbers with a fraction are read so."""
+    import math
+
     if bound is None:
         return None
     value, is_exclusive = bound
     nearest = float(value)
     is_outside = nearest < value if inward > 0 else nearest > value
     return math.nextafter(nearest, inward) if is_outside or (is_exclusive and nearest == value) else nearest
+
+
+def _usual_digits(low: float | int | None, high: float | int | None, is_integer: bool, dfa: CharDFA) -> int:
+    """
+    The tokens that a number usually needs: 9 digits before the point and 6 after it, where bounds do not ask for more.
+    """
+    bounds = [exact(bound) for bound in (low, high) if bound is not None]
+    digits = [len(str(abs(int(bound)))) for bound in bounds]
+    count = max(digits) if len(digits) == 2 else max([9, *(number + 1 for number in digits)])
+    size = count + (0 if low is not None and low >= 0 else 1) + (0 if is_integer else 7)
+    longest = dfa.longest
+    return max(size if longest is None else min(size, longest), dfa.shortest)
+
+
+def _spellings(value: float | int) -> CharDFA:
+    """The ways to write a number, but with an exponent other than none: those are left out with it."""
+    text = f"{exact(value):.20f}".rstrip("0").rstrip(".") if not isinstance(value, int) else str(value)
+    pattern = text.replace(".", r"\.").replace("-", r"\-")
+    zeros = r"(?:\.0+)?" if "." not in text else "0*"
+    return pattern_dfa(rf"(?:{pattern}{zeros}|-?\d+(?:\.\d+)?[eE][+-]?\d+)")[0]

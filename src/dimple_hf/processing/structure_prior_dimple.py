@@ -13,9 +13,8 @@
 # limitations under the License.
 """Structure priors: the form that an answer must have, written as a template or as a JSON schema.
 
-Source: "structure priors" in Dimple, section 4.4 (arXiv 2505.16990), which positions fixed tokens by hand; here a
-prior also says what the gaps may hold. A prior becomes a canvas (`answer_layout_dimple`) when the processor meets it
-with a tokenizer. Imported by `processing_dimple`.
+Source: "structure priors" in Dimple, section 4.4 (arXiv 2505.16990), which sets positions of fixed tokens by hand;
+here a prior also says what the slots may hold. A prior becomes a canvas (`answer_layout_dimple`) for one tokenizer.
 """
 
 import datetime
@@ -30,40 +29,49 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .answer_confidence_dimple import confidences_of_json, confidences_of_slots
 from .answer_layout_dimple import Canvas, CanvasConstraint
 from .answer_parts_dimple import (
     EMPTY,
-    FORMATS,
+    Alternation,
     Choices,
-    Either,
-    Gap,
-    Number,
+    Concat,
+    Language,
+    Literal,
     Part,
-    String,
-    Text,
-    gaps_of,
-    lay_out,
-    lay_out_compactly,
-    repeated,
+    Repeat,
+    ValueSlot,
+    compact_canvas,
+    padded_canvas,
+    slots_of,
     with_prefix,
 )
-from .answer_parts_dimple import Sequence as PartSequence
-from .schema_dimple import SchemaReader
-from .token_dfa_dimple import Vocabulary
+from .byte_nfa_dimple import TooLargeError
+from .char_dfa_dimple import free_text
+from .patterns_dimple import pattern_dfa
+from .schema_dimple import ReaderOptions, SchemaReader
+from .value_languages_dimple import FORMATS, MAX_DIGITS
+from .vocabulary_dimple import Vocabulary
 
 #: How an answer's values lie on the canvas.
-LAYOUTS = {"aligned": lay_out, "compact": lay_out_compactly}
+LAYOUTS = {"padded": padded_canvas, "compact": compact_canvas}
+
+#: How often a schema that refers to itself is entered, the first that is small enough.
+RECURSIONS = (3, 2, 1)
+
+#: Priors of schemas that are remembered.
+MAX_REMEMBERED = 16
 
 #: `type` itself, where a field of that name hides it.
 _Type = type
 
-#: What a slot can be: name of a type -> value that it may hold (`None`: free text), and how its text is read.
+#: What a slot can be: name of a type -> pattern of its text (`None`: free text), and how its text is read.
 _TYPES: dict[str, Any] = {
     "str": (None, str),
-    "int": (Number(None, None, is_integer=True), int),
-    "float": (Number(None, None, is_integer=False), float),
-    "bool": (Choices(("true", "false")), lambda text: text == "true"),
-    "date": (String(FORMATS["date"]), datetime.date.fromisoformat),
+    "int": (r"0|-?[1-9]\d{0,8}", int),
+    "float": (r"-?(?:0|[1-9]\d{0,8})(?:\.\d{1,6})?", float),
+    "bool": ("true|false", lambda text: text == "true"),
+    "date": (FORMATS["date"][0], datetime.date.fromisoformat),
 }
 
 
@@ -78,8 +86,8 @@ class Slot:
         choices (`Sequence[str]`, *optional*):
             The texts that it may hold.
         pattern (`str`, *optional*):
-            A regular expression that its whole text matches, in the dialect of `re` without look-around, back
-            references and flags.
+            A regular expression that its whole text matches, in the dialect of Python's `re`, without
+            back references.
         type (`str` or `type`, *optional*, defaults to `"str"`):
             `"int"`, `"float"`, `"bool"`, `"date"` (written YYYY-MM-DD) or `"str"`, or the Python type: how it is
             written, and what [`~DimpleProcessor.parse`] makes of it.
@@ -124,17 +132,23 @@ class Slot:
         """The type, by name."""
         return self.type if isinstance(self.type, str) else self.type.__name__
 
-    def gap(self, name: str, lead: str) -> Gap:
-        """The gap of a slot called `name`; a space before it in `lead`."""
-        shortest, longest = self.bounds
-        value = _TYPES[self.type_name][0]
-        if self.choices is not None:
-            value = Choices(tuple(self.choices))
-        elif self.pattern is not None or value is None:
-            value = String(self.pattern)
-            if longest is None and self.pattern is None:
+    def slot(self, name: str, prefix: str) -> ValueSlot:
+        """The part of a slot called `name`; a space before it in `prefix`."""
+        min_tokens, max_tokens = self.bounds
+        pattern = _TYPES[self.type_name][0] if self.pattern is None else self.pattern
+        value: Choices | Language
+        if self.choices is not None or self.type_name == "bool":
+            value = Choices(tuple(self.choices or ("true", "false")))
+        elif pattern is None:
+            value = Language(free_text())
+            if max_tokens is None:
                 raise ValueError(f"slot {name!r} must have a length, as in {{{name}:16}}")
-        return Gap(value, f"slot {name!r}", longest, shortest, label=(name,), lead=lead)
+        else:
+            try:
+                value = Language(*pattern_dfa(pattern))
+            except ValueError as error:
+                raise ValueError(f"slot {name!r}: {error}") from error
+        return ValueSlot(value, f"slot {name!r}", max_tokens, min_tokens, label=(name,), prefix=prefix)
 
     def read(self, text: str) -> Any:
         """The value that a text stands for."""
@@ -164,7 +178,7 @@ class RepeatedPart:
             What the list is called.
         template (`str`):
             Text and slots of one repetition.
-        at_least (`int`, *optional*, defaults to 0), at_most (`int`):
+        min_times (`int`, *optional*, defaults to 0), max_times (`int`):
             How often it comes.
         separator (`str`, *optional*, defaults to `""`):
             Text between two repetitions.
@@ -172,15 +186,15 @@ class RepeatedPart:
 
     name: str
     template: str
-    at_most: int
-    at_least: int = 0
+    max_times: int
+    min_times: int = 0
     separator: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.at_least <= self.at_most or self.at_most < 1:
+        if not 0 <= self.min_times <= self.max_times or self.max_times < 1:
             raise ValueError(
-                f"`at_least` and `at_most` of {self.name!r} must satisfy 0 <= at_least <= at_most and at_most >= 1 "
-                f"(got {self.at_least} and {self.at_most})"
+                f"`min_times` and `max_times` of {self.name!r} must satisfy 0 <= min_times <= max_times and "
+                f"max_times >= 1 (got {self.min_times} and {self.max_times})"
             )
 
 
@@ -190,18 +204,27 @@ class StructurePrior:
     [`~StructurePrior.from_json_schema`] or [`~StructurePrior.from_anchors`]; used by [`DimpleProcessor`].
 
     Whatever the weights, and in whatever order the positions of the answer are unmasked, the answer has this form: the
-    fixed text stands where it should, and each gap holds a value of its kind. A gap that needs less than its room is
-    filled up with the tokenizer's padding token, which [`~DimpleProcessor.parse`] and `skip_special_tokens` leave out.
+    fixed text stands where it should, and each slot holds a value of its kind. Positions that values do not need hold
+    the tokenizer's padding token, which [`~DimpleProcessor.parse`] and `skip_special_tokens` leave out.
+
+    Attributes:
+        layout (`str`): `"padded"` or `"compact"`, see [`~StructurePrior.from_json_schema`].
+        ignored (`list[str]`): Paths of a schema's keywords that are annotations: unknown ones, and unknown formats.
+        bounds (`dict[str, str]`): What the answer is bounded to that the schema does not bound: path -> bound.
     """
 
-    def __init__(self, part: Part, slots: dict[tuple[str, ...], Slot], model: Any = None, layout: str = "aligned"):
+    def __init__(self, part: Part, slots: dict[tuple[str, ...], Slot], layout: str = "padded") -> None:
         # Use the class methods; here is only what they share.
         if layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)} (got {layout!r})")
         self._part = part
         self._slots = slots
-        self._model = model
+        self._schema: tuple[Any, ReaderOptions] | None = None
+        self._model: Any = None
         self.layout = layout
+        self.max_tokens: int | None = None
+        self.ignored: list[str] = []
+        self.bounds: dict[str, str] = {}
         self._canvases: WeakKeyDictionary[Vocabulary, Canvas] = WeakKeyDictionary()
 
     @classmethod
@@ -233,7 +256,7 @@ class StructurePrior:
 
         >>> prior = StructurePrior.from_template("Reasoning: {reasoning:32}\nThe answer is {answer:4}.")
         >>> prior = StructurePrior.from_template(
-        ...     "Total: {total:int}\nPaid: {paid}", RepeatedPart("items", "\n- {item:8}", at_most=5),
+        ...     "Total: {total:int}\nPaid: {paid}", RepeatedPart("items", "\n- {item:8}", max_times=5),
         ...     slots={"paid": Slot(choices=["yes", "no"])},
         ... )
         ```
@@ -251,20 +274,19 @@ class StructurePrior:
             template = part if isinstance(part, str) else part.template
             content = _template_part(template, given, prefix, found, unused)
             if isinstance(part, OptionalPart):
-                content = Either((content, EMPTY))
+                content = Alternation((content, EMPTY))
             if isinstance(part, RepeatedPart):
                 if (part.name,) in found:
                     raise ValueError(f"each name must come once (got {part.name!r} twice)")
                 if not any(path[0] == part.name for path in found):
                     raise ValueError(f"{part.name!r} must have a slot (got {template!r})")
-                content = with_prefix(
-                    repeated(content, Text(part.separator), part.at_least, part.at_most), (part.name,)
-                )
+                repeat = Repeat(content, part.separator, part.min_times, part.max_times, part.max_times)
+                content = with_prefix(repeat, (part.name,))
                 found.setdefault(prefix, Slot(length=1))  # marks the list itself
             built.append(content)
         if unused:
             raise ValueError(f"`slots` must name slots of the template (got {sorted(unused)})")
-        return cls(PartSequence(tuple(built)), found)
+        return cls(Concat(tuple(built)), found)
 
     @classmethod
     def from_anchors(cls, anchors: Mapping[int, str], length: int) -> "StructurePrior":
@@ -276,16 +298,16 @@ class StructurePrior:
                 Position of its first token -> text. Positions from 0 count from the beginning; -k is the position k
                 tokens before the end.
             length (`int`):
-                Positions of the answer. What the free text does not need is filler.
+                Positions of the answer. What the free text does not need is padding.
 
         Returns:
             [`StructurePrior`]. It is read as a dict: `"text"`, the whole answer, and `"gap0"`, `"gap1"`, ... the free
             texts between the anchors.
 
         Raises:
-            ValueError: If `length` is less than 1, or a position lies outside of it. (That texts overlap shows when
-            the
-                processor meets the tokenizer.)
+            ValueError: If `length` is less than 1, or a position lies outside of it. (Whether texts overlap depends
+            on the
+                tokenizer: [`~StructurePrior.canvas`] raises.)
 
         Example:
 
@@ -309,68 +331,90 @@ class StructurePrior:
             if position or slots:
                 name = f"gap{len(slots)}"
                 slots[(name,)] = Slot(length=length)
-                parts.append(Gap(String(), f"the text before {text!r}", until=position, label=(name,)))
-            parts.append(Text(text))
+                parts.append(
+                    ValueSlot(Language(free_text()), f"the text before {text!r}", until=position, label=(name,))
+                )
+            parts.append(Literal(text))
         name = f"gap{len(slots)}"
         slots[(name,)] = Slot(length=length)
-        parts.append(Gap(String(), "the text at the end", until=length, label=(name,)))
-        return cls(PartSequence(tuple(parts)), slots)
+        parts.append(ValueSlot(Language(free_text()), "the text at the end", until=length, label=(name,)))
+        return cls(Concat(tuple(parts)), slots)
 
     @classmethod
     def from_json_schema(
         cls,
-        schema: dict[str, Any] | type,
+        schema: dict[str, Any] | bool | type | Any,
         *,
-        room: int = 16,
+        max_tokens: int | None = None,
+        max_string_tokens: int = 16,
         max_items: int = 4,
+        max_digits: int = MAX_DIGITS,
         separators: tuple[str, str] = (",", ":"),
         layout: str = "compact",
     ) -> "StructurePrior":
         """
-        An answer that is a JSON text and valid for a schema.
-
-        Supported, of draft 2020-12: `type` (also a list), `properties`, `required`, `additionalProperties`, `items`,
-        `minItems`, `maxItems`, `minLength`, `maxLength`, `pattern`, `format` (`date`, `time`, `date-time`), `minimum`,
-        `maximum`, `exclusiveMinimum`, `exclusiveMaximum`, `enum`, `const`, `anyOf`, `allOf` of one schema, local
-        `$ref` that do not recurse, and annotations. Properties stand in the order of the schema.
+        An answer that is a JSON text and valid for a schema. docs/structured_extraction.md has the table of keywords.
 
         Args:
-            schema (`dict` or `type`):
-                A JSON schema, or a pydantic model class.
-            room (`int`, *optional*, defaults to 16):
-                Most tokens of a string that has no `pattern` or `format`. The keyword `x-max-tokens` beside a value's
-                type says it for that value.
+            schema (`dict`, `bool`, `type` or `pydantic.TypeAdapter`):
+                A JSON schema of draft 4 to 2020-12, a pydantic model class, or whatever a `TypeAdapter` takes: a typed
+                dict, a dataclass, `list[Model]`.
+            max_tokens (`int`, *optional*):
+                Positions of a compact canvas; when missing, as many as the values usually need, at most 2048.
+            max_string_tokens (`int`, *optional*, defaults to 16):
+                Tokens that a canvas has for a string whose length the schema does not bound. In the padded layout
+                that is the most it can have; in the compact one values share their positions, so it may be longer.
+                The keyword `x-max-tokens` beside a value's type sets it for that value.
             max_items (`int`, *optional*, defaults to 4):
-                Most items of an array without `maxItems`.
+                The same for the items of an array without `maxItems`.
+            max_digits (`int`, *optional*, defaults to 18):
+                Most digits of a number before the point, and after it, where bounds do not need more.
             separators (`tuple[str, str]`, *optional*, defaults to `(",", ":")`):
                 What stands between items, and between a name and its value, as for `json.dumps`.
             layout (`str`, *optional*, defaults to `"compact"`):
-                `"compact"`: the text has no fillers inside, and moves with the lengths of the values.
-                `"aligned"`: each value has positions of its own, all fixed text is placed before the first step; only
-                for models that have seen fillers inside answers.
+                `"compact"`: the text has no padding inside, and moves with the lengths of the values.
+                `"padded"`: each value has positions of its own, all fixed text is placed before the first step; only
+                for models that were trained with padding inside answers.
 
         Returns:
             [`StructurePrior`]. It is read as what the JSON text stands for, or as an object of the pydantic class.
 
         Raises:
-            ValueError: If the schema uses what is not supported, is recursive, nested too deeply, or allows nothing;
-                the message names the JSON path.
+            ValueError: If the schema is malformed, uses what is not supported, or allows nothing; the message names
+                the JSON path.
         """
-        model = schema if isinstance(schema, type) else None
-        if model is not None:
-            if not hasattr(model, "model_json_schema"):
-                raise ValueError(f"`schema` must be a dict or a pydantic model class (got {model.__name__})")
-            schema = model.model_json_schema()
-        if not isinstance(schema, dict):
-            raise ValueError(f"`schema` must be a dict or a pydantic model class (got {type(schema).__name__})")
-        for name, value in (("room", room), ("max_items", max_items)):
+        for name, value in (
+            ("max_string_tokens", max_string_tokens),
+            ("max_items", max_items),
+            ("max_digits", max_digits),
+        ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1 (got {value})")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"`max_tokens` must be at least 1 or None (got {max_tokens})")
         for separator, mark in zip(separators, ",:", strict=True):
             if separator.strip(" \t\n\r") != mark:
                 raise ValueError(f"`separators` must be {mark!r} with white space around (got {separator!r})")
-        part = SchemaReader(schema, room, max_items, separators).part()
-        return cls(part, {}, model or dict, layout)
+        model, schema = _schema_of(schema)
+        options = ReaderOptions(max_string_tokens, max_items, max_digits, separators, model is None, model is not None)
+        try:
+            key = (json.dumps(schema), options, layout, max_tokens, id(model))
+        except (TypeError, ValueError, RecursionError):
+            key = None
+        if key in _REMEMBERED:
+            return _REMEMBERED[key]
+        reader = SchemaReader(schema, options)
+        try:
+            prior = cls(reader.part(), {}, layout)
+        except RecursionError as error:
+            raise ValueError("`schema` must be nested less deeply") from error
+        prior._schema, prior._model, prior.max_tokens = (schema, options), model, max_tokens
+        prior.ignored, prior.bounds = reader.ignored, reader.bounds
+        if key is not None:
+            while len(_REMEMBERED) >= MAX_REMEMBERED:
+                _REMEMBERED.pop(next(iter(_REMEMBERED)), None)
+            _REMEMBERED[key] = prior
+        return prior
 
     def canvas(self, tokenizer: PreTrainedTokenizerBase) -> Canvas:
         """
@@ -382,15 +426,33 @@ class StructurePrior:
 
         Raises:
             ValueError: If a slot cannot hold any of its values (a choice has more tokens than the slot, a pattern
-                matches nothing as short), or texts overlap.
+                matches nothing as short), texts overlap, or the answer needs too many states.
         """
         vocabulary = Vocabulary.of(tokenizer)
         if vocabulary not in self._canvases:
-            canvas = LAYOUTS[self.layout](self._part, vocabulary)
+            canvas = self._lay_out(vocabulary)
             if not canvas.ids:
                 raise ValueError("the prior must hold at least one token (it is empty)")
             self._canvases[vocabulary] = canvas
+            if self._schema is not None and self.layout == "compact":
+                self.bounds["length"] = f"{len(canvas.ids)} tokens in all"
         return self._canvases[vocabulary]
+
+    def _lay_out(self, vocabulary: Vocabulary) -> Canvas:
+        """The canvas; a schema that refers to itself is entered less often where it would get too large."""
+        lay_out = LAYOUTS[self.layout]
+        levels = RECURSIONS if "recursion" in self.bounds else RECURSIONS[:1]
+        for level in levels:
+            if level != RECURSIONS[0] and self._schema is not None:
+                reader = SchemaReader(*self._schema, recursion=level)
+                self._part = reader.part()
+                self.bounds.update(reader.bounds)
+            try:
+                return lay_out(self._part, vocabulary, self.max_tokens)
+            except TooLargeError:
+                if level == levels[-1]:
+                    raise
+        raise AssertionError
 
     def read(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Any:
         """
@@ -406,30 +468,76 @@ class StructurePrior:
             A dict of slots, a JSON value, or an object of the pydantic class.
 
         Raises:
-            ValueError: If the answer does not have the prior's form: it was not generated under it, or not to its end.
+            ValueError: If the answer does not have the prior's form: it was not generated under it, or not to its
+            end; or
+                if the pydantic class does not take it.
         """
         canvas = self.canvas(tokenizer)
         path = canvas.path(ids)
         text = canvas.text(ids)
-        if self._model is not None:
-            return json.loads(text) if self._model is dict else self._model.model_validate_json(text)
+        if self._schema is not None:
+            return json.loads(text) if self._model is None else self._model.validate_json(text)
         values = self._absent_values()
-        labels = {gap.label: gap for gap in gaps_of(self._part) if gap.label is not None}
-        for piece in path:
-            if piece.label is None:
+        slots = {slot.label: slot for slot in slots_of(self._part)}
+        for segment in path:
+            if segment.label is None:
                 continue
-            content = canvas.text(ids[piece.start : piece.end]).removeprefix(labels[piece.label].lead)
-            value = self._slots[tuple(step for step in piece.label if isinstance(step, str))].read(content)
-            if len(piece.label) == 1:
-                values[piece.label[0]] = value
-                continue
-            name, index, slot_name = piece.label
-            items = values[name]
-            items += [{} for _ in range(index + 1 - len(items))]
-            items[index][slot_name] = value
-        if "text" not in values and any(gap.until is not None for gap in labels.values()):
+            name = tuple(step for step in segment.label if isinstance(step, str))
+            content = canvas.text(ids[segment.start : segment.end]).removeprefix(slots[name].prefix)
+            value = self._slots[name].read(content)
+            _put(values, segment.label, value)
+        if "text" not in values and any(slot.until is not None for slot in slots.values()):
             values = {"text": text, **values}
         return values
+
+    def confidences(
+        self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], token_logprobs: Sequence[float]
+    ) -> Any:
+        """
+        How probable each value of an answer was.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`):
+                The tokenizer.
+            ids (`Sequence[int]`):
+                The answer's tokens, as many as the canvas has positions.
+            token_logprobs (`Sequence[float]`):
+                Log-probability of each token when it was committed; 0 at given tokens. NaN counts as 0.
+
+        Returns:
+            A tree of the shape of the JSON value, or of the slots, with a probability in [0, 1] in place of each
+            value: that of all tokens of its text together.
+
+        Raises:
+            ValueError: If the answer does not have the prior's form.
+        """
+        canvas = self.canvas(tokenizer)
+        path = canvas.path(ids)
+        if self._schema is not None:
+            return confidences_of_json(canvas, ids, token_logprobs)
+        values = self._absent_values()
+        for label, confidence in confidences_of_slots(path, token_logprobs):
+            _put(values, label, confidence)
+        return values
+
+    def touched_bound(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+        """
+        Whether an answer may be shorter than it would be on a longer canvas: a compact one is filled to its last
+        position, or in a padded one a value is.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`):
+                The tokenizer.
+            ids (`Sequence[int]`):
+                The answer's tokens, as many as the canvas has positions.
+        """
+        canvas = self.canvas(tokenizer)
+        pad = canvas.vocabulary.pad_id
+        return any(
+            segment.end > segment.start and ids[segment.end - 1] != pad
+            for segment in canvas.path(ids)
+            if segment.automaton.is_extensible(segment.end - segment.start)
+        )
 
     def write(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
         """
@@ -454,6 +562,38 @@ class StructurePrior:
     def _absent_values(self) -> dict[str, Any]:
         repeated_names = {path[0] for path in self._slots if len(path) == 2}
         return {path[0]: [] if path[0] in repeated_names else None for path in self._slots}
+
+
+#: Priors of schemas that were made last, by schema and options.
+_REMEMBERED: dict[Any, StructurePrior] = {}
+
+
+def _put(values: dict[str, Any], label: tuple[Any, ...], value: Any) -> None:
+    """Sets the value of a slot: of its name, or of a name inside an item of a list."""
+    if len(label) == 1:
+        values[label[0]] = value
+        return
+    name, index, slot_name = label
+    items = values[name]
+    items += [{} for _ in range(index + 1 - len(items))]
+    items[index][slot_name] = value
+
+
+def _schema_of(schema: Any) -> tuple[Any, Any]:
+    """What reads the answer (`None`: it stays as `json` reads it), and the JSON schema."""
+    if isinstance(schema, (dict, bool)):
+        return None, schema
+    try:
+        from pydantic import PydanticUserError, TypeAdapter
+    except ImportError as error:
+        raise ValueError(f"`schema` must be a dict, or pydantic be installed (got {schema!r})") from error
+    if isinstance(schema, (list, tuple, str, int, float)) or schema is None:
+        raise ValueError(f"`schema` must be a dict or a pydantic model class (got {type(schema).__name__})")
+    try:
+        adapter = schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
+        return adapter, adapter.json_schema(mode="validation")
+    except (PydanticUserError, TypeError) as error:
+        raise ValueError(f"`schema` must be a dict or what pydantic has a JSON schema for ({error})") from error
 
 
 def canvas_inputs(
@@ -492,10 +632,13 @@ def canvas_inputs(
 
 
 def read_answers(
-    sequences: Any, priors: StructurePrior | Sequence[StructurePrior | None], tokenizer: PreTrainedTokenizerBase
+    output: Any,
+    priors: StructurePrior | Sequence[StructurePrior | None],
+    tokenizer: PreTrainedTokenizerBase,
+    return_confidence: bool = False,
 ) -> Any:
-    """What the answers at the end of `sequences` say; see [`~DimpleProcessor.parse`]."""
-    sequences = torch.as_tensor(sequences)
+    """What the answers at the end of `output` say; see [`~DimpleProcessor.parse`]."""
+    sequences = torch.as_tensor(getattr(output, "sequences", output))
     if sequences.ndim != 2 or torch.is_floating_point(sequences):
         raise ValueError(f"`output` must be an integer tensor of shape (rows, length) (got {tuple(sequences.shape)})")
     is_single = isinstance(priors, StructurePrior)
@@ -507,13 +650,34 @@ def read_answers(
     lengths = [0 if prior is None else len(prior.canvas(tokenizer).ids) for prior in rows]
     if max(lengths) > sequences.shape[1]:
         raise ValueError(f"`output` must hold the answer's {max(lengths)} positions (got {sequences.shape[1]})")
-    values = []
-    for prior, length, sequence in zip(rows, lengths, sequences[:, -max(lengths) :].tolist(), strict=True):
-        if prior is None:
-            values.append(tokenizer.decode(sequence, skip_special_tokens=True))
-        else:
-            values.append(prior.read(tokenizer, sequence[:length]))
-    return values[0] if is_single and len(values) == 1 else values
+    answers = sequences[:, -max(lengths) :].tolist()
+    values = [
+        tokenizer.decode(answer, skip_special_tokens=True)
+        if prior is None
+        else _read(prior, tokenizer, answer[:length])
+        for prior, length, answer in zip(rows, lengths, answers, strict=True)
+    ]
+    if not return_confidence:
+        return values[0] if is_single and len(values) == 1 else values
+    if getattr(output, "token_logprobs", None) is None:
+        raise ValueError("`output` must have `token_logprobs` for confidences: use `return_dict_in_generate=True`")
+    logprobs = output.token_logprobs[:, -max(lengths) :].tolist()
+    confidences = [
+        None if prior is None else prior.confidences(tokenizer, answer[:length], row[:length])
+        for prior, length, answer, row in zip(rows, lengths, answers, logprobs, strict=True)
+    ]
+    return (values[0], confidences[0]) if is_single and len(values) == 1 else (values, confidences)
+
+
+def _read(prior: StructurePrior, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Any:
+    """What an answer of the prior's form says, or why the class that reads it does not take it."""
+    if prior._model is None:
+        return prior.read(tokenizer, ids)
+    prior.canvas(tokenizer).path(ids)  # raises where the form is another one
+    try:
+        return prior.read(tokenizer, ids)
+    except Exception as error:  # a validator of the caller's may raise anything; it must not cost the other rows
+        return error
 
 
 def _checked_priors(
@@ -551,7 +715,7 @@ def _template_part(
         raise ValueError(f"the template must be text with slots as {{name:8}} ({error} in {template!r})") from error
     parts: list[Part] = []
     for text, name, spec, conversion in fields:
-        lead = ""
+        prefix_text = ""
         if name is not None:
             if not name.isidentifier() or conversion:
                 raise ValueError(f"the template must name its slots, as {{name:8}} (got {name!r} in {template!r})")
@@ -562,11 +726,11 @@ def _template_part(
             slot = found[path] = _inline_slot(name, spec or "", given.get(name))
             # Tokens of words begin with their space, so it goes with the word; numbers have no such tokens.
             if text.endswith(" ") and slot.type_name in ("str", "bool"):
-                text, lead = text[:-1], " "
-        parts.append(Text(text))
+                text, prefix_text = text[:-1], " "
+        parts.append(Literal(text))
         if name is not None:
-            parts.append(slot.gap(name, lead))
-    return PartSequence(tuple(parts))
+            parts.append(slot.slot(name, prefix_text))
+    return Concat(tuple(parts))
 
 
 def _inline_slot(name: str, spec: str, given: Slot | None) -> Slot:

@@ -166,11 +166,11 @@ def collate(jobs: Sequence[Job], tokenizer: Any) -> dict[str, Any]:
 
 
 def decided_beginning(
-    tokens: Sequence[int], settled: Sequence[bool], end_token_ids: frozenset[int]
+    tokens: Sequence[int], is_final: Sequence[bool], end_token_ids: frozenset[int]
 ) -> tuple[list[int], bool]:
     """
     Args:
-        tokens (`Sequence[int]`), settled (`Sequence[bool]`):
+        tokens (`Sequence[int]`), is_final (`Sequence[bool]`):
             An answer, and which of its positions no later step changes.
         end_token_ids (`frozenset[int]`):
             Tokens that end it.
@@ -179,8 +179,8 @@ def decided_beginning(
         `tuple(list[int], bool)`: The tokens before the first open position or end, and whether it was an end.
     """
     beginning: list[int] = []
-    for token, is_settled in zip(tokens, settled, strict=True):
-        if not is_settled:
+    for token, token_is_final in zip(tokens, is_final, strict=True):
+        if not token_is_final:
             return beginning, False
         if token in end_token_ids:
             return beginning, True
@@ -341,9 +341,9 @@ class Worker:
             )
             for step in steps:
                 self.metrics.count_step(len(unfinished))
-                answers, settled, finished = step.answer_ids.tolist(), step.settled.tolist(), step.finished.tolist()
+                answers, is_final, finished = step.answer_ids.tolist(), step.is_final.tolist(), step.finished.tolist()
                 for row, job in list(unfinished.items()):
-                    beginning, has_ended = decided_beginning(answers[row], settled[row], end_token_ids)
+                    beginning, has_ended = decided_beginning(answers[row], is_final[row], end_token_ids)
                     job.put(Progress(beginning, finished[row], has_ended or first.prior is not None))
                     if finished[row]:
                         self.metrics.count_answer(len(beginning), int(step.num_forward_passes[row]))

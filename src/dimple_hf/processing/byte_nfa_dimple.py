@@ -1,0 +1,167 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The network of bytes that a whole answer is: fixed text, strings and numbers joined to one another.
+
+It is built from its end to its beginning, so that alternatives share what follows them, and equal parts with the same
+continuation are one. Strings stand in it as *segments*: an automaton of their content, a most number of characters,
+and where to go on after them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .byte_dfa_dimple import ByteDFA
+
+#: Most nodes of one answer, the states of its segments included.
+MAX_NODES = 24_000
+
+#: More characters than any segment is asked to count.
+UNCOUNTED = 30_000
+
+
+class TooLargeError(ValueError):
+    """An answer that needs too many states or transitions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """
+    A text inside a network.
+
+    Args:
+        dfa (`ByteDFA`):
+            What it may be.
+        max_chars (`int`):
+            Its most characters, where `dfa` does not count them; at most `UNCOUNTED`.
+        target (`int`):
+            The node after it.
+    """
+
+    dfa: ByteDFA
+    max_chars: int
+    target: int
+
+
+class ByteNFA:
+    """
+    Nodes with byte transitions, free transitions (taken without a byte) and segments.
+
+    Each method takes the node to end in and returns the node to begin in.
+    """
+
+    def __init__(self) -> None:
+        self.edges: list[list[tuple[int, int, int]]] = []
+        self.free: list[tuple[int, ...]] = []
+        self.segment_of: list[Segment | None] = []
+        self._shared: dict[tuple[object, ...], int] = {}
+        self._num_segment_states = 0
+        self.end = self._node()
+
+    def _node(
+        self,
+        edges: list[tuple[int, int, int]] | None = None,
+        free: tuple[int, ...] = (),
+        segment: Segment | None = None,
+    ) -> int:
+        if len(self.edges) + self._num_segment_states > MAX_NODES:
+            raise TooLargeError(f"the answer must need at most {MAX_NODES} states (it needs more)")
+        self.edges.append(edges or [])
+        self.free.append(free)
+        self.segment_of.append(segment)
+        return len(self.edges) - 1
+
+    def placeholder(self) -> int:
+        """A node whose free transitions are set later by `close`: for loops."""
+        return self._node()
+
+    def close(self, node: int, targets: Iterable[int]) -> None:
+        """Sets the free transitions of a placeholder."""
+        self.free[node] = tuple(targets)
+
+    def branch(self, edges: Iterable[tuple[int, int, int]]) -> int:
+        """One byte of any of `(low, high, target)`."""
+        edges = tuple(sorted(edges))
+        key = ("branch", edges)
+        if key not in self._shared:
+            self._shared[key] = self._node(list(edges))
+        return self._shared[key]
+
+    def literal(self, data: bytes, target: int) -> int:
+        """Exactly these bytes."""
+        for byte in reversed(data):
+            target = self.branch(((byte, byte, target),))
+        return target
+
+    def literals(self, texts: Iterable[bytes], target: int) -> int:
+        """Any of these byte strings, as a prefix tree that shares its endings."""
+        root: dict[int, Any] = {}
+        for data in texts:
+            node = root
+            for byte in data:
+                node = node.setdefault(byte, {})
+            node[-1] = {}
+
+        def build(tree: dict[int, Any]) -> int:
+            edges = [(byte, byte, build(below)) for byte, below in tree.items() if byte >= 0]
+            ends = (target,) if -1 in tree else ()
+            if not edges:
+                return target
+            node = self.branch(edges)
+            return self.either((node, *ends)) if ends else node
+
+        return build(root)
+
+    def either(self, nodes: Iterable[int]) -> int:
+        """Any of `nodes`."""
+        nodes = tuple(dict.fromkeys(nodes))
+        if len(nodes) == 1:
+            return nodes[0]
+        key = ("either", nodes)
+        if key not in self._shared:
+            self._shared[key] = self._node(free=nodes)
+        return self._shared[key]
+
+    def segment(self, dfa: ByteDFA, max_chars: int | None, target: int) -> int:
+        """A text, as a segment."""
+        key = ("segment", dfa, max_chars, target)
+        if key not in self._shared:
+            self._num_segment_states += len(dfa.table)
+            most = UNCOUNTED if max_chars is None else min(max_chars, UNCOUNTED)
+            self._shared[key] = self._node(segment=Segment(dfa, most, target))
+        return self._shared[key]
+
+    def embed(self, dfa: ByteDFA, target: int) -> int:
+        """A text, as nodes: for automata in which few bytes are possible, such as numbers."""
+        key = ("embed", dfa, target)
+        if key in self._shared:
+            return self._shared[key]
+        first = len(self.edges)
+        for edges, accepts in zip(dfa.edges, dfa.accepting.tolist(), strict=True):
+            self._node([(low, high, first + state) for low, high, state in edges], (target,) if accepts else ())
+        self._shared[key] = first
+        return first
+
+    def cores(self, node: int) -> list[int]:
+        """The nodes that can be reached without a byte and have something to do: bytes, a segment, or the end."""
+        seen, stack, found = {node}, [node], []
+        while stack:
+            current = stack.pop()
+            if self.edges[current] or self.segment_of[current] is not None or current == self.end:
+                found.append(current)
+            for target in self.free[current]:
+                if target not in seen:
+                    seen.add(target)
+                    stack.append(target)
+        return found

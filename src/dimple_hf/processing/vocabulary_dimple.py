@@ -1,0 +1,219 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tokens of a tokenizer as bytes: as a matrix, and as a prefix tree.
+
+Both are made once for a tokenizer and kept in a cache folder, without pickle.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from huggingface_hub.constants import HF_HOME
+from transformers import PreTrainedTokenizerBase
+
+#: Tokens of more bytes are not used inside values and fixed text. (Qwen has 0.03 % of them, runs of one character.)
+MAX_TOKEN_BYTES = 32
+
+#: Changes when the files of the cache do.
+_CACHE_VERSION = 1
+
+
+def _byte_of_char() -> dict[str, int]:
+    """Byte-level BPE writes a token's bytes as visible characters: printable ones as they are, the others from 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """
+    The prefix tree of the tokens. Node 0 is the root; the children of a node have consecutive numbers, in the order of
+    their bytes.
+
+    Args:
+        first_child (`list[int]`):
+            Of each node, with one more entry: the children of `n` are `first_child[n]` to `first_child[n + 1] - 1`.
+        byte (`bytes`):
+            The last byte of each node.
+        token (`list[int]`):
+            The token that ends at each node, or -1.
+    """
+
+    first_child: list[int]
+    byte: bytes
+    token: list[int]
+
+
+class Vocabulary:
+    """
+    The tokens of a byte-level BPE tokenizer as bytes.
+
+    A *unit* is a token, or what stands in a token before one of its quotation marks: tokens that end a JSON string are
+    such a unit, the mark, and a *rest*.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            Needs a mask token and a padding token.
+    """
+
+    _known: "WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary]" = WeakKeyDictionary()
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        for name in ("pad_token_id", "mask_token_id"):
+            if getattr(tokenizer, name) is None:
+                raise ValueError(f"`tokenizer.{name}` must be set for structure priors (got None)")
+        self.pad_id: int = tokenizer.pad_token_id
+        self.mask_id: int = tokenizer.mask_token_id
+        self.size = len(tokenizer)
+        byte_of_char = _byte_of_char()
+        added = tokenizer.added_tokens_decoder
+        self.token_bytes: list[bytes | None] = [None] * self.size
+        for token, token_id in tokenizer.get_vocab().items():
+            if token_id not in added and token_id < self.size:
+                self.token_bytes[token_id] = bytes(byte_of_char[char] for char in token)
+        self._encode: Callable[[str], list[int]] = lambda text: (
+            tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        )
+        self._byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
+        arrays = self._arrays()
+        self.unit_matrix, self.unit_lengths = arrays["unit_matrix"], arrays["unit_lengths"]
+        self.unit_bytes, self.unit_tokens = arrays["unit_bytes"], arrays["unit_tokens"]
+        self.unit_rests = arrays["unit_rests"]
+        self.tree = TokenTree(arrays["first_child"].tolist(), arrays["byte"].tobytes(), arrays["token"].tolist())
+        self.rest_tree = TokenTree(
+            arrays["rest_first_child"].tolist(), arrays["rest_byte"].tobytes(), arrays["rest_token"].tolist()
+        )
+        self.memory: dict[object, object] = {}
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+        """The vocabulary of a tokenizer, which is read once."""
+        known = cls._known.get(tokenizer)
+        if known is None or known.size != len(tokenizer):
+            known = cls._known[tokenizer] = cls(tokenizer)
+        return known
+
+    def encode(self, text: str) -> list[int]:
+        """
+        Tokens of `text` that decode to exactly `text`. Where the tokenizer would change it, because it is not in
+        normal form C or spells a special token, a token per byte.
+        """
+        ids = self._encode(text)
+        if all(self.token_bytes[i] is not None for i in ids) and self.to_bytes(ids) == text.encode():
+            return ids
+        return [self._byte_ids[byte] for byte in text.encode()]
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that tokens stand for; special tokens, as the padding token is one, stand for none."""
+        return b"".join(self.token_bytes[i] or b"" for i in ids if i < self.size)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """What is derived from the tokens, from the cache folder if it is there."""
+        tokens = [(data, i) for i, data in enumerate(self.token_bytes) if data and len(data) <= MAX_TOKEN_BYTES]
+        digest = hashlib.sha256(repr(_CACHE_VERSION).encode())
+        for data, token_id in tokens:
+            digest.update(b"%d:%d:" % (token_id, len(data)) + data)
+        path = Path(HF_HOME) / "dimple_hf" / f"vocabulary-{digest.hexdigest()[:32]}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except (OSError, ValueError, KeyError):  # missing, or not written to its end
+            arrays = _derive(tokens)
+        if len(tokens) > 1 << 14:  # small ones are derived faster than they are read
+            _write(path, arrays)
+        return arrays
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the file whole or not at all; a folder that cannot be written to is no error."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stubs take names for options
+        os.replace(temporary, path)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _derive(tokens: list[tuple[bytes, int]]) -> dict[str, np.ndarray]:
+    units = [(data, token_id, b"") for data, token_id in tokens]
+    units += [
+        (data[:index], token_id, data[index + 1 :] + b"\0")  # a mark for "there is a rest", even an empty one
+        for data, token_id in tokens
+        for index in range(len(data))
+        if data[index] == 0x22
+    ]
+    rests = sorted({rest for _, _, rest in units if rest})
+    number_of = {rest: number for number, rest in enumerate(rests)} | {b"": -1}
+    units.sort(key=lambda unit: -len(unit[0]))
+    matrix = np.zeros((len(units), MAX_TOKEN_BYTES), dtype=np.uint8)
+    lengths = np.array([len(data) for data, _, _ in units], dtype=np.int32)
+    flat = np.frombuffer(b"".join(data for data, _, _ in units), dtype=np.uint8)
+    matrix[np.arange(MAX_TOKEN_BYTES)[None] < lengths[:, None]] = flat
+    byte_sets = np.zeros((len(units), 4), dtype=np.uint64)
+    for position in range(int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > position)
+        column = matrix[longer, position]
+        np.bitwise_or.at(byte_sets, (longer, column >> 6), np.uint64(1) << (column & 63).astype(np.uint64))
+    tree = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
+    rest_tree = _tree_of([rest[:-1] for rest in rests], list(range(len(rests))))
+    return {
+        "unit_matrix": matrix,
+        "unit_lengths": lengths,
+        "unit_bytes": byte_sets,
+        "unit_tokens": np.array([token_id for _, token_id, _ in units], dtype=np.int32),
+        "unit_rests": np.array([number_of[rest] for _, _, rest in units], dtype=np.int32),
+        **dict(zip(("first_child", "byte", "token"), tree, strict=True)),
+        **dict(zip(("rest_first_child", "rest_byte", "rest_token"), rest_tree, strict=True)),
+    }
+
+
+def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arrays of a [`TokenTree`], built level by level."""
+    entries = sorted(zip(texts, numbers, strict=True))
+    first_child, byte, token = [1], bytearray(b"\0"), [-1]
+    level = [(0, entries)]  # node, and the texts below it
+    depth = 0
+    while level:
+        following = []
+        for node, below in level:
+            first_child[node] = len(byte)
+            start = 0
+            while start < len(below):
+                text = below[start][0]
+                if len(text) == depth:
+                    token[node] = below[start][1]
+                    start += 1
+                    continue
+                stop = start
+                while stop < len(below) and below[stop][0][depth] == text[depth]:
+                    stop += 1
+                following.append((len(byte), below[start:stop]))
+                byte.append(text[depth])
+                first_child.append(0)
+                token.append(-1)
+                start = stop
+        level, depth = following, depth + 1
+    first_child.append(len(byte))
+    return np.array(first_child, dtype=np.int32), np.frombuffer(bytes(byte), dtype=np.uint8), np.array(token, np.int32)
