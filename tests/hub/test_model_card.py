@@ -267,5 +267,5 @@ def test_card_refuses_a_directory_that_is_no_dimple(here: Path) -> None:
     path.write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="is written for a Dimple or an adapter \\(got a model of type 'llama'"):
         build_model_card("team/tiny")
-    with pytest.raises(ValueError, match="must have a config.json"):
+    with pytest.raises(ValueError, match="config.json must hold a JSON object .got no such file"):
         build_model_card(here)

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import CompileConfig, PreTrainedModel
 
 from .adapter_dimple import RowAdapters
@@ -246,6 +247,47 @@ class CanvasRunner:
         self._ages = [self._ages[row] for row in kept]
         self._probed = {index: self._probed[row] for index, row in enumerate(kept) if row in self._probed}
         self._masks.clear()
+
+    def append_rows(self, other: "CanvasRunner") -> None:
+        """
+        Takes in the rows of another runner, after its own. Those that have not run yet are stale, so the next call of
+        [`CanvasRunner.logits`] runs them whole. Not where rows must stay.
+
+        Args:
+            other ([`CanvasRunner`]):
+                Of the same model and cache policy; not used any more.
+        """
+        prompt_length = max(self._longest_prompt(), other._longest_prompt())
+        answer_length = max(*self.canvas_lengths, *other.canvas_lengths)
+        for runner in (self, other):
+            runner._fit(prompt_length, answer_length)
+        if self.cache is not None and other.cache is not None:
+            self.cache.append_rows(other.cache)
+        for name in ("input_ids", "attention_mask", "prompt_embeds"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.position_ids = torch.cat([self.position_ids, other.position_ids], dim=1)
+        self._probed |= {len(self._ages) + row: logits for row, logits in other._probed.items()}
+        self.canvas_lengths = self.canvas_lengths + other.canvas_lengths
+        self._refreshed_in += other._refreshed_in
+        self._ages += other._ages
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt, without the padding before it."""
+        return int(self.attention_mask[:, : self.prompt_length].sum(dim=1).amax())
+
+    def _fit(self, prompt_length: int, answer_length: int) -> None:
+        """Pads or crops, where only padding is, prompts on the left and answers on the right to these lengths."""
+        left = prompt_length - self.prompt_length
+        right = answer_length - (self.attention_mask.shape[1] - self.prompt_length)
+        if self.cache is not None:
+            self.cache.pad_positions(left, right)
+        self.input_ids = pad(self.input_ids, (left, 0))
+        self.prompt_embeds = pad(self.prompt_embeds, (0, 0, left, 0))
+        self.attention_mask = pad(self.attention_mask, (left, right))
+        self.position_ids = pad(self.position_ids, (left, right))
+        self.prompt_length = prompt_length
+        self._masks.clear()
+        self._last_window = None
 
     def resize_canvases(self, lengths: list[int]) -> None:
         """Gives each row a canvas of its length in `lengths`, in positions, before the first call of `logits`."""

@@ -109,13 +109,15 @@ class PreparedCall:
     initial_length: int | None
     pad_token_id: int
 
+    def start(self) -> tuple[torch.LongTensor, torch.LongTensor | None]:
+        """Grows the canvases, where they start shorter. Returns them, and the passes that this took, per row."""
+        if self.initial_length is None:
+            return self.canvas, None
+        return grow_canvases(self.runner, self.canvas, self.sampler, self.initial_length, self.pad_token_id)
+
     def states(self) -> Iterator[DecodingState]:
         """Grows the canvases, where they start shorter, and decodes."""
-        canvas, num_passes = self.canvas, None
-        if self.initial_length is not None:
-            canvas, num_passes = grow_canvases(
-                self.runner, canvas, self.sampler, self.initial_length, self.pad_token_id
-            )
+        canvas, num_passes = self.start()
         yield from denoise(self.runner, canvas, self.sampler, self.criteria, num_passes)
 
     def answers(self, answer_ids: torch.LongTensor) -> torch.LongTensor:
@@ -312,6 +314,24 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         return self._steps(
             self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, None, kwargs)
         )
+
+    @torch.no_grad()
+    def prepare_generation(self, inputs: torch.LongTensor | None = None, **kwargs: Any) -> PreparedCall:
+        """
+        What `generate` does before its first step, for those who run the steps themselves, as the server does.
+
+        Args:
+            inputs, kwargs:
+                As for [`~DimpleGenerationMixin.generate`].
+
+        Returns:
+            [`PreparedCall`]: Options and inputs checked, images encoded.
+
+        Raises:
+            ValueError: As `generate`.
+        """
+        inputs = self._take_prompt(inputs, kwargs)
+        return self._prepare_call(inputs, None, None, None, None, kwargs)
 
     def _steps(self, call: PreparedCall) -> Iterator[DimpleGenerationStep]:
         for state in call.states():

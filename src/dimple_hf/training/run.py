@@ -30,7 +30,6 @@ from peft import PeftModel, get_peft_model
 from torch.utils.data import Subset
 from transformers import (
     AutoProcessor,
-    BitsAndBytesConfig,
     PreTrainedModel,
     ProcessorMixin,
     Trainer,
@@ -40,6 +39,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..modeling import DimpleForConditionalGeneration
+from ..quantization import quantization_config
 from .adapters import freeze_other_modules, load_adapter, lora_config, remember_mode
 from .checkpoints import is_at_end, last_complete_checkpoint
 from .collator import DimpleDataCollator
@@ -397,28 +397,6 @@ def load_model(recipe: Recipe, plan: StagePlan) -> PreTrainedModel | PeftModel:
     remember_mode(model)
     freeze_other_modules(model, modules)
     return model
-
-
-def quantization_config(quantization: str) -> BitsAndBytesConfig:
-    """
-    Args:
-        quantization (`str`):
-            `"nf4"` (QLoRA, arXiv 2305.14314: 4-bit NormalFloat, constants quantized again) or `"int8"`.
-
-    Returns:
-        `BitsAndBytesConfig`: For the language model's layers; the vision tower, the projector and the head stay whole.
-    """
-    # bitsandbytes skips the same modules in both formats, whatever the option's name says.
-    skipped = ["visual", "img_projector", "lm_head"]
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=skipped,
-    )
 
 
 def _held_out_callbacks(
