@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
@@ -172,6 +173,27 @@ class CanvasCacheLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.num_positions
 
+    def append_rows(self, other: "CanvasCacheLayer") -> None:
+        """Takes in the rows of a layer with as many positions; zeros where it holds nothing yet."""
+        if self.is_initialized or other.is_initialized:
+            held = self if self.is_initialized else other
+            for name in ("keys", "values"):
+                parts = [
+                    getattr(layer, name) if layer.is_initialized else _zeros(getattr(held, name), layer.num_rows)
+                    for layer in (self, other)
+                ]
+                setattr(self, name, torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2))
+            self.dtype, self.device, self.is_initialized = held.dtype, held.device, True
+        self.num_rows += other.num_rows
+
+    def pad_positions(self, left: int, right: int) -> None:
+        """Adds positions before the first and after the last one; negative numbers take some away."""
+        self.num_positions += left + right
+        if self.is_initialized and (left or right):
+            for name in ("keys", "values"):
+                padded = pad(getattr(self, name).transpose(1, 2), (0, 0, 0, 0, left, right))
+                setattr(self, name, padded.transpose(1, 2))
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps only the rows `indices` (`torch.LongTensor` of shape `(num_rows,)`) of the batch."""
         self.num_rows = len(indices)
@@ -200,6 +222,16 @@ class CanvasCache(Cache):
             layers=[CanvasCacheLayer(num_rows, num_positions, is_static) for _ in range(num_hidden_layers)]
         )
 
+    def append_rows(self, other: "CanvasCache") -> None:
+        """Takes in the rows of a cache with as many positions, after its own."""
+        for layer, other_layer in zip(self.layers, other.layers, strict=True):
+            layer.append_rows(other_layer)
+
+    def pad_positions(self, left: int, right: int) -> None:
+        """See [`CanvasCacheLayer.pad_positions`]."""
+        for layer in self.layers:
+            layer.pad_positions(left, right)
+
     def set_positions(self, rows: torch.LongTensor, positions: torch.LongTensor, width: int | None) -> None:
         """
         Sets what the next pass runs and sees.
@@ -215,3 +247,9 @@ class CanvasCache(Cache):
         """
         for layer in self.layers:
             layer.rows, layer.positions, layer.width = rows, positions, width
+
+
+def _zeros(like: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Zeros for other rows, laid out in memory like keys or values, `(num_rows, num_heads, length, head_dim)`."""
+    num_heads, length, head_dim = like.shape[1:]
+    return like.new_zeros(num_rows, length, num_heads, head_dim).transpose(1, 2)

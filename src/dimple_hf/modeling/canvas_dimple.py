@@ -22,11 +22,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import CompileConfig, PreTrainedModel
 
 from .adapter_dimple import RowAdapters
 from .cache_dimple import CachePolicy, CanvasCache, WindowPolicy
-from .cuda_graph_dimple import RecordedPass, without_graphs
+from .cuda_graph_dimple import PassGraph, without_graphs
 
 
 class CanvasRunner:
@@ -74,7 +75,7 @@ class CanvasRunner:
         self._row_adapters = RowAdapters(model)
         self.is_static = is_static
         self._compiled_text_model: Callable[..., Any] | None = None
-        self._recorded: RecordedPass | None = None
+        self._graph: PassGraph | None = None
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
@@ -96,12 +97,12 @@ class CanvasRunner:
 
     def compile(self, compile_config: CompileConfig | None) -> None:
         """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
-        records the pass over a window, where CUDA graphs are wanted. The full pass comes once in an answer; the head
-        runs at another number of positions in each pass."""
+        captures the pass over a window as a CUDA graph, where the mode has one. The full pass comes once in an answer;
+        the head runs at another number of positions in each pass."""
         text_model = self.model.model
-        unrecorded = without_graphs(compile_config, text_model)
-        self._recorded = None if unrecorded is None else RecordedPass()
-        self._compiled_text_model = text_model.get_compiled_call(unrecorded or compile_config)
+        without_graph = without_graphs(compile_config, text_model)
+        self._graph = None if without_graph is None else PassGraph()
+        self._compiled_text_model = text_model.get_compiled_call(without_graph or compile_config)
 
     def probe(self, answer: torch.LongTensor, rows: list[int]) -> tuple[torch.BoolTensor, torch.FloatTensor]:
         """
@@ -247,6 +248,47 @@ class CanvasRunner:
         self._probed = {index: self._probed[row] for index, row in enumerate(kept) if row in self._probed}
         self._masks.clear()
 
+    def append_rows(self, other: "CanvasRunner") -> None:
+        """
+        Takes in the rows of another runner, after its own. Those that have not run yet are stale, so the next call of
+        [`CanvasRunner.logits`] runs them whole. Not where rows must stay.
+
+        Args:
+            other ([`CanvasRunner`]):
+                Of the same model and cache policy; not used any more.
+        """
+        prompt_length = max(self._longest_prompt(), other._longest_prompt())
+        answer_length = max(*self.canvas_lengths, *other.canvas_lengths)
+        for runner in (self, other):
+            runner._fit(prompt_length, answer_length)
+        if self.cache is not None and other.cache is not None:
+            self.cache.append_rows(other.cache)
+        for name in ("input_ids", "attention_mask", "prompt_embeds"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.position_ids = torch.cat([self.position_ids, other.position_ids], dim=1)
+        self._probed |= {len(self._ages) + row: logits for row, logits in other._probed.items()}
+        self.canvas_lengths = self.canvas_lengths + other.canvas_lengths
+        self._refreshed_in += other._refreshed_in
+        self._ages += other._ages
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt, without the padding before it."""
+        return int(self.attention_mask[:, : self.prompt_length].sum(dim=1).amax())
+
+    def _fit(self, prompt_length: int, answer_length: int) -> None:
+        """Pads or crops, where only padding is, prompts on the left and answers on the right to these lengths."""
+        left = prompt_length - self.prompt_length
+        right = answer_length - (self.attention_mask.shape[1] - self.prompt_length)
+        if self.cache is not None:
+            self.cache.pad_positions(left, right)
+        self.input_ids = pad(self.input_ids, (left, 0))
+        self.prompt_embeds = pad(self.prompt_embeds, (0, 0, left, 0))
+        self.attention_mask = pad(self.attention_mask, (left, right))
+        self.position_ids = pad(self.position_ids, (left, right))
+        self.prompt_length = prompt_length
+        self._masks.clear()
+        self._last_window = None
+
     def resize_canvases(self, lengths: list[int]) -> None:
         """Gives each row a canvas of its length in `lengths`, in positions, before the first call of `logits`."""
         for row, (before, after) in enumerate(zip(self.canvas_lengths, lengths, strict=True)):
@@ -344,7 +386,7 @@ class CanvasRunner:
             return self._run(self._window_inputs(answer, width, window), keep, num_positions)
         # The layers first, so that the device has work while the positions to score are prepared.
         run = partial(self._static_states, self._compiled_text_model)
-        states = run(answer) if self._recorded is None else self._recorded(run, answer)
+        states = run(answer) if self._graph is None else self._graph(run, answer)
         kept = _kept(self._predictors(positions, width).gather(1, window), num_positions)
         return self.model.lm_head(states[kept]).to(self.input_ids.device)
 
