@@ -34,7 +34,7 @@ from .patterns_dimple import pattern_dfa
 MAX_ALTERNATIVES = 256
 
 #: Most atoms that are looked at for one schema; nested `anyOf` multiply.
-MAX_ATOMS = 60_000
+MAX_ATOMS = 20_000
 
 TYPES = ("object", "array", "string", "number", "boolean", "null")
 
@@ -702,7 +702,8 @@ class Expander:
         """Of enumerated values, those that the other keywords allow; of excluded ones, nothing else."""
         if shape.values is None:
             return shape
-        return replace(shape, values=tuple(value for value in shape.values if self.allows(shape, value)))
+        others = replace(shape, values=None)
+        return replace(shape, values=tuple(value for value in shape.values if self.allows(others, value)))
 
     def holds(self, conjunction: Conjunction, value: Any) -> bool:
         """Whether a JSON value satisfies a conjunction, as far as its shapes say."""
