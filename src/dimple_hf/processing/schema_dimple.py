@@ -545,7 +545,8 @@ class SchemaReader:
         found: list[tuple[Part, Part]] = []
         for language, conjunction, _ in self._generated_kinds(shape, path):
             if not conjunction:
-                value: Part | None = self._anything(FREE_LEVELS - 1)
+                # Answers have such properties at the top rather than deep inside.
+                value: Part | None = self._anything(FREE_LEVELS if path == "$" else FREE_LEVELS - 1)
             else:
                 value = self._value(conjunction, f"{path}.additionalProperties", left)
             if value is not None and language is not None:
