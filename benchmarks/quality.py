@@ -19,6 +19,8 @@ The last sentence that is printed says which line deserves to be the default: of
 below one position per pass, the one with the fewest passes. Finished lines are kept in the output file, so that the
 same command goes on after an interruption.
 
+A rule of your own is one more line: `--rule my_file.py:my_rule`, see docs/custom_rules.md.
+
 Command:
     python benchmarks/quality.py --output benchmarks/results/quality.json --figure docs/figures/quality.png
 
@@ -28,6 +30,7 @@ Hardware: one CPU core, about a minute a line. What is printed stands in docs/re
 import argparse
 import hashlib
 import json
+import runpy
 import shlex
 import sys
 import time
@@ -39,6 +42,7 @@ import torch
 from decode import describe_machine, write_json
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dimple_hf import EntropyBoundConfig, FactorConfig, KlassConfig, WinoConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
@@ -68,23 +72,17 @@ DECODINGS: dict[str, dict[str, dict[str, Any]]] = {
     "entropy": {
         f"entropy, exp(-H) {bound}": {"unmasking": "entropy", "confidence_threshold": bound} for bound in (0.9, 0.7)
     },
-    "factor": {
-        f"factor {factor}": {"parallel_rule": "factor", "confidence_factor": factor} for factor in (0.2, 0.5, 1.0, 2.0)
-    },
+    "factor": {f"factor {factor}": {"sampler_config": FactorConfig(factor)} for factor in (0.2, 0.5, 1.0, 2.0)},
     "entropy bound": {
-        f"entropy bound {bound}": {"parallel_rule": "entropy_bound", "entropy_bound": bound}
-        for bound in (0.01, 0.1, 0.3, 1.0)
+        f"entropy bound {bound}": {"sampler_config": EntropyBoundConfig(bound)} for bound in (0.01, 0.1, 0.3, 1.0)
     },
-    "KLASS": {
-        f"KLASS {threshold}": {"parallel_rule": "klass", "confidence_threshold": threshold}
-        for threshold in (0.95, 0.8)
-    },
-    "Prophet": {"Prophet": {"parallel_rule": "prophet"}},
-    "WINO": {f"WINO {draft}": {"parallel_rule": "wino", "draft_threshold": draft} for draft in (0.9, 0.8, 0.6)},
+    "KLASS": {f"KLASS {threshold}": {"sampler_config": KlassConfig(threshold)} for threshold in (0.95, 0.8)},
+    "Prophet": {"Prophet": {"sampler": "prophet"}},
+    "WINO": {f"WINO {draft}": {"sampler_config": WinoConfig(draft)} for draft in (0.9, 0.8, 0.6)},
     "blocks": {f"blocks of {length}": {"block_length": length} for length in (4, 8, 16)},
     "no cache": {"no cache": {"cache_policy": "none"}},
     "refreshed cache": {"refreshed cache": {"cache_policy": "refresh", "cache_refresh_interval": 4}},
-    "block cache": {"blocks of 8, block cache": {"block_length": 8, "cache_policy": "block"}},
+    "prefix cache": {"blocks of 8, prefix cache": {"block_length": 8, "cache_policy": "prefix"}},
     "dual cache": {"blocks of 8, dual cache": {"block_length": 8, "cache_policy": "dual"}},
     "left to right": {"left to right": {"unmasking": "left_to_right", "confidence_threshold": None}},
     "fixed steps": {
@@ -172,7 +170,20 @@ def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def draw_figure(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def load_rule(reference: str) -> Any:
+    """The object that `PATH:NAME` names, after running the file."""
+    path, _, name = reference.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"`--rule` must be PATH:NAME with the path of a Python file (got {reference!r})")
+    namespace = runpy.run_path(path)
+    if not callable(namespace.get(name)):
+        raise ValueError(f"`--rule` must name a function or callable object of {path} (got {name!r})")
+    return namespace[name]
+
+
+def draw_figure(
+    results: Mapping[str, Mapping[str, Any]], path: Path, families: Mapping[str, Mapping[str, Any]] = DECODINGS
+) -> None:
     """Whole forms against passes for each answer token; lines of one family are joined."""
     import matplotlib  # only this function needs it
 
@@ -181,7 +192,7 @@ def draw_figure(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # one for each family
-    for family, lines in DECODINGS.items():
+    for family, lines in families.items():
         points = [results[name] for name in lines if name in results]
         axes.plot(
             [point["passes_per_token"] for point in points],
@@ -207,12 +218,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rows", type=int, default=200, help="held-out forms of each kind (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--families", nargs="+", choices=DECODINGS, default=list(DECODINGS))
+    parser.add_argument("--rule", action="append", default=[], help="a rule of your own, PATH:NAME; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; finished lines in it are kept")
     parser.add_argument("--figure", type=Path, help="image file to draw")
     args = parser.parse_args(arguments)
     for name in ("rows", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(args, name)})")
+    try:
+        rules = {reference: load_rule(reference) for reference in args.rule}
+    except ValueError as error:
+        parser.error(str(error))
+    own = {reference: {reference: {"sampler": rule}} for reference, rule in rules.items()}
 
     settings = {"rows": args.rows, "answer_length": ANSWER_LENGTH, "weights": weights_checksum(args.model)}
     report: dict[str, Any] = {
@@ -230,14 +247,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).eval()
-    for family in dict.fromkeys(("reference", *args.families)):
-        for name, options in DECODINGS[family].items():
+    families = DECODINGS | own
+    for family in dict.fromkeys(("reference", *args.families, *own)):
+        for name, options in families[family].items():
             if name not in report["results"]:
                 report["results"][name] = measure(model, processor, args.rows, args.batch_size, name, options)
                 write_json(args.output, report)
     print(f"{format_table(report['results'])}\n\n{verdict(report['results'])}")
     if args.figure is not None:
-        draw_figure(report["results"], args.figure)
+        draw_figure(report["results"], args.figure, families)
     return report
 
 

@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dimple_hf import DimpleImageProcessor
-from dimple_hf.modeling.modeling_dimple import DimpleVisionModel
+from dimple_hf.modeling.vision_dimple import DimpleVisionModel
 
 FIRST_DIGIT, LAST_DIGIT = 1, 10
 WARMUP_STEPS = 200

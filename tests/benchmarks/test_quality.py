@@ -27,7 +27,7 @@ import quality
 from dimple_hf import DimpleGenerationConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
-from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+from dimple_hf.modeling.rules_dimple import SAMPLER_RULES
 
 FIELDS = {
     "fields", "whole", "parses", "passes", "tokens", "passes_per_token", "tokens_per_second", "right",
@@ -72,13 +72,11 @@ def test_lines_cover_every_rule_and_policy_and_are_options_of_generate() -> None
     """The line that is called the default is what the model of the package does."""
     lines = {name: options for family in quality.DECODINGS.values() for name, options in family.items()}
     configs = {name: DimpleGenerationConfig(**options) for name, options in lines.items()}
-    assert {config.parallel_rule for config in configs.values()} == set(PARALLEL_RULES)
-    assert {config.cache_policy_name for config in configs.values()} == set(CACHE_POLICIES)
-    shipped = DimpleGenerationConfig.from_pretrained(FORMS_CHECKPOINT).to_diff_dict()
-    of_the_checkpoint = {name: shipped[name] for name in configs[quality.DEFAULT].to_diff_dict()}
-    tokens = {"mask_token_id": shipped["mask_token_id"]}
-    assert configs[quality.DEFAULT].to_diff_dict() | tokens == of_the_checkpoint
-    assert configs[quality.REFERENCE].to_diff_dict() | tokens != of_the_checkpoint  # control
+    assert {config.sampler_name for config in configs.values()} == set(SAMPLER_RULES)
+    assert {config.with_defaults().cache_policy for config in configs.values()} == set(CACHE_POLICIES)
+    shipped = DimpleGenerationConfig.from_pretrained(FORMS_CHECKPOINT)
+    assert configs[quality.DEFAULT].rule() == shipped.rule()
+    assert configs["threshold 0.9"].rule() != shipped.rule()  # control
 
 
 def test_best_line_has_the_fewest_passes_of_those_without_loss() -> None:

@@ -355,3 +355,19 @@ def test_bidirectional_mode_takes_what_trainers_pass(
     assert torch.equal(got, expected)
     with pytest.raises(ValueError, match="`synced_gpus` must be"):
         model.generate(**batch, max_new_tokens=LENGTH, synced_gpus=True)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("mode", [False, True])
+def test_generate_while_training_with_activation_checkpointing(
+    batch: dict[str, torch.Tensor], mode: bool, use_reentrant: bool
+) -> None:
+    """As a callback does. Checkpointing would drop the cache of every layer, and the answer would be another."""
+    model = tiny_model(full_attn_mask=mode)
+    expected = model.generate(**batch, max_new_tokens=LENGTH)
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.train()
+    assert torch.equal(model.generate(**batch, max_new_tokens=LENGTH), expected)
+    assert model.training
+    # control: a training step still checkpoints, and works with a cache in its way
+    model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)).loss.backward()

@@ -30,7 +30,7 @@ LENGTH = 10
 WAYS: dict[str, dict[str, Any]] = {
     "threshold": {"confidence_threshold": 0.3},
     "schedule": {"confidence_threshold": None},
-    "factor": {"parallel_rule": "factor"},
+    "factor": {"sampler": "factor"},
     "few-steps": {"confidence_threshold": None, "max_denoising_steps": 4},
 }
 
@@ -108,7 +108,7 @@ def test_replayed_steps_have_the_tokens_of_plain_ones(
 def test_second_call_of_a_shape_compiles_nothing(gpu_model: DimpleForConditionalGeneration) -> None:
     answers(gpu_model, cache_implementation="static")
     with torch.compiler.set_stance("fail_on_recompile"):
-        answers(gpu_model, cache_implementation="static", parallel_rule="factor")
+        answers(gpu_model, cache_implementation="static", sampler="factor")
 
 
 @pytest.mark.gpu

@@ -25,20 +25,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import IMAGE, MASK, MIXED_PROMPTS, VOCAB_SIZE, Prompt, make_prompt, model_inputs, tiny_config, tiny_model
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModel, AutoModelForImageTextToText, DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, eager_attention_forward
+from transformers.modeling_utils import load_state_dict
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.modeling import DimpleOutput
 from dimple_hf.modeling.modeling_dimple import (
-    DimpleHead,
-    DimplePatchProjection,
     multimodal_position_ids,
     select_positions,
 )
-from dimple_hf.modeling.weight_files_dimple import is_whole_safetensors_file
+from dimple_hf.modeling.weight_files_dimple import read_header
 
 ONE_IMAGE = MIXED_PROMPTS[1]
 MODES = pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
@@ -80,80 +76,6 @@ def test_model_saved_and_loaded_gives_equal_logits(auto_class: type, tmp_path: P
         )  # fmt: skip
     # control: the rotary base matters
     assert not torch.equal(logits_of(tiny_model(), inputs), logits_of(model, inputs))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_patch_projection_is_the_convolution_that_it_stands_for(bias: bool) -> None:
-    """The same parameters under the same names, and features that differ by rounding alone."""
-    conv = torch.nn.Conv3d(3, 16, kernel_size=(2, 14, 14), stride=(2, 14, 14), bias=bias)
-    projection = DimplePatchProjection(3, 16, kernel_size=(2, 14, 14), stride=(2, 14, 14), bias=bias)
-    projection.load_state_dict(conv.state_dict())
-    patches = torch.randn(5, 3, 2, 14, 14, generator=torch.Generator().manual_seed(0))
-    assert projection(patches).shape == conv(patches).shape == (5, 16, 1, 1, 1)
-    torch.testing.assert_close(projection(patches), conv(patches))
-    assert isinstance(tiny_model().visual.patch_embed.proj, DimplePatchProjection)
-
-
-@pytest.mark.parametrize("shape", [(1,), (24,), (2, 12), (25,), (0,)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_head_scores_few_positions_the_other_way_round(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    """In bfloat16 on a CPU and without gradients; the scores differ by rounding alone."""
-    generator = torch.Generator().manual_seed(0)
-    head = DimpleHead(32, 99, bias=False, dtype=dtype)
-    head.weight.data = torch.randn(99, 32, generator=generator).to(dtype)
-    hidden_states = torch.randn(*shape, 32, generator=generator).to(dtype)
-    plain_calls: list[int] = []
-    linear = F.linear
-    monkeypatch.setattr(F, "linear", lambda *args: plain_calls.append(1) or linear(*args))
-    with torch.no_grad():
-        scores = head(hidden_states)
-    assert bool(plain_calls) == (dtype == torch.float32 or shape in [(25,), (0,)])
-    assert scores.shape == (*shape, 99)
-    assert scores.is_contiguous()
-    exact = hidden_states.float() @ head.weight.detach().float().T
-    tolerance = {"rtol": 1e-2, "atol": 0.1} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(scores.float(), exact, **tolerance)
-    plain_calls.clear()
-    head(hidden_states).float().sum().backward()
-    assert plain_calls
-    assert isinstance(tiny_model().lm_head, DimpleHead)
-
-
-def test_quantized_head_is_multiplied_in_the_order_that_it_knows() -> None:
-    """Weights in int8 have no product with hidden states on their right."""
-    head = DimpleHead(32, 99, bias=False, dtype=torch.bfloat16)
-    hidden_states = torch.randn(4, 32, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = head(hidden_states)
-        quantize_(head, Int8WeightOnlyConfig())
-        assert type(head.weight) is not torch.nn.Parameter  # control
-        torch.testing.assert_close(head(hidden_states), expected, rtol=0.1, atol=0.1)
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_slices_of_one_length_are_attended_to_together(monkeypatch: pytest.MonkeyPatch, implementation: str) -> None:
-    """Exactly what transformers has from a call for each slice; images here have whole and cut windows."""
-    visual = tiny_model().visual
-    visual.set_attn_implementation(implementation)
-    inputs = model_inputs(make_prompt(2, [(8, 8), (8, 8), (12, 10)]))
-    lengths: list[int] = []
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-
-    def counting(module: torch.nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        lengths.append(query.shape[2])
-        return attend(module, query, *args, **kwargs)
-
-    monkeypatch.setattr(ALL_ATTENTION_FUNCTIONS, "get_interface", lambda name, default: counting)
-    together = visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-    num_calls = len(lengths)
-    assert num_calls == len(set(lengths[:-2])) + 2  # windowed layer, then whole images of two sizes
-    for block in visual.blocks:
-        block.attn.__class__ = Qwen2_5_VLVisionAttention
-    one_by_one = visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-    assert len(lengths) - num_calls > 2 * num_calls  # control
-    torch.testing.assert_close(together, one_by_one)
 
 
 def test_model_saved_writes_the_originals_parameter_names(tmp_path: Path) -> None:
@@ -218,9 +140,9 @@ def test_loading_a_damaged_weights_file_names_the_file(damage: Callable[[bytes],
     """An interrupted download; the library that reads the file says neither which one nor what to do."""
     tiny_model().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    assert is_whole_safetensors_file(path)  # control
+    assert read_header(path)  # control
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"safetensors files must be whole \(got .*model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors must be a whole safetensors file"):
         AutoModel.from_pretrained(tmp_path)
 
 
@@ -899,3 +821,33 @@ def test_rope_index_of_images_in_another_order_is_refused(model: DimpleForCondit
     assert model.get_rope_index(ids, prompt.grids).shape == (3, 1, len(prompt.tokens))  # control
     with pytest.raises(ValueError, match="placeholders of image 0 must be adjacent"):
         model.get_rope_index(ids, prompt.grids.flip(0))
+
+
+def test_shifted_labels_give_the_loss_of_labels(causal_model: DimpleForConditionalGeneration) -> None:
+    """Sequence parallelism shifts before it divides a sequence, so the last token of a part has a target, too."""
+    inputs = model_inputs(*MIXED_PROMPTS[:2])
+    labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] == IMAGE), -100)
+    shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]
+    expected = causal_model(**inputs, labels=labels).loss
+    torch.testing.assert_close(causal_model(**inputs, shift_labels=shifted).loss, expected)
+    torch.testing.assert_close(causal_model(**inputs, labels=shifted, shift_labels=shifted).loss, expected)
+    further = shifted.clone()
+    further[:, -1] = 5
+    logits = causal_model(**inputs).logits
+    reference = F.cross_entropy(logits.flatten(0, 1), further.flatten())
+    torch.testing.assert_close(causal_model(**inputs, shift_labels=further).loss, reference)
+    assert not torch.allclose(reference, expected)  # control
+    with pytest.raises(ValueError, match="`shift_labels` must be used in causal mode"):
+        causal_model(**inputs, shift_labels=shifted, is_causal=False)
+
+
+def test_labels_at_image_placeholders_are_never_masked(model: DimpleForConditionalGeneration) -> None:
+    """Labels that copy the tokens, as in many recipes; the placeholders stay where the images belong."""
+    inputs = model_inputs(*MIXED_PROMPTS[1:3])
+    for _ in range(20):
+        assert model(**inputs, labels=inputs["input_ids"].clone()).loss.isfinite()
+    masked = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+    output = model(**inputs, labels=inputs["input_ids"], masked_positions=masked)
+    is_image = inputs["input_ids"] == IMAGE
+    assert (output.token_losses[is_image] == -100).all()
+    assert (output.token_losses[:, 1:][~is_image[:, 1:]] != -100).all()  # control

@@ -171,18 +171,22 @@ class AdapterMixin(nn.Module):
         self.follow_active_adapter()
 
     def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """See `PreTrainedModel.set_adapter`."""
         super().set_adapter(*args, **kwargs)
         self.follow_active_adapter()
 
     def disable_adapters(self) -> None:
+        """See `PreTrainedModel.disable_adapters`."""
         super().disable_adapters()
         self.follow_active_adapter()
 
     def enable_adapters(self) -> None:
+        """See `PreTrainedModel.enable_adapters`."""
         super().enable_adapters()
         self.follow_active_adapter()
 
     def delete_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """See `PreTrainedModel.delete_adapter`."""
         super().delete_adapter(*args, **kwargs)
         self.follow_active_adapter()
 

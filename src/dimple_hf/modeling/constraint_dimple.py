@@ -41,7 +41,7 @@ class AnswerConstraint(Protocol):
         """The constraint of a batch in which each row comes `repeats` times in a row."""
         ...
 
-    def restrict(
+    def mask_logits(
         self,
         rows: torch.LongTensor,
         answer: torch.LongTensor,
@@ -69,7 +69,7 @@ class AnswerConstraint(Protocol):
         """
         ...
 
-    def admit(
+    def accept(
         self,
         rows: torch.LongTensor,
         answer: torch.LongTensor,

@@ -26,25 +26,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionTransformerPretrainedModel,
-    Qwen2_5_VLTextModel,
-    Qwen2_5_VLVisionAttention,
-    apply_rotary_pos_emb_vision,
-    eager_attention_forward,
-)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapter_dimple import AdapterMixin, copy_adapter_mode
-from .configuration_dimple import DimpleConfig, DimpleVisionConfig
+from .configuration_dimple import DimpleConfig
 from .diffusion_dimple import image_keys
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, check_no_video
@@ -67,7 +59,15 @@ from .position_ids_dimple import (
 )
 from .trl_dimple import FusedHeadOutput, fused_head_output, keeps_own_forward
 from .turns_dimple import branch_offsets, sees_branch
-from .weight_files_dimple import refuse_damaged_files
+from .vision_dimple import DimpleProjector, DimpleVisionModel
+from .weight_files_dimple import (
+    add_end_token,
+    end_token_id,
+    find_folder,
+    refuse_damaged_files,
+    refuse_incomplete,
+    refuse_other_shapes,
+)
 
 
 @dataclass
@@ -104,135 +104,6 @@ class DimpleOutput(ModelOutput):
     token_noise_levels: torch.FloatTensor | None = None
 
 
-#: Most positions for which weights times hidden states beat hidden states times weights in bfloat16 on a CPU.
-FEW_POSITIONS = 24
-
-
-class DimpleHead(nn.Linear):
-    """
-    What scores all tokens.
-
-    CHANGED: a few positions in bfloat16 on a CPU are multiplied the other way round, for which torch's own order takes
-    up to 1.4 times as long. Not with weights of another kind, quantized or sharded ones, which may know one order
-    only.
-    """
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """From `(..., hidden_size)` to `(..., vocab_size)`."""
-        is_plain = type(self.weight) is nn.Parameter and not torch.is_grad_enabled()
-        is_narrow = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.bfloat16
-        if not (is_plain and is_narrow and 0 < hidden_states.shape[:-1].numel() <= FEW_POSITIONS):
-            return super().forward(hidden_states)
-        logits = (self.weight @ hidden_states.flatten(0, -2).T).T.contiguous()
-        return logits.unflatten(0, hidden_states.shape[:-1])
-
-
-class DimplePatchProjection(nn.Conv3d):
-    """
-    A convolution whose kernel is as large as its input, which is one product of matrices.
-
-    CHANGED: torch's general kernels for three dimensions take much longer for it, on a CPU 7 times in float32 and 36
-    to 60 times in bfloat16.
-    """
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        features = nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-        return features[:, :, None, None, None]
-
-
-def slices_by_length(cu_seqlens: torch.Tensor) -> list[torch.LongTensor]:
-    """
-    Groups the slices of a sequence.
-
-    Args:
-        cu_seqlens (`torch.IntTensor` of shape `(num_slices + 1,)`):
-            Where each slice begins, and the last one ends.
-
-    Returns:
-        `list[torch.LongTensor]`: For each length, in ascending order, `(num_slices, length)` positions of its slices.
-    """
-    starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-    positions = torch.arange(int(lengths.max()), device=cu_seqlens.device)
-    return [starts[lengths == length, None] + positions[:length] for length in lengths.unique().tolist()]
-
-
-class DimpleVisionAttention(Qwen2_5_VLVisionAttention):
-    """
-    Qwen2.5-VL's attention within slices: windows or whole images.
-
-    CHANGED: slices of one length are a batch. transformers calls the backend once for each slice of each image, which
-    on a GPU takes longer than all the rest of the vision tower.
-    """
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        max_seqlen: int | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states (`torch.FloatTensor` of shape `(num_patches, hidden_size)`):
-                Patches of all images, slice by slice.
-            cu_seqlens (`torch.IntTensor` of shape `(num_slices + 1,)`):
-                Where the slices begin and end.
-            position_embeddings (`tuple(torch.FloatTensor, torch.FloatTensor)`):
-                Rotary cosines and sines of the patches.
-            max_seqlen (`int`, *optional*):
-                Length of the longest slice, for flash attention, which has a kernel for slices.
-
-        Returns:
-            `torch.FloatTensor` of shape `(num_patches, hidden_size)`
-        """
-        if is_flash_attention_requested(self.config):
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
-        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        slices = slices_by_length(cu_seqlens)
-        outputs = [
-            attend(
-                self,
-                *(states[positions].transpose(1, 2) for states in (query, key, value)),
-                attention_mask=None,
-                scaling=self.scaling,
-                dropout=self.attention_dropout if self.training else 0.0,
-                is_causal=False,
-                **kwargs,
-            )[0].flatten(0, 1)
-            for positions in slices
-        ]
-        in_order = torch.cat([positions.flatten() for positions in slices]).argsort()
-        return self.proj(torch.cat(outputs)[in_order].flatten(1))
-
-
-class DimpleVisionModel(Qwen2_5_VisionTransformerPretrainedModel):
-    """
-    Qwen2.5-VL's vision tower.
-
-    CHANGED: runs under flex attention, too (it attends within slices, without a mask); attends to slices of one length
-    together, and embeds patches by a matrix product.
-    """
-
-    config: DimpleVisionConfig
-    _supports_flex_attn = True
-
-    def __init__(self, config: DimpleVisionConfig, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
-        conv = self.patch_embed.proj
-        self.patch_embed.proj = DimplePatchProjection(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=False, device="meta"
-        )
-        self.patch_embed.proj.weight = conv.weight
-        for block in self.blocks:
-            with torch.device("meta"):
-                attention = DimpleVisionAttention(config)
-            attention.qkv, attention.proj = block.attn.qkv, block.attn.proj
-            block.attn = attention
-
-
 class DimpleTextModel(Qwen2_5_VLTextModel):
     """
     Qwen2.5-VL's text layers with the attention mode as an argument.
@@ -262,6 +133,11 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
         attention_mask = self.prepare_attention_mask(inputs_embeds, attention_mask, past_key_values, is_causal)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        if self.training and past_key_values is not None:
+            # Activation checkpointing drops the cache, which its second run of a layer would fill twice. Without
+            # gradients, as in `generate` while a model is trained, there is no second run.
+            for layer in self.layers:
+                layer._can_checkpoint_with_cache = not torch.is_grad_enabled()
         for layer in self.layers[: self.config.num_hidden_layers]:
             # Positional, so that reentrant activation checkpointing sees a tensor that needs a gradient.
             hidden_states = layer(
@@ -300,19 +176,6 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
         return {"full_attention": mask}
 
 
-class DimpleProjector(nn.Module):
-    """Maps merged image features to the language model's width: linear, activation, linear."""
-
-    def __init__(self, config: DimpleConfig, vision_config: DimpleVisionConfig):
-        super().__init__()
-        self.linear_1 = nn.Linear(vision_config.out_hidden_size, config.hidden_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(self.act(self.linear_1(image_features)))
-
-
 class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     """What all models of this package share: the configuration and what they support."""
 
@@ -326,17 +189,38 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> "DimplePreTrainedModel":
+    ) -> Any:
         """
-        See `PreTrainedModel.from_pretrained`. CHANGED: names the weight files that are cut off or corrupt, which the
-        libraries that download and read them do not.
+        See `PreTrainedModel.from_pretrained`. CHANGED: names the file that is damaged, and refuses weights that are
+        missing or no floating-point numbers, which transformers draws or converts; answers end with the end token of a
+        tokenizer beside the weights, too.
         """
-        with refuse_damaged_files(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir")):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        location: dict[str, Any] = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
+        location |= {"checkpoint": pretrained_model_name_or_path, "subfolder": kwargs.get("subfolder") or ""}
+        returns_info = kwargs.pop("output_loading_info", False)
+        with refuse_damaged_files(**location):
+            try:
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+                )
+            except RuntimeError as error:
+                folder = find_folder(**location)
+                if folder is not None and "ignore_mismatched_sizes" in str(error):
+                    with torch.device("meta"):
+                        empty = cls(kwargs.get("config") or cls.config_class.from_pretrained(folder))
+                    refuse_other_shapes(folder, {name: weight.shape for name, weight in empty.state_dict().items()})
+                raise
+        folder = find_folder(**location)
+        if folder is not None and not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None:
+            refuse_incomplete(folder, info["missing_keys"], getattr(model, "hf_quantizer", None) is not None)
+        if folder is not None and model.can_generate() and "generation_config" not in kwargs:
+            add_end_token(model.generation_config, end_token_id(folder))
+        return (model, info) if returns_info else model
 
     def load_adapter(
         self, peft_model_id: str | None = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
@@ -404,7 +288,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         self.visual = DimpleVisionModel._from_config(config.vision_config)
         self.img_projector = DimpleProjector(config, self.visual.config)
         self.model = DimpleTextModel._from_config(config)
-        self.lm_head = DimpleHead(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -484,6 +368,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         masked_positions: torch.BoolTensor | None = None,
         branch_ids: torch.LongTensor | None = None,
         is_causal: bool | None = None,
@@ -527,6 +412,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 Says the same as the placeholders, and is not used; processors can make it.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The right token at each position, *not* shifted; -100 where nothing is learned.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The token that follows each position, in place of `labels`, as sequence parallelism passes it; -100
+                where nothing is learned. Causal mode only.
             masked_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 `True` where the token is replaced by the mask token. Bidirectional mode with labels only; drawn from
                 the noise schedule among the supervised positions when missing: from torch's generator in training, or
@@ -565,6 +453,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
             mm_encoder_outputs, labels, masked_positions, branch_ids, is_causal,
         )  # fmt: skip
+        if shift_labels is not None:
+            labels = self._labels_of_shifted(shift_labels, is_causal)
 
         # 2. Embeddings
         if pixel_values is not None:
@@ -653,12 +543,14 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         if image_features is None:
             return inputs_embeds
         image_mask = input_ids == self.config.image_token_id
-        num_placeholders = int(image_mask.sum())
-        if num_placeholders != len(image_features):
-            raise ValueError(
+        num_placeholders = image_mask.sum()
+        torch_compilable_check(
+            num_placeholders == len(image_features),
+            lambda: (
                 f"`input_ids` must hold an image placeholder (id {self.config.image_token_id}) for each image feature "
-                f"(got {num_placeholders} placeholders and {len(image_features)} features)"
-            )
+                f"(got {int(num_placeholders)} placeholders and {len(image_features)} features)"
+            ),
+        )
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(image_mask[..., None], image_features)
 
@@ -774,6 +666,14 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             )
         weights = tokens[0].weights(self.config)
         return fused_head_output(tokens[0], weights, labels, reduce_losses(tokens[0], labels, self.config, None))
+
+    def _labels_of_shifted(self, shift_labels: torch.LongTensor, is_causal: bool) -> torch.LongTensor:
+        """Labels with one more position, because the last token predicts one that is not part of the sequence."""
+        if not is_causal:
+            raise ValueError(
+                "`shift_labels` must be used in causal mode; masked diffusion needs `labels`, which are not shifted"
+            )
+        return nn.functional.pad(shift_labels, (1, 0), value=-100)
 
     def _default_position_ids(
         self,
