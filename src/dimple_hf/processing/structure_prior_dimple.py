@@ -584,7 +584,7 @@ def _schema_of(schema: Any) -> tuple[Any, Any]:
     if isinstance(schema, (dict, bool)):
         return None, schema
     try:
-        from pydantic import PydanticUserError, TypeAdapter
+        from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
         from pydantic.json_schema import GenerateJsonSchema
     except ImportError as error:
         raise ValueError(f"`schema` must be a dict, or pydantic be installed (got {schema!r})") from error
@@ -592,7 +592,10 @@ def _schema_of(schema: Any) -> tuple[Any, Any]:
         raise ValueError(f"`schema` must be a dict or a pydantic model class (got {type(schema).__name__})")
 
     class WithDecimalsAsNumbers(GenerateJsonSchema):
-        """Pydantic's own schema of a decimal takes any string, but its validator does not."""
+        """Pydantic's own schemas of decimals and of JSON in strings take any string, but its validators do not."""
+
+        def json_schema(self, schema: Any) -> dict[str, Any]:
+            raise PydanticInvalidForJsonSchema("a string that holds JSON is not supported")
 
         def decimal_schema(self, schema: Any) -> dict[str, Any]:
             options = super().decimal_schema(schema)
