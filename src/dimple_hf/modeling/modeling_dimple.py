@@ -368,7 +368,6 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         masked_positions: torch.BoolTensor | None = None,
         branch_ids: torch.LongTensor | None = None,
         is_causal: bool | None = None,
@@ -453,6 +452,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
             mm_encoder_outputs, labels, masked_positions, branch_ids, is_causal,
         )  # fmt: skip
+        # Not in the signature: `Trainer` takes all arguments of a name with "label" for ones that a batch must have.
+        shift_labels: torch.LongTensor | None = kwargs.pop("shift_labels", None)
         if shift_labels is not None:
             labels = self._labels_of_shifted(shift_labels, is_causal)
 
@@ -773,8 +774,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         num_patches = int(image_grid_thw.prod(dim=-1).sum())
         if num_patches != len(pixel_values):
             raise ValueError(
-                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts "
-                f"(got {len(pixel_values)})"
+                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts (got "
+                f"{len(pixel_values)}); with a streaming data set, `TrainingArguments` needs "
+                '`accelerator_config={"dispatch_batches": False}`'
             )
 
     def _check_grid(self, image_grid_thw: torch.Tensor) -> None:
