@@ -56,7 +56,7 @@ CANVAS_CSS = """
 .dimple-replay button { padding: 3px 12px; border-radius: 6px; border: 1px solid var(--border-color-primary);
   background: var(--button-secondary-background-fill); color: var(--body-text-color); cursor: pointer; }
 .dimple-replay input { flex: 1 1 120px; min-width: 80px; accent-color: var(--color-accent); }
-.dimple-replay output { color: var(--body-text-color); min-width: 7.5em; }
+.dimple-replay .step-shown { color: var(--body-text-color); min-width: 7.5em; }
 """
 
 #: What the controls of [`replay_html`] call: a step is shown by hiding what later ones have unmasked.
@@ -66,7 +66,7 @@ window.dimpleShow = (root, step) => {
   for (const part of root.querySelectorAll('[data-step]'))
     part.hidden = (Number(part.dataset.step) > step) !== part.classList.contains('later');
   root.querySelector('input').value = step;
-  root.querySelector('output').textContent = `step ${step} of ${root.querySelector('input').max}`;
+  root.querySelector('.step-shown').textContent = `step ${step} of ${root.querySelector('input').max}`;
 };
 window.dimplePlay = (root) => {
   clearInterval(window.dimplePlaying);
@@ -209,7 +209,7 @@ def replay_html(runs: Sequence[Run], step: int) -> str:
         f'<div class="dimple-answer">{canvas_html(runs, step)}<div class="dimple-replay">'
         f'<button type="button" onclick="{play}">▶ Replay</button>'
         f'<input type="range" min="0" max="{step}" value="{step}" oninput="{show}" aria-label="Step that is shown">'
-        f"<output>step {step} of {step}</output></div></div>"
+        f"<span class="step-shown">step {step} of {step}</span></div></div>"
     )
 
 
