@@ -13,18 +13,17 @@
 # limitations under the License.
 """What each way to decode costs in passes, and what it loses: every rule and cache policy on held-out forms.
 
-The small model of the package reads whole forms, as text and as JSON, once for each line of `DECODINGS`. All lines
-read the same forms, so each is compared with one position per pass form by form: how many it loses, how many it wins.
-The last sentence that is printed says which line deserves to be the default: of those that are at most half a point
-below one position per pass, the one with the fewest passes. Finished lines are kept in the output file, so that the
-same command goes on after an interruption.
-
-A rule of your own is one more line: `--rule my_file.py:my_rule`, see docs/custom_rules.md.
+The small model of the package reads whole forms, as text and as JSON, in three wordings, once for each line of
+`DECODINGS`. It also lists their labels in order, backwards and in any order: positions that are committed together
+easily name a label twice. All lines read the same forms, so each is compared with one position per pass form by form:
+how many it loses, how many it wins. The last sentence that is printed says which line deserves to be the default: of
+those that are at most half a point below one position per pass, the one with the fewest passes. Finished lines are
+kept in the output file, so that the same command goes on after an interruption.
 
 Command:
     python benchmarks/quality.py --output benchmarks/results/quality.json --figure docs/figures/quality.png
 
-Hardware: one CPU core, about a minute a line. What is printed stands in docs/results.md.
+Hardware: one CPU core, some minutes a line. What is printed stands in docs/results.md.
 """
 
 import argparse
@@ -49,9 +48,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms
 
 from forms_dataset import forms_row
 from forms_evaluation import ask, score
+from forms_questions import LIST_WORDINGS
 from forms_scores import score_answer
 
 KINDS = ("text", "json")
+NUM_WORDINGS = 3
 ANSWER_LENGTH = 64
 
 REFERENCE = "one position per pass"
@@ -95,25 +96,40 @@ def measure(
     model: Any, processor: Any, num_rows: int, batch_size: int, name: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
-    Scores one line of `DECODINGS` over `num_rows` forms of each kind; see `forms_evaluation.score`. `"right"` has 1
-    for each form that is right as a whole, else 0; `"tokens_per_second"` counts the tokens before the end, over
-    processor time.
+    Scores one line of `DECODINGS` over `num_rows` forms of each kind and wording; see `forms_evaluation.score`.
+    `"right"` has 1 for each form that is right as a whole, else 0; `"by_wording"` the share of these for each
+    wording; `"copy"`, `"reverse"` and `"shuffle"` the share of right lists of labels; `"tokens_per_second"` counts the
+    tokens of forms before the end, over processor time.
     """
-    rows = [forms_row("test", index, kind=kind) for kind in KINDS for index in range(num_rows)]
+    per_wording = len(KINDS) * num_rows
+    rows = [
+        forms_row("test", index, kind=kind, words=wording)
+        for wording in range(NUM_WORDINGS)
+        for kind in KINDS
+        for index in range(num_rows)
+    ]
+    lists = [forms_row("test", index, kind=kind) for kind in LIST_WORDINGS for index in range(num_rows)]
     started = time.process_time()
     answers = ask(model, processor, rows, batch_size, description=name, max_new_tokens=ANSWER_LENGTH, **options)
     seconds = time.process_time() - started
+    listed = ask(
+        model, processor, lists, batch_size, description=f"{name}, lists", max_new_tokens=ANSWER_LENGTH, **options
+    )
     num_tokens = sum(answer.num_tokens for answer in answers)
     right = [
         score_answer(row["kind"], answer.text, row["answer"], json.loads(row["fields"]))["whole"][0]
         for row, answer in zip(rows, answers, strict=True)
     ]
-    scores = score(rows, answers)
+    scores, list_scores = score(rows, answers), score(lists, listed)
     num_forms = len(rows)
     return {
         "fields": (scores["text/fields"] + scores["json/fields"]) / 2,
         "whole": (scores["text/whole"] + scores["json/whole"]) / 2,
         "parses": scores["json/parses"],
+        "by_wording": [
+            sum(right[start : start + per_wording]) / per_wording for start in range(0, num_forms, per_wording)
+        ],
+        **{kind: list_scores[f"{kind}/exact"] for kind in LIST_WORDINGS},
         "passes": sum(answer.num_passes for answer in answers) / num_forms,
         "tokens": num_tokens / num_forms,
         "passes_per_token": scores["passes_per_token"],
@@ -131,21 +147,25 @@ def weights_checksum(checkpoint: Path) -> str:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results as a Markdown table, with the difference of whole forms to one position per pass: in points, and
-    forms lost and won."""
+    """
+    The results as a Markdown table, with the difference of whole forms to one position per pass, in points, and forms
+    lost and won; then how far the wordings differ, in points, and the lists of labels.
+    """
     lines = [
-        "| decoding | fields | whole forms | difference | lost, won | JSON parses | passes | passes per token "
-        "| tokens/s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| decoding | fields | whole forms | difference | lost, won | wordings | JSON parses | copy | reverse "
+        "| shuffle | passes | passes per token | tokens/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     reference = results[REFERENCE]
     for name, line in results.items():
         pairs = list(zip(reference["right"], line["right"], strict=True))
+        spread = max(line["by_wording"]) - min(line["by_wording"])
+        lists = " | ".join(f"{100 * line[kind]:.1f} %" for kind in LIST_WORDINGS)
         lines.append(
             f"| {name} | {100 * line['fields']:.1f} % | {100 * line['whole']:.1f} % "
             f"| {100 * (line['whole'] - reference['whole']):+.1f} | {pairs.count((1, 0))}, {pairs.count((0, 1))} "
-            f"| {100 * line['parses']:.1f} % | {line['passes']:.2f} | {line['passes_per_token']:.3f} "
-            f"| {line['tokens_per_second']:.0f} |"
+            f"| {100 * spread:.1f} | {100 * line['parses']:.1f} % | {lists} | {line['passes']:.2f} "
+            f"| {line['passes_per_token']:.3f} | {line['tokens_per_second']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -231,7 +251,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         parser.error(str(error))
     own = {reference: {reference: {"sampler": rule}} for reference, rule in rules.items()}
 
-    settings = {"rows": args.rows, "answer_length": ANSWER_LENGTH, "weights": weights_checksum(args.model)}
+    settings = {
+        "rows": args.rows,
+        "wordings": NUM_WORDINGS,
+        "answer_length": ANSWER_LENGTH,
+        "weights": weights_checksum(args.model),
+    }
     report: dict[str, Any] = {
         "benchmark": "quality",
         "command": shlex.join(["python", "benchmarks/quality.py", *arguments]),

@@ -30,15 +30,17 @@ from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
 from dimple_hf.modeling.rules_dimple import SAMPLER_RULES
 
 FIELDS = {
-    "fields", "whole", "parses", "passes", "tokens", "passes_per_token", "tokens_per_second", "right",
+    "fields", "whole", "parses", "by_wording", "copy", "reverse", "shuffle", "passes", "tokens", "passes_per_token",
+    "tokens_per_second", "right",
 }  # fmt: skip
 
 
 def line(whole: float, passes_per_token: float, right: list[int]) -> dict[str, Any]:
     """A line of results as far as tables and verdict read it."""
     return {
-        "fields": 1.0, "whole": whole, "parses": 1.0, "passes": 2.0, "passes_per_token": passes_per_token,
-        "tokens_per_second": 100.0, "right": right,
+        "fields": 1.0, "whole": whole, "parses": 1.0, "by_wording": [whole, whole - 0.1], "copy": 1.0, "reverse": 0.5,
+        "shuffle": 0.25, "passes": 2.0, "passes_per_token": passes_per_token, "tokens_per_second": 100.0,
+        "right": right,
     }  # fmt: skip
 
 
@@ -56,8 +58,9 @@ def test_run_scores_each_line_once_and_goes_on(
     assert list(report["results"]) == [quality.REFERENCE, "Prophet"]
     for scores in report["results"].values():
         assert set(scores) == FIELDS
-        assert len(scores["right"]) == 2  # as text and as JSON
-        assert sum(scores["right"]) / 2 == scores["whole"]
+        assert len(scores["right"]) == 2 * quality.NUM_WORDINGS  # as text and as JSON
+        assert sum(scores["right"]) / len(scores["right"]) == pytest.approx(scores["whole"])
+        assert sum(scores["by_wording"]) / quality.NUM_WORDINGS == pytest.approx(scores["whole"])
     assert report["results"][quality.REFERENCE]["passes"] > report["results"]["Prophet"]["passes"]
     assert "<svg" in figure.read_text()
     assert "the fewest passes: **" in capsys.readouterr().out
@@ -93,7 +96,7 @@ def test_best_line_has_the_fewest_passes_of_those_without_loss() -> None:
     assert quality.verdict(results).endswith("The default, threshold 0.99: 0.200 and -1.0.")
     rows = quality.format_table(results).splitlines()
     assert "| +1.0 | 0, 1 |" in rows[3]  # lost, won
-    assert "| -0.5 | 1, 1 |" in rows[4]
+    assert "| -0.5 | 1, 1 | 10.0 | 100.0 % | 100.0 % | 50.0 % | 25.0 % | 2.00 |" in rows[4]
 
 
 @pytest.mark.parametrize("name", ["rows", "batch-size"])

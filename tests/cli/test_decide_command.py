@@ -105,7 +105,7 @@ def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFi
     output, diagram = tmp_path / "calibrated", tmp_path / "reliability.svg"
     assert main(["calibrate", str(data), "--output", str(output), "--diagram", str(diagram), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["before"]["questions"] == 6
+    assert report["before"]["number"] == 6
     assert 0 <= report["after"]["ece"] <= 1
     assert Calibration.from_pretrained(output).temperatures == report["temperatures"]
     assert set(report["temperatures"]) == {"predicate", "choice", "score"}

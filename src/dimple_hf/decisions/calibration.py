@@ -192,6 +192,32 @@ def brier_score(probabilities: Sequence[Sequence[float]], targets: Sequence[int]
     return total / len(targets)
 
 
+def score_confidence(confidences: torch.Tensor, correct: torch.Tensor) -> dict[str, Any]:
+    """
+    Scores confidences against correctness. Needs scikit-learn.
+
+    Args:
+        confidences (`torch.FloatTensor` of shape `(num_examples,)`):
+            In [0, 1].
+        correct (`torch.BoolTensor` of shape `(num_examples,)`):
+            Whether each answer is right.
+
+    Returns:
+        `dict[str, Any]`: `number`, `accuracy`, `ece`, `auroc` (`None` if all are right or all are wrong) and
+        `reliability`, see [`reliability`].
+    """
+    from sklearn.metrics import roc_auc_score
+
+    is_mixed = 0 < int(correct.sum()) < len(correct)
+    return {
+        "number": len(correct),
+        "accuracy": float(correct.double().mean()),
+        "ece": expected_calibration_error(confidences, correct),
+        "auroc": float(roc_auc_score(correct, confidences)) if is_mixed else None,
+        "reliability": reliability(confidences, correct),
+    }
+
+
 def score_decisions(probabilities: Sequence[Sequence[float]], targets: Sequence[int]) -> dict[str, Any]:
     """
     Scores probabilities against right options. Needs scikit-learn.
@@ -203,22 +229,11 @@ def score_decisions(probabilities: Sequence[Sequence[float]], targets: Sequence[
             Index of the right option of each example.
 
     Returns:
-        `dict[str, Any]`: `questions` (their number), `accuracy`, `ece`, `brier`, `auroc` (of the confidence against
-        correctness; `None` if all are right or all are wrong) and `reliability`, see [`reliability`].
+        `dict[str, Any]`: What [`score_confidence`] says of the most probable options, and `brier`.
     """
-    from sklearn.metrics import roc_auc_score
-
     confidences = torch.tensor([max(row) for row in probabilities])
     correct = torch.tensor([max(row) == row[right] for row, right in zip(probabilities, targets, strict=True)])
-    is_mixed = 0 < int(correct.sum()) < len(correct)
-    return {
-        "questions": len(targets),
-        "accuracy": float(correct.double().mean()),
-        "ece": expected_calibration_error(confidences, correct),
-        "brier": brier_score(probabilities, targets),
-        "auroc": float(roc_auc_score(correct, confidences)) if is_mixed else None,
-        "reliability": reliability(confidences, correct),
-    }
+    return score_confidence(confidences, correct) | {"brier": brier_score(probabilities, targets)}
 
 
 def draw_reliability(path: Path, lines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:

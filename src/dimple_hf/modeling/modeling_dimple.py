@@ -18,6 +18,7 @@ logits at position i predict the token at position i + 1 in both modes, because 
 first. Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -62,11 +63,11 @@ from .turns_dimple import branch_offsets, sees_branch
 from .vision_dimple import DimpleProjector, DimpleVisionModel
 from .weight_files_dimple import (
     add_end_token,
+    check_weights,
     end_token_id,
     find_folder,
+    model_files,
     refuse_damaged_files,
-    refuse_incomplete,
-    refuse_other_shapes,
 )
 
 
@@ -203,21 +204,22 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
         location: dict[str, Any] = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
         location |= {"checkpoint": pretrained_model_name_or_path, "subfolder": kwargs.get("subfolder") or ""}
         returns_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)  # others are pickled
+        is_whole = not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None
         with refuse_damaged_files(**location):
-            try:
-                model, info = super().from_pretrained(
-                    pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-                )
-            except RuntimeError as error:
-                folder = find_folder(**location)
-                if folder is not None and "ignore_mismatched_sizes" in str(error):
-                    with torch.device("meta"):
-                        empty = cls(kwargs.get("config") or cls.config_class.from_pretrained(folder))
-                    refuse_other_shapes(folder, {name: weight.shape for name, weight in empty.state_dict().items()})
-                raise
+            folder = find_folder(**location)
+            if folder is not None and is_whole and model_files(folder):
+                # Before loading, which draws what is missing, whatever size the configuration has.
+                config = kwargs.get("config") or cls.config_class.from_pretrained(folder)
+                with torch.device("meta"):
+                    empty = cls(copy.deepcopy(config))
+                check_weights(folder, empty, "quantization_config" in kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
         folder = find_folder(**location)
-        if folder is not None and not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None:
-            refuse_incomplete(folder, info["missing_keys"], getattr(model, "hf_quantizer", None) is not None)
+        if folder is not None and is_whole and info["missing_keys"]:
+            raise ValueError(f"{folder} must hold all weights (got none of {', '.join(sorted(info['missing_keys']))})")
         if folder is not None and model.can_generate() and "generation_config" not in kwargs:
             add_end_token(model.generation_config, end_token_id(folder))
         return (model, info) if returns_info else model
@@ -368,7 +370,6 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         masked_positions: torch.BoolTensor | None = None,
         branch_ids: torch.LongTensor | None = None,
         is_causal: bool | None = None,
@@ -453,6 +454,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
             mm_encoder_outputs, labels, masked_positions, branch_ids, is_causal,
         )  # fmt: skip
+        # Not in the signature: `Trainer` takes all arguments of a name with "label" for ones that a batch must have.
+        shift_labels: torch.LongTensor | None = kwargs.pop("shift_labels", None)
         if shift_labels is not None:
             labels = self._labels_of_shifted(shift_labels, is_causal)
 
@@ -773,8 +776,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         num_patches = int(image_grid_thw.prod(dim=-1).sum())
         if num_patches != len(pixel_values):
             raise ValueError(
-                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts "
-                f"(got {len(pixel_values)})"
+                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts (got "
+                f"{len(pixel_values)}); with a streaming data set, `TrainingArguments` needs "
+                '`accelerator_config={"dispatch_batches": False}`'
             )
 
     def _check_grid(self, image_grid_thw: torch.Tensor) -> None:
