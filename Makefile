@@ -4,6 +4,7 @@
 #   make style    put the code in form
 #   make quality  check form, lint and types
 #   make peer-tests  run transformers' own model tests and linter on our models (downloads them, about five minutes)
+#   make docs     build the documentation as a site, site/index.html; a broken link fails
 #   make bench    time the decoding loop at toy size (ARGS="--shape small" for another)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test peer-tests style quality bench clean
+.PHONY: demo test peer-tests style quality docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/generate.py $(ARGS)
@@ -33,11 +34,14 @@ quality: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet $(ARGS)
+
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/decode.py --shape tiny $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last: an interrupted installation is taken up again. The version stands in __init__.py.
 $(INSTALLED): pyproject.toml setup.cfg constraints.txt src/dimple_hf/__init__.py

@@ -17,10 +17,11 @@ Three arms take turns, round by round, in one process, so that a busy machine sl
 
 - "generate": `model.generate` over inputs that lie ready, in row order, and nothing else: no file is read or written.
 - "loop": what anybody would write: read the rows of a batch, prepare them, `generate`, decode, in row order.
-- "batch": what the command does once the model is loaded: rows measured and grouped by length, the next batch read and
-  prepared while the model works, lines written, and put together at the end.
+- "batch": what the command does once the model is loaded: rows grouped by length, the next batches read and prepared
+  in worker processes while the model works, lines written, and put together at the end.
 
-Two sets of rows: questions about one image each, whose prompts are nearly of one length, and about one to four.
+Three sets of rows: questions about one small image each, whose prompts are nearly of one length, about one to four of
+them, and about one large photograph each, which takes longer to decode and scale down than a form.
 
 Command:
     python benchmarks/batch.py --output benchmarks/results/batch-small-cpu.json
@@ -49,7 +50,7 @@ from decode import describe_machine
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
 import dimple_hf
-from dimple_hf.batch.answers import Answerer
+from dimple_hf.batch.answers import Answerer, prepare
 from dimple_hf.batch.buckets import padding_share, plan_batches
 from dimple_hf.batch.prompts import PromptReader, open_rows
 from dimple_hf.batch.results import ResultFiles, whole_lines
@@ -74,7 +75,10 @@ CLOCKS: dict[str, Callable[[], float]] = {
 KINDS = ("text", "json", "field", "rows", "sum")
 
 #: Set of rows -> most images of a row.
-ROW_SETS = {"one image": 1, "one to four images": 4}
+ROW_SETS = {"one small image": 1, "one to four small images": 4, "one large image": 1}
+
+#: Width of a large image, in pixels. The small model's processor scales it down to 26,000 pixels.
+LARGE_WIDTH = 2048
 
 DEFINITIONS = {
     "rows_per_second": "rows over the median wall time of a round",
@@ -90,16 +94,19 @@ DEFINITIONS = {
 }
 
 
-def write_rows(folder: Path, num_rows: int, most_images: int) -> Path:
-    """Writes `rows.jsonl` and the images beside it; returns the file."""
+def write_rows(folder: Path, num_rows: int, most_images: int, is_large: bool = False) -> Path:
+    """Writes `rows.jsonl` and the images beside it, large ones as JPEG files; returns the file."""
     rng = random.Random(SEED)
     lines = []
     for index in range(num_rows):
         row = forms_row("test", index, kind=KINDS[index % len(KINDS)])
         num_images = rng.randint(1, most_images)
-        names = [f"{index}-{number}.png" for number in range(num_images)]
+        names = [f"{index}-{number}.{'jpg' if is_large else 'png'}" for number in range(num_images)]
         for number, name in enumerate(names):
-            forms_row("test", index + number, kind="text")["images"][0].save(folder / name)
+            image = forms_row("test", index + number, kind="text")["images"][0].convert("RGB")
+            if is_large:
+                image = image.resize((LARGE_WIDTH, LARGE_WIDTH * image.height // image.width))
+            image.save(folder / name)
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": row["question"]}]
         lines.append(json.dumps({"messages": [{"role": "user", "content": content}], "images": names}) + "\n")
     path = folder / "rows.jsonl"
@@ -122,7 +129,7 @@ class Arms:
         self.num_runs = 0
 
     def prepare(self, batch: list[int]) -> BatchFeature:
-        return self.answerer.prepare([self.reader.read(row) for row in batch])
+        return prepare([self.reader.read(row) for row in batch], self.answerer.processor)
 
     def generate(self) -> list[str]:
         outputs = [self.answerer.model.generate(**inputs, do_sample=False) for inputs in self.ready]
@@ -144,9 +151,9 @@ class Arms:
     def batch(self) -> list[str]:
         self.num_runs += 1
         output = self.folder / f"answers-{self.num_runs}.jsonl"
-        results = ResultFiles(output, len(self.reader.rows), {})
+        results = ResultFiles(output, range(len(self.reader.rows)), {})
         with redirect_stderr(io.StringIO()):  # its progress bar
-            answer_rows(self.reader, self.answerer, results, results.find_lines(), self.batch_size)
+            answer_rows(self.reader, self.answerer, results, set(), self.batch_size)
         results.merge()
         return [line["answer"] for _, line in whole_lines(output)]
 
@@ -236,7 +243,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     results = {}
     for name, most_images in ROW_SETS.items():
         with tempfile.TemporaryDirectory() as folder:
-            arms = Arms(model, processor, write_rows(Path(folder), args.rows, most_images), args.batch_size)
+            path = write_rows(Path(folder), args.rows, most_images, is_large="large" in name)
+            arms = Arms(model, processor, path, args.batch_size)
             results[name] = measure(arms, args.repeats)
     report = {
         "benchmark": "batch",

@@ -160,7 +160,7 @@ def write_pool(file: Path, model_dir: Path, num_images: int, batch_size: int = 6
         grid = torch.cat([sequence.image_grid_thw for sequence in batch])
         features.append(tower(pixel_values, grid_thw=grid).pooler_output.view(len(rows), GRID_ROWS * GRID_COLUMNS, -1))
         tokens += [torch.tensor(sequence.input_ids) for sequence in batch]
-        num_prompt_tokens += [sequence.num_prompt_tokens for sequence in batch]
+        num_prompt_tokens += [sequence.labels.count(-100) for sequence in batch]
     tensors = {
         "features": torch.cat(features),
         "input_ids": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
@@ -194,7 +194,8 @@ class Pool(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tensors["input_ids"][index][: self.tensors["lengths"][index]].tolist()
-        sequence = TrainingSequence(tokens, int(self.tensors["num_prompt_tokens"][index]), None, None)
+        num_prompt_tokens = int(self.tensors["num_prompt_tokens"][index])
+        sequence = TrainingSequence(tokens, [-100] * num_prompt_tokens + tokens[num_prompt_tokens:])
         return {"sequence": sequence, "features": self.features[index]}
 
 

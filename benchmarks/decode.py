@@ -16,7 +16,7 @@
 A model of seeded random weights answers greedily by the adaptive schedule alone, without threshold and end tokens. The
 arms take turns, step by step, in one process, so that a busy machine slows all of them alike:
 
-- "none", "prompt", "refresh", "block", "dual": `generate` under this cache policy; "static": under "prompt" with
+- "none", "prompt", "refresh", "prefix", "dual": `generate` under this cache policy; "static": under "prompt" with
   static shapes and compiled layers. Blocks are half an answer long.
 - "plain", "plain_prompt": the same decoding with all exact savings off, as the original's loop does it without and
   with its cache (see `PlainLoop`). After every step their tokens must equal those of "none", or of "prompt" and
@@ -214,7 +214,7 @@ COUNTERPARTS = {
     "prompt": ("plain_prompt", "bare_prompt"),
     "static": ("plain_prompt", "bare_prompt"),
     "refresh": ("plain_prompt", None),
-    "block": ("plain_prompt", None),
+    "prefix": ("plain_prompt", None),
     "dual": ("plain_prompt", None),
 }
 
@@ -231,7 +231,7 @@ def options_of(arm: str, answer_length: int) -> dict[str, Any]:
     options: dict[str, Any] = {"cache_policy": arm}
     if arm == "refresh":
         options["cache_refresh_interval"] = 4
-    if arm in ("block", "dual"):
+    if arm in ("prefix", "dual"):
         options["block_length"] = -(-answer_length // 2)
     return options
 

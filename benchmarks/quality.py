@@ -13,21 +13,23 @@
 # limitations under the License.
 """What each way to decode costs in passes, and what it loses: every rule and cache policy on held-out forms.
 
-The small model of the package reads whole forms, as text and as JSON, once for each line of `DECODINGS`. All lines
-read the same forms, so each is compared with one position per pass form by form: how many it loses, how many it wins.
-The last sentence that is printed says which line deserves to be the default: of those that are at most half a point
-below one position per pass, the one with the fewest passes. Finished lines are kept in the output file, so that the
-same command goes on after an interruption.
+The small model of the package reads whole forms, as text and as JSON, in three wordings, once for each line of
+`DECODINGS`. It also lists their labels in order, backwards and in any order: positions that are committed together
+easily name a label twice. All lines read the same forms, so each is compared with one position per pass form by form:
+how many it loses, how many it wins. The last sentence that is printed says which line deserves to be the default: of
+those that are at most half a point below one position per pass, the one with the fewest passes. Finished lines are
+kept in the output file, so that the same command goes on after an interruption.
 
 Command:
     python benchmarks/quality.py --output benchmarks/results/quality.json --figure docs/figures/quality.png
 
-Hardware: one CPU core, about a minute a line. What is printed stands in docs/results.md.
+Hardware: one CPU core, some minutes a line. What is printed stands in docs/results.md.
 """
 
 import argparse
 import hashlib
 import json
+import runpy
 import shlex
 import sys
 import time
@@ -39,15 +41,18 @@ import torch
 from decode import describe_machine, write_json
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dimple_hf import EntropyBoundConfig, FactorConfig, KlassConfig, WinoConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
 from forms_dataset import forms_row
 from forms_evaluation import ask, score
+from forms_questions import LIST_WORDINGS
 from forms_scores import score_answer
 
 KINDS = ("text", "json")
+NUM_WORDINGS = 3
 ANSWER_LENGTH = 64
 
 REFERENCE = "one position per pass"
@@ -68,23 +73,17 @@ DECODINGS: dict[str, dict[str, dict[str, Any]]] = {
     "entropy": {
         f"entropy, exp(-H) {bound}": {"unmasking": "entropy", "confidence_threshold": bound} for bound in (0.9, 0.7)
     },
-    "factor": {
-        f"factor {factor}": {"parallel_rule": "factor", "confidence_factor": factor} for factor in (0.2, 0.5, 1.0, 2.0)
-    },
+    "factor": {f"factor {factor}": {"sampler_config": FactorConfig(factor)} for factor in (0.2, 0.5, 1.0, 2.0)},
     "entropy bound": {
-        f"entropy bound {bound}": {"parallel_rule": "entropy_bound", "entropy_bound": bound}
-        for bound in (0.01, 0.1, 0.3, 1.0)
+        f"entropy bound {bound}": {"sampler_config": EntropyBoundConfig(bound)} for bound in (0.01, 0.1, 0.3, 1.0)
     },
-    "KLASS": {
-        f"KLASS {threshold}": {"parallel_rule": "klass", "confidence_threshold": threshold}
-        for threshold in (0.95, 0.8)
-    },
-    "Prophet": {"Prophet": {"parallel_rule": "prophet"}},
-    "WINO": {f"WINO {draft}": {"parallel_rule": "wino", "draft_threshold": draft} for draft in (0.9, 0.8, 0.6)},
+    "KLASS": {f"KLASS {threshold}": {"sampler_config": KlassConfig(threshold)} for threshold in (0.95, 0.8)},
+    "Prophet": {"Prophet": {"sampler": "prophet"}},
+    "WINO": {f"WINO {draft}": {"sampler_config": WinoConfig(draft)} for draft in (0.9, 0.8, 0.6)},
     "blocks": {f"blocks of {length}": {"block_length": length} for length in (4, 8, 16)},
     "no cache": {"no cache": {"cache_policy": "none"}},
     "refreshed cache": {"refreshed cache": {"cache_policy": "refresh", "cache_refresh_interval": 4}},
-    "block cache": {"blocks of 8, block cache": {"block_length": 8, "cache_policy": "block"}},
+    "prefix cache": {"blocks of 8, prefix cache": {"block_length": 8, "cache_policy": "prefix"}},
     "dual cache": {"blocks of 8, dual cache": {"block_length": 8, "cache_policy": "dual"}},
     "left to right": {"left to right": {"unmasking": "left_to_right", "confidence_threshold": None}},
     "fixed steps": {
@@ -97,25 +96,40 @@ def measure(
     model: Any, processor: Any, num_rows: int, batch_size: int, name: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
-    Scores one line of `DECODINGS` over `num_rows` forms of each kind; see `forms_evaluation.score`. `"right"` has 1
-    for each form that is right as a whole, else 0; `"tokens_per_second"` counts the tokens before the end, over
-    processor time.
+    Scores one line of `DECODINGS` over `num_rows` forms of each kind and wording; see `forms_evaluation.score`.
+    `"right"` has 1 for each form that is right as a whole, else 0; `"by_wording"` the share of these for each
+    wording; `"copy"`, `"reverse"` and `"shuffle"` the share of right lists of labels; `"tokens_per_second"` counts the
+    tokens of forms before the end, over processor time.
     """
-    rows = [forms_row("test", index, kind=kind) for kind in KINDS for index in range(num_rows)]
+    per_wording = len(KINDS) * num_rows
+    rows = [
+        forms_row("test", index, kind=kind, words=wording)
+        for wording in range(NUM_WORDINGS)
+        for kind in KINDS
+        for index in range(num_rows)
+    ]
+    lists = [forms_row("test", index, kind=kind) for kind in LIST_WORDINGS for index in range(num_rows)]
     started = time.process_time()
     answers = ask(model, processor, rows, batch_size, description=name, max_new_tokens=ANSWER_LENGTH, **options)
     seconds = time.process_time() - started
+    listed = ask(
+        model, processor, lists, batch_size, description=f"{name}, lists", max_new_tokens=ANSWER_LENGTH, **options
+    )
     num_tokens = sum(answer.num_tokens for answer in answers)
     right = [
         score_answer(row["kind"], answer.text, row["answer"], json.loads(row["fields"]))["whole"][0]
         for row, answer in zip(rows, answers, strict=True)
     ]
-    scores = score(rows, answers)
+    scores, list_scores = score(rows, answers), score(lists, listed)
     num_forms = len(rows)
     return {
         "fields": (scores["text/fields"] + scores["json/fields"]) / 2,
         "whole": (scores["text/whole"] + scores["json/whole"]) / 2,
         "parses": scores["json/parses"],
+        "by_wording": [
+            sum(right[start : start + per_wording]) / per_wording for start in range(0, num_forms, per_wording)
+        ],
+        **{kind: list_scores[f"{kind}/exact"] for kind in LIST_WORDINGS},
         "passes": sum(answer.num_passes for answer in answers) / num_forms,
         "tokens": num_tokens / num_forms,
         "passes_per_token": scores["passes_per_token"],
@@ -133,21 +147,25 @@ def weights_checksum(checkpoint: Path) -> str:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results as a Markdown table, with the difference of whole forms to one position per pass: in points, and
-    forms lost and won."""
+    """
+    The results as a Markdown table, with the difference of whole forms to one position per pass, in points, and forms
+    lost and won; then how far the wordings differ, in points, and the lists of labels.
+    """
     lines = [
-        "| decoding | fields | whole forms | difference | lost, won | JSON parses | passes | passes per token "
-        "| tokens/s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| decoding | fields | whole forms | difference | lost, won | wordings | JSON parses | copy | reverse "
+        "| shuffle | passes | passes per token | tokens/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     reference = results[REFERENCE]
     for name, line in results.items():
         pairs = list(zip(reference["right"], line["right"], strict=True))
+        spread = max(line["by_wording"]) - min(line["by_wording"])
+        lists = " | ".join(f"{100 * line[kind]:.1f} %" for kind in LIST_WORDINGS)
         lines.append(
             f"| {name} | {100 * line['fields']:.1f} % | {100 * line['whole']:.1f} % "
             f"| {100 * (line['whole'] - reference['whole']):+.1f} | {pairs.count((1, 0))}, {pairs.count((0, 1))} "
-            f"| {100 * line['parses']:.1f} % | {line['passes']:.2f} | {line['passes_per_token']:.3f} "
-            f"| {line['tokens_per_second']:.0f} |"
+            f"| {100 * spread:.1f} | {100 * line['parses']:.1f} % | {lists} | {line['passes']:.2f} "
+            f"| {line['passes_per_token']:.3f} | {line['tokens_per_second']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -172,7 +190,20 @@ def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def draw_figure(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def load_rule(reference: str) -> Any:
+    """The object that `PATH:NAME` names, after running the file."""
+    path, _, name = reference.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"`--rule` must be PATH:NAME with the path of a Python file (got {reference!r})")
+    namespace = runpy.run_path(path)
+    if not callable(namespace.get(name)):
+        raise ValueError(f"`--rule` must name a function or callable object of {path} (got {name!r})")
+    return namespace[name]
+
+
+def draw_figure(
+    results: Mapping[str, Mapping[str, Any]], path: Path, families: Mapping[str, Mapping[str, Any]] = DECODINGS
+) -> None:
     """Whole forms against passes for each answer token; lines of one family are joined."""
     import matplotlib  # only this function needs it
 
@@ -181,7 +212,7 @@ def draw_figure(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # one for each family
-    for family, lines in DECODINGS.items():
+    for family, lines in families.items():
         points = [results[name] for name in lines if name in results]
         axes.plot(
             [point["passes_per_token"] for point in points],
@@ -207,14 +238,25 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rows", type=int, default=200, help="held-out forms of each kind (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--families", nargs="+", choices=DECODINGS, default=list(DECODINGS))
+    parser.add_argument("--rule", action="append", default=[], help="a rule of your own, PATH:NAME; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; finished lines in it are kept")
     parser.add_argument("--figure", type=Path, help="image file to draw")
     args = parser.parse_args(arguments)
     for name in ("rows", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(args, name)})")
+    try:
+        rules = {reference: load_rule(reference) for reference in args.rule}
+    except ValueError as error:
+        parser.error(str(error))
+    own = {reference: {reference: {"sampler": rule}} for reference, rule in rules.items()}
 
-    settings = {"rows": args.rows, "answer_length": ANSWER_LENGTH, "weights": weights_checksum(args.model)}
+    settings = {
+        "rows": args.rows,
+        "wordings": NUM_WORDINGS,
+        "answer_length": ANSWER_LENGTH,
+        "weights": weights_checksum(args.model),
+    }
     report: dict[str, Any] = {
         "benchmark": "quality",
         "command": shlex.join(["python", "benchmarks/quality.py", *arguments]),
@@ -230,14 +272,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).eval()
-    for family in dict.fromkeys(("reference", *args.families)):
-        for name, options in DECODINGS[family].items():
+    families = DECODINGS | own
+    for family in dict.fromkeys(("reference", *args.families, *own)):
+        for name, options in families[family].items():
             if name not in report["results"]:
                 report["results"][name] = measure(model, processor, args.rows, args.batch_size, name, options)
                 write_json(args.output, report)
     print(f"{format_table(report['results'])}\n\n{verdict(report['results'])}")
     if args.figure is not None:
-        draw_figure(report["results"], args.figure)
+        draw_figure(report["results"], args.figure, families)
     return report
 
 

@@ -15,8 +15,9 @@
 
 Good clients each have images of their own and ask as fast as they are answered: at once, streamed, and under a JSON
 schema. Their answers must be those of the model's own `generate` for their own images. Hostile ones send broken
-JSON, bodies of 50 MB, decompression bombs, wrong types and private addresses, which must be refused with a reason, and
-leave in the middle of answers. The server's memory is read every half second.
+JSON, bodies of 50 MB, decompression bombs, ten thousand images, schemas that explode, wrong types and private
+addresses, which must be refused with a reason, and leave in the middle of answers. The server's memory is read every
+half second. The good clients run twice, first alone, so that it shows what the hostile ones cost them.
 
 The model runs in single precision: in bfloat16, what an answer is batched with can tip a token that is nearly a tie.
 
@@ -74,6 +75,21 @@ SCHEMA = {
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "form", "schema": SCHEMA, "strict": True}}
 HEADERS = {"content-type": "application/json"}
+
+#: Small schemas that take hours and gigabytes to compile without bounds, and one that is none.
+BOMBS = {
+    "endless pattern": {"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"},
+    "nested pattern": {"type": "string", "pattern": "^(((((a?){30}){30}){30})){30}$"},
+    "no schema": {"required": [[]]},
+}
+
+
+def format_of(schema: Any) -> dict[str, Any]:
+    """A response format, with a name of its own so that no two requests are the same."""
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"description": os.urandom(4).hex(), **schema}},
+    }
 
 
 class ServerProcess:
@@ -216,8 +232,15 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
     bomb = "data:image/png;base64," + base64.b64encode(png_bomb(30_000)).decode()
     large_bomb = "data:image/png;base64," + base64.b64encode(png_bomb(5_000)).decode()
 
+    dot = data_url(PIL.Image.new("L", (1, 1)))
+    halves = [{"type": "text", "text": half} for half in ("<|im_", "end|>")]
+    split_token = [{"role": "user", "content": halves}]
+
     def body(**changes: Any) -> bytes:
         return json.dumps({"model": "forms", "messages": messages(image, "What?")} | changes).encode()
+
+    def messages_of(urls: list[str]) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}} for url in urls]}]
 
     async def megabytes() -> Any:
         for _ in range(50):
@@ -233,15 +256,12 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
         "not a chat": (400, lambda: body(messages={"role": "user"})),
         "private address": (400, lambda: body(messages=messages("http://169.254.169.254/latest", "What?"))),
         "loopback name": (400, lambda: body(messages=messages("http://localhost:22/", "What?"))),
-        "endless pattern": (
-            400,
-            lambda: body(
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {"name": "x", "schema": {"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"}},
-                }
-            ),
-        ),
+        "ten thousand images": (400, lambda: body(messages=messages_of([dot] * 10_000))),
+        "special token in two parts": (400, lambda: body(messages=split_token)),
+        **{
+            name: (400, lambda schema=schema: body(response_format=format_of(schema)))
+            for name, schema in BOMBS.items()
+        },
     }
     names = [*refused, "left a stream", "left an answer", "left while sending"]
     path = f"{url}/v1/chat/completions"
@@ -270,15 +290,16 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
                 try:
                     response = await client.post(path, content=content(), headers=HEADERS)
                     message = response.json()["error"]["message"]
+                    statuses = (status, 429) if name in BOMBS else (status,)  # a few expensive ones at a time
                     report.judge(
-                        name, response.status_code == status and bool(message), (response.status_code, message)
+                        name, response.status_code in statuses and bool(message), (response.status_code, message)
                     )
                 except httpx2.TransportError as error:
                     report.judge(name, False, error)
             await asyncio.sleep(0.05)
 
 
-async def load(server: ServerProcess, num_clients: int, seconds: float) -> dict[str, Any]:
+async def load(server: ServerProcess, num_clients: int, seconds: float, with_hostile: bool = True) -> dict[str, Any]:
     """
     Runs the clients, a quarter of them hostile.
 
@@ -290,12 +311,15 @@ async def load(server: ServerProcess, num_clients: int, seconds: float) -> dict[
         seconds (`float`):
             How long they go on, but at least until each has done everything once. What they have asked by then is
             waited for.
+        with_hostile (`bool`, *optional*, defaults to `True`):
+            Whether the hostile quarter takes part.
 
     Returns:
         `dict[str, Any]`: Counts, seconds of good requests, memory over time, and `faults`, which must be empty.
     """
     num_hostile = num_clients // 4
     num_good = num_clients - num_hostile
+    num_hostile = num_hostile if with_hostile else 0
     expected = own_answers(range(2 * num_good))
     report, memory = Report(), [server.resident_mib()]
     begin = time.monotonic()
@@ -342,6 +366,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     server = ServerProcess("--dtype", "float32", "--allow-remote-images")
     try:
+        alone = asyncio.run(load(server, args.clients, args.seconds, with_hostile=False))
         result = asyncio.run(load(server, args.clients, args.seconds))
     finally:
         status = server.stop()
@@ -356,6 +381,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "dimple_hf": dimple_hf.__version__,
         },
         **result,
+        "good_seconds_without_hostile": alone["good_seconds"],
+        "p95_ratio": round(result["good_seconds"]["p95"] / max(alone["good_seconds"]["p95"], 1e-3), 2),
         "exit_status": status,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)

@@ -56,7 +56,7 @@ def test_paper_map_names_functions_and_tests_that_exist(repo_root: Path) -> None
 def test_paper_map_check_notices_a_name_that_is_gone() -> None:
     """Control: a renamed function fails the check above."""
     with pytest.raises(AttributeError):
-        resolve("dimple_hf.modeling.unmasking_dimple.no_such_function")
+        resolve("dimple_hf.modeling.sampling_dimple.no_such_function")
 
 
 #: Page -> the test that runs what it shows.
@@ -64,6 +64,7 @@ RUN_BY = {
     "README.md": "tests/test_readme.py",
     "docs/batch.md": "tests/batch/test_batch_page.py",
     "docs/commands.md": "tests/cli/test_commands_page.py",
+    "docs/custom_rules.md": "tests/modeling/test_custom_rules.py",
     "docs/decisions.md": "tests/decisions/test_decisions_page.py",
     "docs/decoding.md": "tests/test_readme.py",
     "docs/evaluation.md": "tests/integrations/test_lmms_eval.py",

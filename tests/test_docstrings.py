@@ -106,12 +106,12 @@ def test_check_of_sources_notices_a_missing_docstring(tmp_path: Path, monkeypatc
 
 def test_check_of_docstrings_notices_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: of a function, a class and a method."""
-    from dimple_hf.modeling import unmasking_dimple
+    from dimple_hf.modeling import sampling_dimple
     from dimple_hf.training import metrics
 
-    monkeypatch.setattr(unmasking_dimple.top_probability, "__doc__", None)
+    monkeypatch.setattr(sampling_dimple.top_probability, "__doc__", None)
     monkeypatch.setattr(metrics.MetricsCallback, "__doc__", None)
-    assert undocumented("dimple_hf.modeling.unmasking_dimple") == ["top_probability"]
+    assert undocumented("dimple_hf.modeling.sampling_dimple") == ["top_probability"]
     assert undocumented("dimple_hf.training.metrics") == ["MetricsCallback"]
 
 

@@ -30,7 +30,7 @@ from test_docs import resolve
 from test_readme import PUBLISHED_MODEL, python_snippets
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig
-from dimple_hf.modeling.original_dimple import PIPELINES, RANKINGS, REPLACEMENTS, UpstreamOptions
+from dimple_hf.modeling.original_dimple import PIPELINES, RANKINGS, REPLACEMENTS, OriginalOptions
 from dimple_hf.training.recipe import TRAINER_KEYS
 from dimple_hf.training.stages import STAGES, Stage
 
@@ -99,7 +99,7 @@ def test_every_option_of_the_original_is_in_the_page_and_no_other() -> None:
     """With the default that ours has, which is the original's."""
     table = rows("Options of `diffusion_generate`")
     options = {name: row for row in table if len(row) == 4 for name in code(row[0])}
-    fields = {field.name: field.default for field in dataclasses.fields(UpstreamOptions)}
+    fields = {field.name: field.default for field in dataclasses.fields(OriginalOptions)}
     known = fields.keys() | inspect.signature(DimpleForConditionalGeneration.diffusion_generate).parameters.keys()
     refused = {"pixel_values_videos", "video_grid_thw", "attention_mask_4d", "generation_kwargs"}
     inputs = {"attention_mask", "pixel_values", "image_grid_thw"}
@@ -110,7 +110,7 @@ def test_every_option_of_the_original_is_in_the_page_and_no_other() -> None:
             assert fields[name] == (None if written == "None" else type(fields[name])(eval(written))), name
         if name in refused:
             with pytest.raises(ValueError, match=f"`{name}` must be"):
-                UpstreamOptions.collect(None, {name: 1})
+                OriginalOptions.collect(None, {name: 1})
 
 
 def test_every_ranking_and_schedule_is_in_the_page() -> None:

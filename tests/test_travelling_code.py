@@ -28,7 +28,7 @@ import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 FOLDERS = ("modeling", "processing")
-ALWAYS_INSTALLED = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+ALWAYS_INSTALLED = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}
 CONFIG_CLASSES = {"DimpleConfig", "DimpleVisionConfig"}
 
 

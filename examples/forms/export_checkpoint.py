@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from forms_evaluation import format_scores
 from forms_evaluation import main as evaluate
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -114,11 +115,12 @@ def main() -> None:
     unfinished = args.output.with_name(args.output.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     write_checkpoint(args.trained, unfinished)
-    scores = evaluate(["--model", str(unfinished), "--rows", str(args.rows)])["scores"]
+    report = evaluate(["--model", str(unfinished), "--rows", str(args.rows)])
+    scores = report["scores"]
     write_model_card(
         unfinished,
         repo_id="dimple-forms",
-        description=DESCRIPTION,
+        description=f"{DESCRIPTION}\n\n{format_scores(report)}",
         question="Read the form.",
         scores=scores["confident"] | {f"one_by_one/{name}": value for name, value in scores["one_by_one"].items()},
         scores_data=f"{args.rows} held-out forms for each kind of question",

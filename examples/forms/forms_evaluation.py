@@ -217,16 +217,15 @@ def evaluate_wordings(
     return scores
 
 
-def format_scores(reports: Mapping[str, tuple[Points, Mapping[str, float]]]) -> str:
-    """Scores of several decodings side by side, with their intervals, as a Markdown table."""
-    lines = ["| score | cases | " + " | ".join(reports) + " |", "|---|---:|" + "---:|" * len(reports)]
-    points, passes = next(iter(reports.values()))
-    for name, (_, possible) in points.items():
-        cells = [format_share(*report[name]) for report, _ in reports.values()]
-        lines.append(f"| {name} | {possible} | " + " | ".join(cells) + " |")
-    for name in passes:
-        cells = [f"{report[name]:.3f}" for _, report in reports.values()]
-        lines.append(f"| {name} | | " + " | ".join(cells) + " |")
+def format_scores(report: Mapping[str, Any]) -> str:
+    """What [`main`] returns, as a Markdown table: decodings side by side, shares with their 95 % intervals."""
+    scores: Mapping[str, Mapping[str, float]] = report["scores"]
+    lines = ["| score | cases | " + " | ".join(scores) + " |", "|---|---:|" + "---:|" * len(scores)]
+    for name in next(iter(scores.values())):
+        cases = report["cases"].get(name)
+        values = [of_decoding[name] for of_decoding in scores.values()]
+        cells = [f"{value:.3f}" if cases is None else format_share(round(value * cases), cases) for value in values]
+        lines.append(f"| {name} | {'' if cases is None else cases} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -273,13 +272,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         report = settings | {"wordings": wordings}
     else:
         reports = {name: evaluate(*common, **DECODINGS[name], **length) for name in args.decodings}
-        print(format_scores(reports))
         shares = {
             name: {score: right / possible for score, (right, possible) in points.items()} | passes
             for name, (points, passes) in reports.items()
         }
         cases = {score: possible for score, (_, possible) in next(iter(reports.values()))[0].items()}
         report = settings | {"cases": cases, "scores": shares}
+        print(format_scores(report))
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
     return report

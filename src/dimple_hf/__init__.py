@@ -43,6 +43,12 @@ from .modeling import (
     DimpleGenerationOutput,
     DimpleGenerationStep,
     DimpleVisionConfig,
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    ProphetConfig,
+    ThresholdConfig,
+    WinoConfig,
 )
 from .processing import (
     DimpleImageProcessor,
@@ -66,10 +72,16 @@ __all__ = [
     "DimpleProcessor",
     "DimpleTokenizer",
     "DimpleVisionConfig",
+    "EntropyBoundConfig",
+    "FactorConfig",
+    "KlassConfig",
     "OptionalPart",
+    "ProphetConfig",
     "RepeatedPart",
     "Slot",
     "StructurePrior",
+    "ThresholdConfig",
+    "WinoConfig",
 ]
 
 

@@ -56,7 +56,7 @@ def test_report_has_command_machine_and_versions(report: dict[str, Any]) -> None
 
 def test_report_arms_answer_alike_and_planned_batches_pad_less(report: dict[str, Any]) -> None:
     """What is compared is the same work; ratios fit the rates."""
-    assert list(report["results"]) == ["one image", "one to four images"]
+    assert list(report["results"]) == ["one small image", "one to four small images", "one large image"]
     for line in report["results"].values():
         assert line["same_answers"] == 1
         assert set(line["rows_per_second"]) == {"generate", "loop", "batch"}

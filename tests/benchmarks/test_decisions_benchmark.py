@@ -40,10 +40,12 @@ def test_benchmark_measures_and_draws(benchmark: ModuleType, tmp_path: Path) -> 
     assert results["speed"]["together"] < results["speed"]["one by one"]
     assert 0 < results["shared"]["mean difference"] <= results["shared"]["largest difference"] <= 1
     scores = results["accuracy"]["all"]
-    assert scores["questions"] >= 4
+    assert scores["number"] >= 4
     assert 0 <= scores["accuracy"] <= 1
     assert sum(share for *_, share in scores["reliability"]) == pytest.approx(1)
     assert json.loads(output.read_text())["accuracy"]["temperatures"].keys() <= {"predicate", "choice", "score"}
+    assert results["fields"]["accuracy"] > 0.9
+    assert results["fields"]["number"] >= 8
     assert figure.read_text().startswith("<?xml")
 
 

@@ -34,7 +34,7 @@ import decode_floor
 import decode_report
 
 #: Bare layers and plain loops come along with the arms that they are compared with.
-ARMS = ["bare", "bare_prompt", "plain", "plain_prompt", "none", "prompt", "refresh", "block", "dual"]
+ARMS = ["bare", "bare_prompt", "plain", "plain_prompt", "none", "prompt", "refresh", "prefix", "dual"]
 ARM_FIELDS = {
     "warm_up_ms", "peak_memory_mib", "num_passes", "step_ms", "first_pass_ms", "tokens_per_second",
 }  # fmt: skip
@@ -98,10 +98,10 @@ def test_report_tiny_shape_has_sane_values(report: tuple[dict[str, Any], Path]) 
             assert arm.keys() >= ARM_FIELDS
             # The adaptive schedule's last step but one leaves two positions, which the last one unmasks together; in
             # blocks each step unmasks one.
-            assert arm["num_passes"] == (8 if name in ("block", "dual") else 7)
+            assert arm["num_passes"] == (8 if name in ("prefix", "dual") else 7)
             assert all(math.isfinite(arm[field]) and arm[field] > 0 for field in ARM_FIELDS)
             assert ("floor_ms" in arm) == (not name.startswith("bare"))
-        for name in ("none", "prompt", "refresh", "block", "dual"):
+        for name in ("none", "prompt", "refresh", "prefix", "dual"):
             assert arms[name]["speed_up"] > 0
         for name in ("none", "prompt"):
             ratio = arms[name]["over_bare"]

@@ -27,18 +27,20 @@ import quality
 from dimple_hf import DimpleGenerationConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
-from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+from dimple_hf.modeling.rules_dimple import SAMPLER_RULES
 
 FIELDS = {
-    "fields", "whole", "parses", "passes", "tokens", "passes_per_token", "tokens_per_second", "right",
+    "fields", "whole", "parses", "by_wording", "copy", "reverse", "shuffle", "passes", "tokens", "passes_per_token",
+    "tokens_per_second", "right",
 }  # fmt: skip
 
 
 def line(whole: float, passes_per_token: float, right: list[int]) -> dict[str, Any]:
     """A line of results as far as tables and verdict read it."""
     return {
-        "fields": 1.0, "whole": whole, "parses": 1.0, "passes": 2.0, "passes_per_token": passes_per_token,
-        "tokens_per_second": 100.0, "right": right,
+        "fields": 1.0, "whole": whole, "parses": 1.0, "by_wording": [whole, whole - 0.1], "copy": 1.0, "reverse": 0.5,
+        "shuffle": 0.25, "passes": 2.0, "passes_per_token": passes_per_token, "tokens_per_second": 100.0,
+        "right": right,
     }  # fmt: skip
 
 
@@ -56,8 +58,9 @@ def test_run_scores_each_line_once_and_goes_on(
     assert list(report["results"]) == [quality.REFERENCE, "Prophet"]
     for scores in report["results"].values():
         assert set(scores) == FIELDS
-        assert len(scores["right"]) == 2  # as text and as JSON
-        assert sum(scores["right"]) / 2 == scores["whole"]
+        assert len(scores["right"]) == 2 * quality.NUM_WORDINGS  # as text and as JSON
+        assert sum(scores["right"]) / len(scores["right"]) == pytest.approx(scores["whole"])
+        assert sum(scores["by_wording"]) / quality.NUM_WORDINGS == pytest.approx(scores["whole"])
     assert report["results"][quality.REFERENCE]["passes"] > report["results"]["Prophet"]["passes"]
     assert "<svg" in figure.read_text()
     assert "the fewest passes: **" in capsys.readouterr().out
@@ -72,13 +75,11 @@ def test_lines_cover_every_rule_and_policy_and_are_options_of_generate() -> None
     """The line that is called the default is what the model of the package does."""
     lines = {name: options for family in quality.DECODINGS.values() for name, options in family.items()}
     configs = {name: DimpleGenerationConfig(**options) for name, options in lines.items()}
-    assert {config.parallel_rule for config in configs.values()} == set(PARALLEL_RULES)
-    assert {config.cache_policy_name for config in configs.values()} == set(CACHE_POLICIES)
-    shipped = DimpleGenerationConfig.from_pretrained(FORMS_CHECKPOINT).to_diff_dict()
-    of_the_checkpoint = {name: shipped[name] for name in configs[quality.DEFAULT].to_diff_dict()}
-    tokens = {"mask_token_id": shipped["mask_token_id"]}
-    assert configs[quality.DEFAULT].to_diff_dict() | tokens == of_the_checkpoint
-    assert configs[quality.REFERENCE].to_diff_dict() | tokens != of_the_checkpoint  # control
+    assert {config.sampler_name for config in configs.values()} == set(SAMPLER_RULES)
+    assert {config.with_defaults().cache_policy for config in configs.values()} == set(CACHE_POLICIES)
+    shipped = DimpleGenerationConfig.from_pretrained(FORMS_CHECKPOINT)
+    assert configs[quality.DEFAULT].rule() == shipped.rule()
+    assert configs["threshold 0.9"].rule() != shipped.rule()  # control
 
 
 def test_best_line_has_the_fewest_passes_of_those_without_loss() -> None:
@@ -95,7 +96,7 @@ def test_best_line_has_the_fewest_passes_of_those_without_loss() -> None:
     assert quality.verdict(results).endswith("The default, threshold 0.99: 0.200 and -1.0.")
     rows = quality.format_table(results).splitlines()
     assert "| +1.0 | 0, 1 |" in rows[3]  # lost, won
-    assert "| -0.5 | 1, 1 |" in rows[4]
+    assert "| -0.5 | 1, 1 | 10.0 | 100.0 % | 100.0 % | 50.0 % | 25.0 % | 2.00 |" in rows[4]
 
 
 @pytest.mark.parametrize("name", ["rows", "batch-size"])

@@ -45,6 +45,8 @@ LINES = [
 RESULTS = {
     "extract": "receipts.jsonl",
     "batch": "answers.jsonl",
+    "decide": "decisions.jsonl",
+    "calibrate": "calibrated/decision_calibration.json",
     "init": "untrained/config.json",
     "card": "my-model/README.md",
     "convert": "my-dimple/config.json",
@@ -61,7 +63,12 @@ def here(tmp_path: Path, parity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for name in ("photo.png", "receipts/1.png"):
         shutil.copy(parity_dir / "tiny" / "images" / "0.png", tmp_path / name)
     Path("receipt.json").write_text(json.dumps({"type": "integer", "minimum": 0, "maximum": 9}))
+    questions = [{"type": "choice", "instructions": "What is it?", "choices": ["receipt", "form"]}]
+    Path("decisions.json").write_text(json.dumps(questions))
+    example = json.dumps({"text": "A form.", "questions": questions, "answers": ["form"]})
+    Path("labelled.jsonl").write_text(f"{example}\n{example}\n")
     Path("scores.json").write_text(json.dumps({"text/fields": 0.97, "passes_per_token": 0.3}))
+    Path("answers.csv").write_text("question,answer,image\nHow much?,Nine.,1.png\n")
     Path("questions.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Which?"}]}))
     # The page is served, and the command returns instead of waiting for Ctrl-C; so does the server of chat
     # completions, which runs in the main thread, where gradio's never does.

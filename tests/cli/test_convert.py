@@ -23,7 +23,7 @@ from transformers import AutoModel
 from traps import set_traps
 
 from dimple_hf.cli.main import main
-from dimple_hf.hub import convert as conversion
+from dimple_hf.quantization import QUANTIZATIONS
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_convert_refuses_in_one_line(
     command = ["convert", str(checkpoint), str(tmp_path / "out")]
     assert main([*command, "--max-shard-size", "much"]) == 1
     assert "`size` much is not in a valid format" in capsys.readouterr().err
-    monkeypatch.setitem(conversion.QUANTIZATIONS, "nf4", ("bitsandbytes", lambda: False))
+    monkeypatch.setitem(QUANTIZATIONS, "nf4", ("bitsandbytes", lambda: False))
     assert main([*command, "--quantize", "nf4"]) == 1
     assert "needs bitsandbytes: run `pip install 'dimple_hf[quantize]'`" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -21,7 +21,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from dimple_hf.data.examples import BadRowError, read_prompt, read_row, row_name
+from dimple_hf.data.examples import READ_ERROR, BadRowError, read_prompt, read_row, row_name
 
 ANSWER = {"role": "assistant", "content": "yes"}
 PIL_IMAGE = PIL.Image.new("RGB", (28, 28))
@@ -70,6 +70,48 @@ def test_read_row_llava_form_splits_text_at_images(value: str, parts: list[dict[
     assert read_row(row).messages == [ask(*parts), {"role": "assistant", "content": [text("yes")]}]
 
 
+def as_text(row: dict[str, Any]) -> str:
+    """Roles and parts of an example in one line, `#` for an image."""
+    found = read_row(row)
+    parts = (
+        f"{message['role'][0]}:" + "".join(part.get("text", "#") for part in message["content"])
+        for message in found.messages
+    )
+    return " ".join(parts) + "".join(f" [{image}]" for image in found.images)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        # images in the parts, as `apply_chat_template` takes them, in each of their spellings
+        ({"messages": [ask({"type": "image", "path": "a.png"}, text("?")), ANSWER]}, "u:#? a:yes [a.png]"),
+        ({"messages": [ask({"type": "image", "image": "a.png"}, text("?")), ANSWER]}, "u:#? a:yes [a.png]"),
+        ({"messages": [ask({"type": "image", "url": "file:///a.png"}), ANSWER]}, "u:# a:yes [file:///a.png]"),
+        ({"messages": [ask({"type": "image_url", "image_url": {"url": "data:a"}}), ANSWER]}, "u:# a:yes [data:a]"),
+        ({"messages": [ask({"type": "image_url", "image_url": "data:a"}), ANSWER]}, "u:# a:yes [data:a]"),
+        # LLaMA-Factory: `<image>` in plain text; without images it is text
+        ({"messages": [{"role": "user", "content": "<image>?"}, ANSWER], "images": ["a"]}, "u:#? a:yes [a]"),
+        ({"messages": [{"role": "user", "content": "<image>?"}, ANSWER]}, "u:<image>? a:yes"),
+        # plain text without a placeholder: the images come first, as in TRL
+        ({"messages": [{"role": "user", "content": "?"}, ANSWER], "images": ["a", "b"]}, "u:##? a:yes [a] [b]"),
+        ({"prompt": "?", "completion": "yes", "image": "a"}, "u:#? a:yes [a]"),
+        ({"prompt": [{"role": "user", "content": "?"}], "completion": [ANSWER]}, "u:? a:yes"),
+        # ShareGPT: a column for the system's turn, other names of roles
+        ({"conversations": [{"from": "user", "value": "?"}, {"from": "assistant", "value": "yes"}], "system": "be"},
+         "s:be u:? a:yes"),
+        ({"messages": [{"role": "system", "content": "is"}, ask(text("?")), ANSWER], "system": "be"},
+         "s:is u:? a:yes"),
+        ({"messages": [ask(text("?")), ANSWER], "system": ""}, "u:? a:yes"),
+        # LLaVA: an answer before the first question is left out; text alone has no image
+        ({"conversations": [{"from": "gpt", "value": "no"}, {"from": "human", "value": "?"},
+                            {"from": "gpt", "value": "yes"}], "image": None}, "u:? a:yes"),
+    ],
+)  # fmt: skip
+def test_read_row_takes_the_forms_that_data_sets_have(row: dict[str, Any], expected: str) -> None:
+    """Each is one that a trainer of another family takes as it comes."""
+    assert as_text(row) == expected
+
+
 def test_read_row_image_of_each_kind_is_taken(tmp_path: Path) -> None:
     """Pillow images, paths, bytes and what `datasets` makes of either."""
     buffer = io.BytesIO()
@@ -92,10 +134,13 @@ def test_read_row_image_of_each_kind_is_taken(tmp_path: Path) -> None:
 
 
 BAD_ROWS = {
-    "it must have `messages` or `conversations` (got text)": {"text": "hello"},
-    "it must have `messages` or `conversations` (got nothing)": {},
-    "roles must be one of system, user, assistant (got 'bot')": {"messages": [{"role": "bot", "content": "hi"}]},
-    "roles must be one of system, human, gpt (got 'user')": {"conversations": [{"from": "user", "value": "hi"}]},
+    "it must have `messages`, `conversations` or `prompt` and `completion` (got text;": {"text": "hello"},
+    "(got nothing; `Trainer` drops columns without `remove_unused_columns=False`)": {},
+    "a line that is no JSON": {READ_ERROR: "a line that is no JSON"},
+    "roles must be one of system, user, human, assistant, gpt (got 'bot')": {
+        "messages": [{"role": "bot", "content": "hi"}]
+    },
+    "roles must be one of system, user, human, assistant, gpt (got None)": {"conversations": [{"value": "hi"}]},
     "`value` must be a string (got None)": {"conversations": [{"from": "human", "value": None}]},
     "`messages` must be a list of mappings (got 'hi')": {"messages": "hi"},
     "`messages` must be a list of mappings (got [1])": {"messages": [1]},
@@ -119,7 +164,7 @@ BAD_ROWS = {
         "images": [{"bytes": [1, 2]}],
     },
     "image 0 must be readable (got text as `bytes`:": {"messages": [ask(IMAGE), ANSWER], "images": [{"bytes": "?"}]},
-    "image 0 must be readable (got 4 bytes:": {"messages": [ask(IMAGE), ANSWER], "images": [b"junk"]},
+    "image 0 (of 4 bytes) must be a PNG": {"messages": [ask(IMAGE), ANSWER], "images": [b"junk"]},
 }
 
 

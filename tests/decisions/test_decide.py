@@ -67,9 +67,7 @@ def calls(model: Any) -> Iterator[dict[str, int]]:
 
 
 def probabilities(answer: Any) -> torch.Tensor:
-    if hasattr(answer, "probabilities"):
-        return torch.tensor([option.probability for option in answer.probabilities])
-    return torch.tensor([answer.probability, 1 - answer.probability])
+    return torch.tensor(answer.option_probabilities)
 
 
 def by_hand(model: Any, processor: Any, path: Path, answer: str, position: int) -> torch.Tensor:

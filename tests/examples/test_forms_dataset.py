@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 pytest.importorskip("sklearn")
@@ -256,6 +257,18 @@ def test_forms_dataset_repeats_itself_and_mixes_kinds_by_their_shares():
 def test_forms_dataset_of_one_kind_asks_only_that():
     assert set(forms_dataset("test", 5, kind="rows")[:]["kind"]) == {"rows"}
     assert set(forms_dataset("test", 20, shares={"rows": 0.5, "sum": 0.5})[:]["kind"]) == {"rows", "sum"}
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe_extend.yaml"])
+def test_recipes_ask_for_known_kinds_in_shares_of_1(name):
+    """A mistake in the last stage would show after hours."""
+    recipe = yaml.safe_load((Path(forms_dataset_module.__file__).parent / name).read_text())
+    data = [recipe["data"], *(stage["data"] for stage in recipe["stages"])]
+    sources = [source for entry in data for source in entry.values()]
+    assert all(source["location"] == "forms_dataset:forms_dataset" for source in sources)
+    assert all(forms_dataset(**source["arguments"])[0]["messages"] for source in sources)
+    seeds = [entry["train"]["arguments"].get("seed", 0) for entry in data[1:]]
+    assert len(set(seeds)) >= len(seeds) - 1  # the stages `find` and `add` ask different kinds about the same forms
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleGenera
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.hub import check_checkpoint, convert_checkpoint
 from dimple_hf.hub import convert as conversion
-from dimple_hf.hub.convert import QUANTIZATIONS, SourceTensor, copy_tensor
+from dimple_hf.hub.convert import SourceTensor, copy_tensor
+from dimple_hf.quantization import QUANTIZATIONS
 
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 

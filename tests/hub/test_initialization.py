@@ -21,23 +21,24 @@ from pathlib import Path
 import pytest
 import tiny_parts
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig
 from dimple_hf.hub import init as initialization
 from dimple_hf.hub.init import (
     CHAT_TEMPLATE,
     MAX_PIXELS,
+    build_config,
     build_tokenizer,
     initialize_dimple,
+    language_name,
     locate_checkpoint,
     new_projector,
-    plan_shards,
     split_rotary_frequencies,
     vision_name,
 )
+from dimple_hf.hub.weights import StoredTensor, check_tensors, expected_shapes
 
 
 def load(directory: Path) -> DimpleForConditionalGeneration:
@@ -218,17 +219,6 @@ def test_split_rotary_frequencies_keeps_the_sum(num_frequencies: int, expected: 
     assert sum(expected) == num_frequencies
 
 
-def test_plan_shards_keeps_order_and_size() -> None:
-    """Weights of 4, 4 and 8 bytes in files of at most 8: a file for the first two, one for the third."""
-    shapes = {"a": (2,), "b": (2,), "c": (4,)}
-    assert plan_shards(shapes, 2, 8) == [
-        ("model-00001-of-00002.safetensors", ["a", "b"]),
-        ("model-00002-of-00002.safetensors", ["c"]),
-    ]
-    assert plan_shards(shapes, 2, 16) == [("model.safetensors", ["a", "b", "c"])]
-    assert [names for _, names in plan_shards(shapes, 2, 1)] == [["a"], ["b"], ["c"]]
-
-
 def test_initialize_interrupted_while_writing_leaves_nothing_that_looks_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +233,7 @@ def test_initialize_interrupted_while_writing_leaves_nothing_that_looks_finished
             raise KeyboardInterrupt
         save_file(tensors, file, **kwargs)
 
-    monkeypatch.setattr(initialization, "save_file", stop_at_second)
+    monkeypatch.setattr("safetensors.torch.save_file", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         initialize_dimple(tmp_path / "out", str(tmp_path / "qwen"), max_shard_bytes=30_000)
     assert not (tmp_path / "out").exists()
@@ -348,14 +338,17 @@ def _change_config(**changes: object):
     [
         (_pickle_instead, "must hold its weights as safetensors .got pickled files"),
         (_no_weights, "must hold model.safetensors or model.safetensors.index.json"),
-        (_lose_shard, "must hold model-00001-of-00002.safetensors, which its index names"),
+        (_lose_shard, "model-00001-of-00002.safetensors must be a whole safetensors file .*No such file"),
         (_break_shard, "must be a whole safetensors file"),
         (_lie_in_index, "as the index says .got a file without it"),
         (_store_twice, r"must hold model.norm.weight once \(got model"),
         (_quantize, r"must be stored as float32, float16 or bfloat16 \(got I8\)"),
         (_drop_embeddings, "got no model.embed_tokens.weight"),
-        (lambda directory: (directory / "config.json").unlink(), "must have a config.json"),
-        (_break_config, "must hold JSON"),
+        (
+            lambda directory: (directory / "config.json").unlink(),
+            r"config.json must hold a JSON object \(got no such file\)",
+        ),
+        (_break_config, "config.json must hold a JSON object"),
         (_list_config, r"must hold a JSON object \(got list\)"),
         (_change_config(model_type="llama"), r"must be of type Dream or qwen2 or qwen2_5_vl \(got 'llama'\)"),
         (_change_config(rope_scaling={"type": "yarn", "factor": 4.0}), r"plain rotary positions .* type 'yarn'"),
@@ -430,26 +423,46 @@ def test_initialize_reads_headers_only_before_everything_is_checked(
     tiny_parts.write_qwen(tmp_path / "qwen")
     tiny_parts.write_dream(tmp_path / "dream")
     _change_config(num_hidden_layers=3)(tmp_path / "dream")
-    opened = []
-
-    class Headers:
-        def __init__(self, file: Path, framework: str) -> None:
-            self.weights = safe_open(file, framework=framework)
-            opened.append(file)
-
-        def __enter__(self) -> "Headers":
-            return self
-
-        def __exit__(self, *args: object) -> None:
-            pass
-
-        def keys(self) -> list[str]:
-            return self.weights.keys()
-
-        def get_slice(self, name: str):
-            return self.weights.get_slice(name)
-
-    monkeypatch.setattr(initialization, "safe_open", Headers)
+    monkeypatch.setattr(initialization, "read_weights", lambda *_: pytest.fail("a weight was read"))
     with pytest.raises(ValueError, match="missing: model.layers.2"):
         initialize_dimple(tmp_path / "out", str(tmp_path / "qwen"), str(tmp_path / "dream"))
-    assert len(opened) == 5  # each shard once
+
+
+#: Sizes of the public Qwen2.5-VL, from their `config.json`.
+QWEN_SIZES = {
+    "3B": {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+           "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True, "tower": 3420},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+           "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False, "tower": 3420},
+    "72B": {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False, "tower": 3456},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", QWEN_SIZES)
+def test_every_public_size_of_qwen_becomes_a_dimple(size: str, tmp_path: Path) -> None:
+    """Name for name and shape for shape, as transformers' own class builds them; nothing of the size is in memory."""
+    fields = dict(QWEN_SIZES[size])
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": fields.pop("tower"), "num_heads": 16,
+              "in_chans": 3, "out_hidden_size": fields["hidden_size"], "patch_size": 14, "window_size": 112,
+              "spatial_merge_size": 2, "fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu"}  # fmt: skip
+    raw = fields | {
+        "model_type": "qwen2_5_vl", "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vision_config": vision,
+    }  # fmt: skip
+    with torch.device("meta"):
+        qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**json.loads(json.dumps(raw))))
+    found = {}
+    for name, tensor in qwen.state_dict().items():
+        new_name = vision_name(name) or language_name(name)
+        found[new_name] = StoredTensor(Path("model.safetensors"), name, tuple(tensor.shape), "BF16")
+    if raw["tie_word_embeddings"]:
+        del found["lm_head.weight"]
+    tiny_parts.write_dream(tmp_path / "dream")
+    config = build_config(raw, raw, build_tokenizer(tmp_path / "dream"), torch.bfloat16)
+    shapes = expected_shapes(config)
+    check_tensors({name: shape for name, shape in shapes.items() if "img_projector" not in name}, found)
+    assert shapes["img_projector.linear_1.weight"] == (fields["hidden_size"], fields["hidden_size"])
+    assert config.mrope_section == [16, 24, 24]
+    with pytest.raises(ValueError, match="missing: model.norm.weight"):  # control
+        check_tensors(shapes, {name: tensor for name, tensor in found.items() if name != "model.norm.weight"})

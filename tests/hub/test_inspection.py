@@ -31,7 +31,7 @@ from traps import set_traps
 from dimple_hf import DimpleConfig
 from dimple_hf.hub import Finding, check_checkpoint
 from dimple_hf.hub.doctor import compare_weights
-from dimple_hf.hub.init import StoredTensor, expected_shapes
+from dimple_hf.hub.weights import StoredTensor, expected_shapes
 
 SHARD = "model-00002-of-00003.safetensors"
 
@@ -84,7 +84,7 @@ def test_released_layout_has_no_problem(checkpoint: Path, monkeypatch: pytest.Mo
         (["model.safetensors.index.json"], "no weights: model.safetensors or model.safetensors.index.json must be"),
         (["merges.txt"], "no tokenizer: tokenizer.json or vocab.json and merges.txt must be there"),
         (["preprocessor_config.json", "processor_config.json"], "no image processor: preprocessor_config.json or"),
-        ([SHARD], f"{SHARD}: missing, cut off or damaged"),
+        ([SHARD], f"{SHARD} must be there (got no such file)"),
     ],
 )
 def test_missing_file_is_a_problem(checkpoint: Path, removed: list[str], problem: str) -> None:
@@ -109,7 +109,8 @@ def test_cut_off_shard_is_a_problem(checkpoint: Path) -> None:
     path = checkpoint / SHARD
     path.write_bytes(path.read_bytes()[:-1])
     problems = with_status("problem", check_checkpoint(str(checkpoint)))
-    assert problems == [("weights", f"{SHARD}: missing, cut off or damaged")]
+    assert [subject for subject, _ in problems] == ["weights"]
+    assert f"{SHARD} must be a whole safetensors file" in problems[0][1]
 
 
 def test_pickled_weights_are_named_and_never_read(checkpoint: Path) -> None:
@@ -225,7 +226,7 @@ def test_index_that_is_no_json_is_a_problem(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors.index.json").write_text("{")
     ((subject, problem),) = with_status("problem", check_checkpoint(str(checkpoint)))
     assert subject == "weights"
-    assert "model.safetensors.index.json must hold JSON" in problem
+    assert "model.safetensors.index.json must hold a JSON object" in problem
 
 
 def test_other_type_than_declared_is_a_warning_and_integers_are_a_problem(checkpoint: Path) -> None:
@@ -337,7 +338,7 @@ def test_checkpoint_on_the_hub_is_checked_by_its_headers(hub: HubServer, monkeyp
     assert (
         "weights",
         "model-00001-of-00003.safetensors, model-00002-of-00003.safetensors, "
-        "model-00003-of-00003.safetensors: missing, cut off or damaged",
+        "model-00003-of-00003.safetensors must be there (got no such file)",
     ) in with_status("problem", findings)
 
 
@@ -347,7 +348,7 @@ def test_problem_of_a_checkpoint_on_the_hub_is_found_before_it_is_downloaded(hub
     del files[SHARD]
     hub.repositories["team/tiny"].commit("main", files)
     problems = with_status("problem", check_checkpoint("team/tiny"))
-    assert problems == [("weights", f"{SHARD}: missing, cut off or damaged")]
+    assert problems == [("weights", f"{SHARD} must be there (got no such file)")]
     files[SHARD] = File(b"no header" * 9, is_large=True)
     hub.repositories["team/tiny"].commit("main", files)
     ((subject, problem),) = with_status("problem", check_checkpoint("team/tiny"))

@@ -118,7 +118,7 @@ def test_card_of_a_causal_model_with_settings_of_its_own_says_so(here: Path) -> 
             "complementary_masks": True,
             "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
         },
-        "generation_config.json": {"max_new_tokens": 48, "unmasking": "margin", "confidence_threshold": None},
+        "generation_config.json": {"max_new_tokens": 48, "unmasking": "margin", "confidence_threshold": 0.8},
     }
     for name, fields in changes.items():
         path = here / "team/tiny" / name
@@ -126,7 +126,7 @@ def test_card_of_a_causal_model_with_settings_of_its_own_says_so(here: Path) -> 
     card = build_model_card("team/tiny", base_models=["a/b"])
     assert "| phase | autoregressive:" in card.text
     assert "first, autoregressive phase" in card.text
-    assert "| decoding | `max_new_tokens` 48, `unmasking` margin, `confidence_threshold` None |" in card.text
+    assert "| decoding | `max_new_tokens` 48, `unmasking` margin, `confidence_threshold` 0.8 |" in card.text
     assert "| diffusion loss | `loss_weighting` uniform, `complementary_masks` True |" in card.text
     assert "| quantization | `bitsandbytes` |" in card.text
     assert "max_new_tokens=48)" in snippet(card)
@@ -267,5 +267,5 @@ def test_card_refuses_a_directory_that_is_no_dimple(here: Path) -> None:
     path.write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="is written for a Dimple or an adapter \\(got a model of type 'llama'"):
         build_model_card("team/tiny")
-    with pytest.raises(ValueError, match="must have a config.json"):
+    with pytest.raises(ValueError, match="config.json must hold a JSON object .got no such file"):
         build_model_card(here)

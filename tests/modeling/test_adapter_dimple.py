@@ -235,7 +235,7 @@ def test_adapter_of_unknown_mode_is_used_in_that_of_the_base(folder: Path, caplo
 def test_load_adapter_with_a_damaged_file_names_it(folder: Path) -> None:
     """As for the model's own weights."""
     (folder / "adapter" / ADAPTER).write_bytes((folder / "adapter" / ADAPTER).read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"safetensors files must be whole \(got .*adapter_model\.safetensors"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors must be a whole safetensors file"):
         base_model(folder).load_adapter(str(folder / "adapter"))
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Lengths of canvases: those that grow until the end is in sight, those that are cropped, and what a limit costs.
+"""Lengths of canvases: those that grow until the end is in sight, and what a limit costs.
 
 A tiny model has no idea of an end, so the scores of the end token are written over: certain from some position on.
 """
@@ -24,23 +24,16 @@ import torch
 from helpers import EOS, MASK, MIXED_PROMPTS, PAD, Prompt, make_prompt, model_inputs, tiny_model
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleGenerationOutput
-from dimple_hf.modeling import denoising_dimple
+from dimple_hf.modeling import length_dimple
 from dimple_hf.modeling.cache_dimple import CACHE_POLICIES
 from dimple_hf.modeling.canvas_dimple import CanvasRunner
-from dimple_hf.modeling.length_dimple import (
-    NUM_LAST_POSITIONS,
-    LengthPlan,
-    end_in_sight,
-    fitted_lengths,
-    last_positions,
-    longer,
-    resized,
-)
+from dimple_hf.modeling.length_dimple import NUM_LAST_POSITIONS, end_in_sight, in_canvas
+from dimple_hf.modeling.rules_dimple import WinoConfig
 
 EACH_POLICY = pytest.mark.parametrize(
     "policy",
     [
-        pytest.param({"cache_policy": name} | ({"block_length": 4} if name in ("block", "dual") else {}), id=name)
+        pytest.param({"cache_policy": name} | ({"block_length": 4} if name in ("prefix", "dual") else {}), id=name)
         for name in CACHE_POLICIES
     ],
 )
@@ -56,7 +49,7 @@ def long_model() -> DimpleForConditionalGeneration:
 
 
 def write_ends(
-    monkeypatch: pytest.MonkeyPatch, ends: dict[int, int], methods: tuple[str, ...] = ("logits", "whole_logits")
+    monkeypatch: pytest.MonkeyPatch, ends: dict[int, int], methods: tuple[str, ...] = ("logits", "full_logits")
 ) -> None:
     """Makes the end certain from a position on, for each row by its last prompt token, and impossible before."""
     for name in methods:
@@ -118,52 +111,17 @@ def watch_positions(long_model: DimpleForConditionalGeneration) -> Iterator[Call
 def test_end_is_in_sight_where_the_last_positions_say_so_on_average() -> None:
     """Two of four last positions are half; a row that has no positions is not asked."""
     lengths = torch.tensor([2, 8, 6, 6])
-    positions = last_positions(lengths, 8)
-    assert positions.sum(dim=1).tolist() == [2, NUM_LAST_POSITIONS, NUM_LAST_POSITIONS, NUM_LAST_POSITIONS]
-    assert positions[2].nonzero().flatten().tolist() == [2, 3, 4, 5]
+    positions = in_canvas(lengths, 8)
+    assert positions.sum(dim=1).tolist() == lengths.tolist()
     positions[3] = False
-    # Probability of tokens 0 and 1, the ends, at the 2 + 4 + 4 positions
-    probability = torch.tensor([0.9, 0.2, 0, 0, 0.99, 1, 0, 0.5, 0.7, 0.9])
-    logits = torch.stack([probability / 2, probability / 2, 1 - probability], dim=1).log()
-    assert end_in_sight(logits, positions, torch.tensor([0, 1])).tolist() == [True, False, True, False]
-    assert end_in_sight(logits, positions, torch.tensor([0])).tolist() == [False] * 4
-
-
-def test_longer_canvases_are_twice_as_long_up_to_the_answers_length() -> None:
-    """12 and the limit."""
-    assert longer(torch.tensor([6, 30, 40]), 40).tolist() == [12, 40, 40]
-
-
-def test_fitted_lengths_grow_full_canvases_and_crop_those_with_an_end() -> None:
-    """
-    Rows: full without an end; not full; full with an end; an end after which something is masked; an end before which
-    something is; full at the limit. What stands after a canvas is no end.
-    """
-    answer = torch.tensor(
-        [
-            [1, 2, PAD, PAD, PAD], [1, MASK, PAD, PAD, PAD], [1, EOS, PAD, PAD, PAD], [1, PAD, MASK, 3, PAD],
-            [MASK, EOS, 3, PAD, PAD], [1, 2, 3, 4, 5],
-        ]
-    )  # fmt: skip
-    lengths, ends = torch.tensor([2, 2, 2, 4, 3, 5]), torch.tensor([EOS, PAD])
-    cases = {
-        (True, True): [4, 2, 2, 2, 2, 5],
-        (True, False): [4, 2, 2, 4, 3, 5],
-        (False, True): [2, 2, 2, 2, 2, 5],
-        (False, False): lengths.tolist(),
-    }
-    for (grows, crops), expected in cases.items():
-        plan = LengthPlan(PAD, 2 if grows else None, crops)
-        fitted, may_grow = fitted_lengths(answer, lengths, MASK, ends, plan)
-        assert fitted.tolist() == expected
-        assert may_grow.tolist() == [grows, grows, False, False, False, False]
-
-
-def test_resized_canvases_get_masks_and_padding() -> None:
-    """New positions are masked; what is after is padding; the rest stays."""
-    answer = torch.tensor([[1, 2, PAD, PAD, PAD], [1, 2, 3, MASK, PAD]])
-    after = resized(answer, torch.tensor([2, 4]), torch.tensor([4, 2]), MASK, PAD)
-    assert after.tolist() == [[1, 2, MASK, MASK, PAD], [1, 2, PAD, PAD, PAD]]
+    # Probability of tokens 0 and 1, the ends, at the 2 + 4 + 4 last positions; before them it is certain and counts
+    # for nothing.
+    last = torch.tensor([0.9, 0.2, *[1.0] * 4, 0, 0, 0.99, 1, *[1.0] * 2, 0, 0.5, 0.7, 0.9])
+    assert len(last) == positions.sum()
+    assert NUM_LAST_POSITIONS == 4
+    logits = torch.stack([last / 2, last / 2, 1 - last], dim=1).log()
+    assert end_in_sight(logits, positions, lengths, torch.tensor([0, 1])).tolist() == [True, False, True, False]
+    assert end_in_sight(logits, positions, lengths, torch.tensor([0])).tolist() == [False] * 4
 
 
 # Canvases that grow
@@ -176,18 +134,18 @@ def test_growing_canvas_gives_the_answer_of_a_canvas_of_the_length_found(
 ) -> None:
     """
     8 positions are enough for the ends at 3 and 7 only if the last four say so: 1 of 4 does for the second, so it
-    takes 16; the third takes 16, the fourth 32 and then the limit of 40, which is not looked at. Looks are passes, but
+    takes 16; the third takes 16, the fourth 32 and then the limit of 40, which is not probed. Probes are passes, but
     for those that find the end, which are the first pass of a canvas of their length.
     """
     options = policy | {"confidence_threshold": 0.5}
-    found, looks = [8, 16, 16, 40], [0, 1, 1, 3]
+    found, probes = [8, 16, 16, 40], [0, 1, 1, 3]
     grown = answers(model, *MIXED_PROMPTS, **options, max_new_tokens=40, initial_answer_length=8)
     for row, (prompt, length) in enumerate(zip(MIXED_PROMPTS, found, strict=True)):
         alone = answers(model, prompt, **options, max_new_tokens=length, max_denoising_steps=40)
         expected = alone.sequences[0, -length:].tolist() + [PAD] * (40 - length)
         assert grown.sequences[row, -40:].tolist() == expected
         assert expected.index(EOS) == ENDS[row]
-        assert grown.num_forward_passes[row] == alone.num_forward_passes[0] + looks[row]
+        assert grown.num_forward_passes[row] == alone.num_forward_passes[0] + probes[row]
         num_tokens = round(float(alone.tokens_per_forward[0] * alone.num_forward_passes[0]))
         assert float(grown.tokens_per_forward[row]) == pytest.approx(num_tokens / int(grown.num_forward_passes[row]))
     # control: the length does matter to what is answered
@@ -196,17 +154,13 @@ def test_growing_canvas_gives_the_answer_of_a_canvas_of_the_length_found(
 
 
 @EACH_POLICY
-@pytest.mark.parametrize("crops", [False, True])
 @pytest.mark.usefixtures("mixed_ends")
 def test_rows_with_changing_canvases_equal_the_rows_alone(
-    model: DimpleForConditionalGeneration, policy: dict[str, Any], crops: bool
+    model: DimpleForConditionalGeneration, policy: dict[str, Any]
 ) -> None:
-    """Rows look, grow, are cropped and leave at different steps; tokens, passes and history are their own."""
-    rules: list[dict[str, Any]] = [{"confidence_threshold": 0.5}]
-    if not crops:
-        rules.append({"parallel_rule": "wino", "draft_threshold": 0.3})
-    for rule in rules:
-        options = policy | rule | {"max_new_tokens": 40, "initial_answer_length": 4, "crop_after_end": crops}
+    """Rows grow and leave at different steps; tokens, passes and history are their own."""
+    for rule in ({"confidence_threshold": 0.5}, {"sampler_config": WinoConfig(draft_threshold=0.3)}):
+        options = policy | rule | {"max_new_tokens": 40, "initial_answer_length": 4}
         together = answers(model, *MIXED_PROMPTS, **options)
         for row, prompt in enumerate(MIXED_PROMPTS):
             alone = answers(model, prompt, **options)
@@ -217,26 +171,20 @@ def test_rows_with_changing_canvases_equal_the_rows_alone(
         assert len(together.num_forward_passes.unique()) > 2  # control
 
 
-def test_canvas_that_is_full_without_an_end_grows_and_keeps_what_is_decided(
+def test_canvas_whose_end_was_in_sight_keeps_its_length(
     model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """
-    The look believes that four positions are enough, but no end can stand there: so they get other tokens, and the
-    pass over the canvas that has grown ends the answer at its first new position.
-    """
+    """Canvases grow before the first step only: one that turns out too short is an answer without an end."""
     options = {"confidence_threshold": None, "unmasking": "left_to_right", "max_denoising_steps": 16}
     plain = answers(model, MIXED_PROMPTS[1], **options, max_new_tokens=4)
     write_ends(monkeypatch, {MIXED_PROMPTS[1].tokens[-1]: 4})
-    monkeypatch.setattr(denoising_dimple, "end_in_sight", lambda logits, positions, ends: positions.any(dim=1))
+    monkeypatch.setattr(length_dimple, "end_in_sight", lambda logits, positions, *rest: positions.any(dim=1))
     output = answers(model, MIXED_PROMPTS[1], **options, max_new_tokens=16, initial_answer_length=4)
     answer = output.sequences[0, -16:].tolist()
-    assert answer == plain.sequences[0, -4:].tolist() + [EOS] + [PAD] * 11
-    assert EOS not in answer[:4]  # control
-    assert output.num_forward_passes.tolist() == [4 + 1]
-    # The canvas grows when it is full, not before; what is after is padding until then.
-    after = [step[0, -12:].tolist() for step in output.history[:4]]
-    assert after == [[PAD] * 12] * 3 + [[MASK] * 4 + [PAD] * 8]
-    assert output.history[3][0, -16:-12].tolist() == answer[:4]
+    assert answer == plain.sequences[0, -4:].tolist() + [PAD] * 12
+    assert output.num_forward_passes.tolist() == [4]
+    assert output.commit_steps[0].tolist() == [0, 1, 2, 3] + [-1] * 12
+    assert output.token_logprobs[0].isnan().tolist() == [False] * 4 + [True] * 12
 
 
 def test_canvas_without_any_end_grows_to_the_limit(
@@ -247,28 +195,11 @@ def test_canvas_without_any_end_grows_to_the_limit(
     output = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=2)
     whole = answers(model, MIXED_PROMPTS[1], max_new_tokens=10)
     assert torch.equal(output.sequences, whole.sequences)
-    assert output.num_forward_passes == whole.num_forward_passes + 3  # looks at 2, 4 and 8 positions
+    assert output.num_forward_passes == whole.num_forward_passes + 3  # probes of 2, 4 and 8 positions
     for length in (10, 11):
         beyond = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=length)
         assert torch.equal(beyond.sequences, whole.sequences)
         assert beyond.num_forward_passes == whole.num_forward_passes
-
-
-def test_canvas_that_a_criterion_stops_does_not_grow(
-    model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The row leaves with what it has."""
-    write_ends(monkeypatch, {MIXED_PROMPTS[1].tokens[-1]: 4})
-    monkeypatch.setattr(denoising_dimple, "end_in_sight", lambda logits, positions, ends: positions.any(dim=1))
-
-    def is_full(sequences: torch.Tensor, scores: None, **kwargs: Any) -> torch.Tensor:
-        return ~(sequences == MASK).any(dim=1)
-
-    options = {"max_new_tokens": 16, "confidence_threshold": None, "initial_answer_length": 4}
-    stopped = answers(model, MIXED_PROMPTS[1], **options, stopping_criteria=[is_full])
-    assert stopped.sequences[0, -12:].tolist() == [PAD] * 12
-    assert stopped.num_forward_passes.tolist() == [4]
-    assert answers(model, MIXED_PROMPTS[1], **options).num_forward_passes.tolist() == [5]  # control
 
 
 def test_initial_length_makes_no_difference_to_a_canvas_that_is_given(model: DimpleForConditionalGeneration) -> None:
@@ -278,39 +209,6 @@ def test_initial_length_makes_no_difference_to_a_canvas_that_is_given(model: Dim
     given = answers(model, *MIXED_PROMPTS, answer_ids=canvas, initial_answer_length=2)
     assert torch.equal(given.sequences, expected.sequences)
     assert torch.equal(given.num_forward_passes, expected.num_forward_passes)
-
-
-# Canvases that are cropped
-
-
-@pytest.mark.usefixtures("mixed_ends")
-def test_cropped_canvas_runs_and_decides_nothing_after_its_end(
-    long_model: DimpleForConditionalGeneration, watch_positions: Callable[[], int]
-) -> None:
-    """
-    The first pass decides the end at position 7 of 32. Then 7 positions are left, one a pass, each pass over the last
-    prompt token and the 8 positions of the canvas; without cropping, over 33 positions.
-    """
-    prompt = MIXED_PROMPTS[1]
-    options = {"max_new_tokens": 32, "confidence_threshold": 0.999, "max_denoising_steps": 320}
-    whole_pass = len(prompt.tokens) + 32
-    costs = {}
-    for crops in (False, True):
-        output = answers(long_model, prompt, **options, crop_after_end=crops)
-        assert output.sequences[0, -32:].tolist().index(EOS) == 7
-        assert output.num_forward_passes.tolist() == [8]
-        costs[crops] = watch_positions()
-    assert costs == {False: whole_pass + 7 * 33, True: whole_pass + 7 * 9}
-
-
-@pytest.mark.usefixtures("mixed_ends")
-def test_cropping_is_an_approximation(model: DimpleForConditionalGeneration) -> None:
-    """What is after an end is context to what is before: its scores change when it goes. Nothing else may change."""
-    options = {"max_new_tokens": 40, "confidence_threshold": 0.999, "cache_policy": "none"}
-    cropped = answers(model, *MIXED_PROMPTS, **options, crop_after_end=True)
-    whole = answers(model, *MIXED_PROMPTS, **options)
-    assert not torch.equal(cropped.sequences, whole.sequences)
-    assert torch.equal(cropped.sequences == EOS, whole.sequences == EOS)
 
 
 # What a limit costs
@@ -335,7 +233,7 @@ def test_short_answer_under_a_long_limit_costs_at_most_1_3_times_one_in_a_short_
     policy: dict[str, Any],
     threshold: float,
 ) -> None:
-    """Counted in positions that run through the model: none more, because the look is the first pass; same tokens."""
+    """Counted in positions that run through the model: none more, because the probe is the first pass; same tokens."""
     write_ends(monkeypatch, {make_prompt(299, seed=5).tokens[-1]: 9})
     options = policy | {"confidence_threshold": threshold}
     tokens, cost = cost_of_a_short_answer(long_model, watch_positions, max_new_tokens=32, **options)
@@ -384,14 +282,13 @@ def test_initial_length_without_any_end_token_is_refused(model: DimpleForConditi
 def test_blocks_of_cache_and_different_lengths_are_refused_under_flash_attention() -> None:
     """It reads the padding of a window from the last columns of the mask, where the window is not."""
     model = tiny_model()
-    canvas = {"answer_ids": torch.full((1, 8), MASK), "answer_attention_mask": torch.ones(1, 8, dtype=torch.long)}
     shorter = {
         "answer_ids": torch.tensor([[MASK] * 6 + [PAD] * 2]),
         "answer_attention_mask": torch.tensor([[1] * 6 + [0] * 2]),
     }
     inputs = model_inputs(MIXED_PROMPTS[0])
     options: dict[str, Any] = {"cache_policy": "dual", "block_length": 4}
-    for case in ({"max_new_tokens": 8, "initial_answer_length": 4}, {"crop_after_end": True, **canvas}, shorter):
+    for case in ({"max_new_tokens": 8, "initial_answer_length": 4}, shorter):
         model.generate(**inputs, **options, **case)  # control
         model.config._attn_implementation = "flash_attention_2"
         with pytest.raises(ValueError, match="`cache_policy` must not have blocks .*'flash_attention_2'"):

@@ -23,8 +23,8 @@ from dimple_hf.modeling.cache_dimple import (
     BLOCK_POLICIES,
     CACHE_POLICIES,
     DEFAULT_REFRESH_INTERVAL,
-    CachePolicy,
     CanvasCache,
+    WindowPolicy,
 )
 
 
@@ -33,10 +33,10 @@ def states(length: int, batch_size: int = 2) -> tuple[torch.Tensor, torch.Tensor
 
 
 def filled_cache(num_rows: int, num_positions: int) -> tuple[CanvasCache, torch.Tensor, torch.Tensor]:
-    """A cache of one layer after a whole pass, and what was written."""
+    """A cache of one layer after a full pass, and what was written."""
     cache = CanvasCache(1, num_rows, num_positions)
     keys, values = states(num_positions, num_rows)
-    cache.direct(torch.arange(num_rows), torch.arange(num_positions).expand(num_rows, -1), None)
+    cache.set_positions(torch.arange(num_rows), torch.arange(num_positions).expand(num_rows, -1), None)
     cache.update(keys, values, 0)
     return cache, keys, values
 
@@ -45,24 +45,38 @@ def test_cache_policies_are_as_their_table_says() -> None:
     """Options that a policy has no use for do not reach it."""
     policies = {name: make(3, 4) for name, make in CACHE_POLICIES.items()}
     assert policies == {
-        "none": CachePolicy(interval=1),
-        "prompt": CachePolicy(),
-        "refresh": CachePolicy(interval=3),
-        "block": CachePolicy(block_length=4),
-        "dual": CachePolicy(block_length=4, keeps_suffix=True),
+        "none": None,
+        "prompt": WindowPolicy(),
+        "refresh": WindowPolicy(interval=3),
+        "prefix": WindowPolicy(block_length=4),
+        "dual": WindowPolicy(block_length=4, keeps_suffix=True),
     }
-    assert CACHE_POLICIES["refresh"](None, None) == CachePolicy(interval=DEFAULT_REFRESH_INTERVAL)
-    assert tuple(name for name, policy in policies.items() if policy.block_length is not None) == BLOCK_POLICIES
+    assert CACHE_POLICIES["refresh"](None, None) == WindowPolicy(interval=DEFAULT_REFRESH_INTERVAL)
+    assert (
+        tuple(name for name, policy in policies.items() if policy is not None and policy.block_length is not None)
+        == BLOCK_POLICIES
+    )
 
 
-def test_cache_whole_pass_sees_what_it_computed_and_leaves_it_in_memory() -> None:
+def test_window_policy_refreshes_by_age_and_block_and_runs_its_window() -> None:
+    """Blocks of 4 in a canvas of 10: the last one has two positions."""
+    assert [WindowPolicy(interval=3).is_stale(age, False) for age in (1, 2, 3, 4)] == [False, False, True, True]
+    assert not WindowPolicy().is_stale(100, False)
+    assert WindowPolicy(block_length=4).is_stale(1, True)
+    assert WindowPolicy().window(0, 10) == (0, 10)
+    assert [WindowPolicy(block_length=4).window(block, 10) for block in (0, 1, 2)] == [(0, 10), (4, 10), (8, 10)]
+    dual = WindowPolicy(block_length=4, keeps_suffix=True)
+    assert [dual.window(block, 10) for block in (0, 1, 2)] == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_cache_full_pass_sees_what_it_computed_and_leaves_it_in_memory() -> None:
     """Rows that do not run keep theirs."""
     cache, keys, values = filled_cache(3, 7)
     layer = cache.layers[0]
     assert torch.equal(layer.keys, keys)
     assert torch.equal(layer.values, values)
     new = states(7)
-    cache.direct(torch.tensor([0, 2]), torch.arange(7).expand(2, -1), None)
+    cache.set_positions(torch.tensor([0, 2]), torch.arange(7).expand(2, -1), None)
     assert layer.get_mask_sizes(7) == (7, 0)
     seen = cache.update(*new, 0)
     assert [torch.equal(a, b) for a, b in zip(seen, new, strict=True)] == [True, True]
@@ -75,7 +89,7 @@ def test_cache_window_pass_overwrites_its_positions_and_sees_the_memory() -> Non
     cache, keys, values = filled_cache(2, 9)
     new_keys, new_values = states(3)
     new_keys[1, :, 2], new_values[1, :, 2] = new_keys[1, :, 1], new_values[1, :, 1]
-    cache.direct(torch.arange(2), torch.tensor([[2, 3, 4], [5, 6, 6]]), 8)
+    cache.set_positions(torch.arange(2), torch.tensor([[2, 3, 4], [5, 6, 6]]), 8)
     assert cache.layers[0].get_mask_sizes(3) == (8, 0)
     seen = cache.update(new_keys, new_values, 0)
     for got, old, new in zip(seen, (keys, values), (new_keys, new_values), strict=True):
@@ -89,7 +103,7 @@ def test_cache_of_rows_that_never_ran_holds_zeros() -> None:
     """Attention multiplies by 0 what it does not see, and 0 times what memory happens to hold may be no number."""
     cache = CanvasCache(1, 2, 6)
     assert cache.layers[0].get_seq_length() == 0
-    cache.direct(torch.tensor([1]), torch.arange(4).expand(1, -1), None)
+    cache.set_positions(torch.tensor([1]), torch.arange(4).expand(1, -1), None)
     cache.update(*states(4, 1), 0)
     layer = cache.layers[0]
     assert layer.get_seq_length() == layer.get_max_length() == 6
@@ -108,7 +122,7 @@ def test_cache_never_allocates_again() -> None:
         keys, values = states(4)
         grown.crop(-4)
         reference = grown.update(keys, values, 0)
-        cache.direct(torch.arange(2), torch.arange(3, 7).expand(2, -1), 7)
+        cache.set_positions(torch.arange(2), torch.arange(3, 7).expand(2, -1), 7)
         seen = cache.update(keys, values, 0)
         assert torch.equal(seen[0], reference[0])
         assert torch.equal(seen[1], reference[1])
@@ -125,11 +139,11 @@ def test_cache_keeps_chosen_rows() -> None:
     assert torch.equal(cache.layers[0].keys, keys[[2, 0]])
     assert torch.equal(cache.layers[0].values, values[[2, 0]])
     new = states(2)
-    cache.direct(torch.arange(2), torch.arange(3, 5).expand(2, -1), 5)
+    cache.set_positions(torch.arange(2), torch.arange(3, 5).expand(2, -1), 5)
     assert torch.equal(cache.update(*new, 0)[0], torch.cat([keys[[2, 0], :, :3], new[0]], dim=2))
     empty = CanvasCache(1, 2, 5)
     empty.batch_select_indices(torch.tensor([0, 0, 1]))
-    empty.direct(torch.arange(3), torch.arange(5).expand(3, -1), None)
+    empty.set_positions(torch.arange(3), torch.arange(5).expand(3, -1), None)
     empty.update(keys, values, 0)
     assert torch.equal(empty.layers[0].keys, keys)
 
@@ -151,7 +165,7 @@ def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(
         start = 0 if step == 0 else prompt_length - 1
         images = {k: v for k, v in inputs.items() if "image" in k or "pixel" in k} if step == 0 else {}
         positions = torch.arange(start, width).expand(num_rows, -1)
-        caches[0].direct(torch.arange(num_rows), positions, None if step == 0 else width)
+        caches[0].set_positions(torch.arange(num_rows), positions, None if step == 0 else width)
         if step > 0:
             caches[1].crop(-(answer_length + 1))
         outputs = [

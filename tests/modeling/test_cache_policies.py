@@ -24,7 +24,13 @@ from transformers.cache_utils import DynamicLayer
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleGenerationOutput
 from dimple_hf.modeling.cache_dimple import CACHE_POLICIES, CanvasCacheLayer
 from dimple_hf.modeling.canvas_dimple import CanvasRunner
-from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+from dimple_hf.modeling.rules_dimple import (
+    SAMPLER_RULES,
+    EntropyBoundConfig,
+    KlassConfig,
+    ProphetConfig,
+    WinoConfig,
+)
 
 WIDTH = max(len(prompt.tokens) for prompt in MIXED_PROMPTS)
 
@@ -34,20 +40,20 @@ POLICIES: dict[str, dict[str, Any]] = {
     "prompt": {"cache_policy": "prompt"},
     "refresh": {"cache_policy": "refresh", "cache_refresh_interval": 3},
     "prompt-in-blocks": {"cache_policy": "prompt", "block_length": 4},
-    "block": {"cache_policy": "block", "block_length": 4},
+    "prefix": {"cache_policy": "prefix", "block_length": 4},
     "dual": {"cache_policy": "dual", "block_length": 4},
 }
 #: Every rule, with options under which the tiny model sometimes unmasks several positions at once, and two measures.
 WAYS: dict[str, dict[str, Any]] = {
     "schedule": {"confidence_threshold": None},
     "margin": {"unmasking": "margin", "confidence_threshold": 0.2},
-    **{name: {"parallel_rule": name} for name in PARALLEL_RULES},
+    **{name: {"sampler": name} for name in SAMPLER_RULES},
 }
 WAYS["threshold"] |= {"confidence_threshold": 0.3}
-WAYS["entropy_bound"] |= {"entropy_bound": 3.0}
-WAYS["klass"] |= {"confidence_threshold": 0.2, "kl_threshold": 1.0, "kl_history_length": 1}
-WAYS["prophet"] |= {"confidence_threshold": 0.3, "gap_thresholds": (3.0, 2.0, 1.0)}
-WAYS["wino"] |= {"draft_threshold": 0.3, "verify_threshold": 0.4}
+WAYS["entropy_bound"] |= {"sampler_config": EntropyBoundConfig(3.0)}
+WAYS["klass"] |= {"sampler_config": KlassConfig(0.2, kl_threshold=1.0, kl_history_length=1)}
+WAYS["prophet"] |= {"sampler_config": ProphetConfig(0.3, (3.0, 2.0, 1.0))}
+WAYS["wino"] |= {"sampler_config": WinoConfig(0.3, 0.4)}
 EACH_POLICY = pytest.mark.parametrize("policy", [pytest.param(options, id=name) for name, options in POLICIES.items()])
 
 
@@ -169,11 +175,11 @@ class ReferenceRow:
             "none": True,
             "prompt": self.num_passes == 0,
             "refresh": self.num_passes % self.options.get("cache_refresh_interval", 8) == 0,
-            "block": block != self.block,
+            "prefix": block != self.block,
             "dual": block != self.block,
         }[name]
         self.num_passes, self.block = self.num_passes + 1, block
-        first = {"block": block * block_length, "dual": block * block_length}.get(name, 0)
+        first = {"prefix": block * block_length, "dual": block * block_length}.get(name, 0)
         last = min((block + 1) * block_length, length) if name == "dual" else length
         start, stop = (0, ids.shape[1]) if is_new else (prompt_length - 1 + first, prompt_length + last)
         if is_new:
@@ -256,7 +262,7 @@ def test_runner_runs_whole_passes_only_of_rows_that_are_due(model: DimpleForCond
             [(4, whole)], [(2, whole), (4, 5)], [(2, whole), (4, 5)], [(1, whole), (4, 5)], [(1, whole), (4, 5)],
             [(1, whole), (4, 5)],
         ],
-        "block": [
+        "prefix": [
             [(4, whole)], [(2, whole), (4, 11)], [(2, whole), (4, 11)], [(1, whole), (4, 7)], [(1, whole), (4, 7)],
             [(1, whole), (4, 7)],
         ],
@@ -308,11 +314,11 @@ def test_policies_that_come_to_the_same_give_the_same(model: DimpleForConditiona
     assert without == history(cache_policy="none") == history(cache_policy="refresh", cache_refresh_interval=1)
     assert with_prompt == history(cache_policy="prompt") == history(use_cache=True)
     assert with_prompt == history(cache_policy="refresh", cache_refresh_interval=100)
-    for name in ("block", "dual"):
+    for name in ("prefix", "dual"):
         assert history(cache_policy=name, block_length=10) == history(block_length=10)
         assert history(cache_policy=name, block_length=1) == history(use_cache=False, block_length=1)
     # control: else they differ
-    in_blocks = [history(cache_policy=name, block_length=4) for name in ("none", "prompt", "block", "dual")]
+    in_blocks = [history(cache_policy=name, block_length=4) for name in ("none", "prompt", "prefix", "dual")]
     others = [without, with_prompt, history(cache_policy="refresh", cache_refresh_interval=3), *in_blocks]
     assert all(a != b for position, a in enumerate(others) for b in others[:position])
 
@@ -344,7 +350,7 @@ def test_cache_memory_stays_where_it_is_under_every_policy(
     [
         ({"cache_policy": "promt"}, "`cache_policy` must be one of none, prompt, .*'promt'\\); did you mean `prompt`"),
         ({"cache_policy": "dual"}, "`block_length` must be given with `cache_policy`='dual' \\(got None\\)"),
-        ({"cache_policy": "block"}, "`block_length` must be given with `cache_policy`='block'"),
+        ({"cache_policy": "prefix"}, "`block_length` must be given with `cache_policy`='prefix'"),
         ({"cache_policy": "none", "use_cache": True}, "`use_cache` must not contradict `cache_policy`='none'.*True"),
         ({"cache_policy": "prompt", "use_cache": False}, "`use_cache` must not contradict `cache_policy`='prompt'"),
         ({"cache_policy": "refresh", "cache_refresh_interval": 0}, "`cache_refresh_interval` must be an integer >= 1"),

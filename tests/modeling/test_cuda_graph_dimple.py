@@ -23,14 +23,14 @@ from helpers import MIXED_PROMPTS, model_inputs, tiny_model
 from transformers import CompileConfig
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationOutput
-from dimple_hf.modeling.cuda_graph_dimple import RecordedPass, without_graphs
+from dimple_hf.modeling.cuda_graph_dimple import PassGraph, without_graphs
 
 LENGTH = 10
 
 WAYS: dict[str, dict[str, Any]] = {
     "threshold": {"confidence_threshold": 0.3},
     "schedule": {"confidence_threshold": None},
-    "factor": {"parallel_rule": "factor"},
+    "factor": {"sampler": "factor"},
     "few-steps": {"confidence_threshold": None, "max_denoising_steps": 4},
 }
 
@@ -78,7 +78,7 @@ def test_third_call_runs_kernels_alone() -> None:
         calls.append(tokens)
         return table[tokens] * 2
 
-    recorded = RecordedPass()
+    recorded = PassGraph()
     outputs = [recorded(look_up, torch.tensor([n, n + 1], device="cuda")).tolist() for n in range(4)]
     assert outputs == [[0, 2], [2, 4], [4, 6], [6, 8]]
     assert len(calls) == 2
@@ -108,7 +108,7 @@ def test_replayed_steps_have_the_tokens_of_plain_ones(
 def test_second_call_of_a_shape_compiles_nothing(gpu_model: DimpleForConditionalGeneration) -> None:
     answers(gpu_model, cache_implementation="static")
     with torch.compiler.set_stance("fail_on_recompile"):
-        answers(gpu_model, cache_implementation="static", parallel_rule="factor")
+        answers(gpu_model, cache_implementation="static", sampler="factor")
 
 
 @pytest.mark.gpu

@@ -27,7 +27,17 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from dimple_hf.modeling.canvas_dimple import CanvasRunner
-from dimple_hf.modeling.denoising_dimple import DenoisingHooks, DenoisingPlan, denoise
+from dimple_hf.modeling.denoising_dimple import Sampler, denoise
+from dimple_hf.modeling.rules_dimple import (
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    ProphetConfig,
+    SamplerRule,
+    ThresholdConfig,
+    WinoConfig,
+)
+from dimple_hf.modeling.sampling_dimple import sampling_filters
 
 MASK, END = 9, 7
 VOCAB_SIZE = 10
@@ -47,7 +57,8 @@ class ScriptedRunner(CanvasRunner):
     def __init__(self, tokens: list[list[int]], probabilities: list[list[float]]) -> None:
         self.input_ids = torch.arange(len(tokens))[:, None]  # one prompt token: the row's number
         probability = torch.tensor(probabilities)[..., None]
-        rest = ((1 - probability) / (VOCAB_SIZE - 1)).expand(*probability.shape[:2], VOCAB_SIZE)
+        rest = ((1 - probability) / (VOCAB_SIZE - 2)).repeat(1, 1, VOCAB_SIZE)
+        rest[..., MASK] = 0  # it is never generated
         self.table = rest.scatter(2, torch.tensor(tokens)[..., None], probability).log()
         self.rows_per_pass: list[list[int]] = []
         self.is_static = False
@@ -58,41 +69,40 @@ class ScriptedRunner(CanvasRunner):
         self.rows_per_pass.append(rows.tolist())
         return self.table[rows][positions]
 
-    def all_logits(self, answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self.input_ids[:, 0]
-        self.rows_per_pass.append(rows.tolist())
-        whole = torch.cat([torch.zeros(len(rows), 1, VOCAB_SIZE), self.table[rows]], dim=1)
-        return torch.cat([self.input_ids, answer], dim=1), whole
-
     def select_rows(self, rows: torch.Tensor) -> None:
         self.input_ids = self.input_ids[rows]
 
 
-def plan(num_steps: int, threshold: float | None, **changes: Any) -> DenoisingPlan:
+def sampler(num_steps: int, threshold: float | None, **changes: Any) -> Sampler:
     """Greedy confidence with the fixed schedule, which is the easiest to foresee."""
-    return replace(
-        DenoisingPlan(
-            num_steps=num_steps, mask_token_id=MASK, end_token_ids=torch.tensor([END]), unmasking="confidence",
-            unmasking_schedule="fixed", confidence_threshold=threshold, do_sample=False, generates_mask_token=True,
-        ),
-        **changes,
-    )  # fmt: skip
+    return Sampler(
+        **{
+            "num_steps": num_steps,
+            "mask_token_id": MASK,
+            "end_token_ids": torch.tensor([END]),
+            "schedule": "fixed",
+            "rule": ThresholdConfig(threshold),
+            **changes,
+        }
+    )
 
 
 def run(
-    runner: ScriptedRunner, denoising_plan: DenoisingPlan, answer: list[list[int]] | None = None, **kwargs: Any
+    runner: ScriptedRunner, chosen: Sampler, answer: list[list[int]] | None = None, criteria: Any = ()
 ) -> tuple[list[list[int]], list[int], list[list[list[int]]]]:
     shape = (len(runner.input_ids), runner.table.shape[-2])
     start = torch.full(shape, MASK) if answer is None else torch.tensor(answer)
-    arguments: dict[str, Any] = {"processors": LogitsProcessorList(), "criteria": StoppingCriteriaList()}
-    decoded, passes, history = denoise(runner, start, denoising_plan, keep_history=True, **(arguments | kwargs))
-    return decoded.tolist(), passes.tolist(), [step.tolist() for step in history]
+    history = []
+    for state in denoise(runner, start, chosen, criteria):
+        if state.step > 0:
+            history.append(state.result.answer_ids.tolist())
+    return state.result.answer_ids.tolist(), state.result.num_forward_passes.tolist(), history
 
 
 def test_denoising_above_the_threshold_unmasks_all_confident_positions_at_once() -> None:
     """0.9 and 0.8 pass 0.5 in the first step; none passes in the second, whose schedule unmasks the better half."""
     runner = ScriptedRunner([[1, 2, 3, 4]], [[0.9, 0.2, 0.8, 0.4]])
-    decoded, passes, history = run(runner, plan(4, 0.5, eps=0.01))
+    decoded, passes, history = run(runner, sampler(4, 0.5))
     assert history[0] == [[1, MASK, 3, MASK]]
     # 1 - t[2] / t[1] = 1 - 0.505 / 0.7525 = 0.33 of two positions: none, a wasted step of the fixed schedule
     assert history[1] == [[1, MASK, 3, MASK]]
@@ -108,7 +118,7 @@ def test_denoising_with_two_thresholds_differs_by_one_position() -> None:
     first = []
     for threshold in (0.4, 0.6, 0.75):
         runner = ScriptedRunner([[1, 2, 3, 4]], probabilities)
-        first.append(run(runner, plan(2, threshold, unmasking_schedule="fixed"))[2][0])
+        first.append(run(runner, sampler(2, threshold, schedule="fixed"))[2][0])
     assert first[0] == [[1, 2, MASK, MASK]]
     assert first[1] == [[1, MASK, MASK, MASK]]
     # 0.75 in float32 is exact up to the softmax; none passes, and the schedule unmasks 1 - 0.5005 of 4: one position
@@ -118,11 +128,11 @@ def test_denoising_with_two_thresholds_differs_by_one_position() -> None:
 def test_denoising_by_the_adaptive_schedule_always_unmasks_something() -> None:
     """Two positions in three steps: t = 1, 0.667, 0.334, 0.001 unmasks int(2 * 0.666) = 1, then the rest."""
     runner = ScriptedRunner([[1, 2]], [[0.2, 0.3]])
-    decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive"))
+    decoded, passes, history = run(runner, sampler(3, None, schedule="adaptive"))
     assert history[0] == [[MASK, 2]]
     assert decoded == [[1, 2]]
     # control: the fixed schedule unmasks nothing in its first step, 1 - 0.667 of 2
-    assert run(ScriptedRunner([[1, 2]], [[0.2, 0.3]]), plan(3, None))[2][0] == [[MASK, MASK]]
+    assert run(ScriptedRunner([[1, 2]], [[0.2, 0.3]]), sampler(3, None))[2][0] == [[MASK, MASK]]
 
 
 def test_denoising_rows_leave_the_batch_when_they_are_finished() -> None:
@@ -134,8 +144,8 @@ def test_denoising_rows_leave_the_batch_when_they_are_finished() -> None:
         [[1, 2, 3, 4], [5, END, 6, 6], [1, 1, 1, 1]],
         [[0.9, 0.9, 0.9, 0.9], [0.4, 0.9, 0.3, 0.2], [0.2, 0.3, 0.2, 0.25]],
     )
-    one_by_one = plan(4, 0.5, unmasking="left_to_right", unmasking_schedule="adaptive")
-    decoded, passes, history = run(runner, one_by_one)
+    in_order = sampler(4, 0.5, unmasking="left_to_right", schedule="adaptive")
+    decoded, passes, history = run(runner, in_order)
     assert runner.rows_per_pass == [[0, 1, 2], [1, 2], [2]]
     assert passes == [1, 2, 3]
     assert decoded == [[1, 2, 3, 4], [5, END, MASK, MASK], [1, 1, 1, 1]]
@@ -143,7 +153,7 @@ def test_denoising_rows_leave_the_batch_when_they_are_finished() -> None:
     assert [step[0] for step in history] == [[1, 2, 3, 4]] * 3
     # control: without end tokens row 1 goes on
     runner = ScriptedRunner([[5, END, 6, 6]], [[0.4, 0.9, 0.3, 0.2]])
-    endless = replace(one_by_one, end_token_ids=torch.empty(0, dtype=torch.long))
+    endless = replace(in_order, end_token_ids=torch.empty(0, dtype=torch.long))
     assert run(runner, endless)[:2] == ([[5, END, 6, 6]], [3])
 
 
@@ -154,13 +164,13 @@ def test_denoising_a_row_depends_on_nothing_but_itself() -> None:
     probabilities = torch.rand(5, 8).mul(0.9).add(0.05).tolist()
     # Rows with 2, 4, 8, 5 and 8 positions to decide, so that they leave at different times.
     canvas = [[MASK] * count + [5] * (8 - count) for count in (2, 4, 8, 5, 8)]
-    for changes in ({"unmasking_schedule": "adaptive"}, {}, {"one_by_one": True, "unmasking": "left_to_right"}):
+    for changes in ({"schedule": "adaptive"}, {}, {"unmasking": "left_to_right"}):
         for threshold in (None, 0.8):
-            denoising_plan = plan(16, threshold, **changes)
-            together = run(ScriptedRunner(tokens, probabilities), denoising_plan, canvas)
+            chosen = sampler(16, threshold, **changes)
+            together = run(ScriptedRunner(tokens, probabilities), chosen, canvas)
             for row in range(5):
                 one = slice(row, row + 1)
-                alone = run(ScriptedRunner(tokens[one], probabilities[one]), denoising_plan, canvas[one])
+                alone = run(ScriptedRunner(tokens[one], probabilities[one]), chosen, canvas[one])
                 assert together[0][row] == alone[0][0]
                 assert together[1][row] == alone[1][0]
                 assert [step[row] for step in together[2]][: len(alone[2])] == [step[0] for step in alone[2]]
@@ -169,14 +179,14 @@ def test_denoising_a_row_depends_on_nothing_but_itself() -> None:
 def test_denoising_fixed_tokens_are_kept_and_not_counted() -> None:
     """A canvas with tokens of a structure prior: the schedule counts masked positions only."""
     runner = ScriptedRunner([[1, 2, 3, 4]], [[0.9, 0.2, 0.8, 0.4]])
-    decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive"), [[MASK, 5, MASK, 5]])
+    decoded, passes, history = run(runner, sampler(3, None, schedule="adaptive"), [[MASK, 5, MASK, 5]])
     assert history[0] == [[1, 5, MASK, 5]]  # int(2 * 0.666) = 1 position; int(2 * 0.333) would be none
     assert decoded == [[1, 5, 3, 5]]
-    nothing = run(ScriptedRunner([[1, 2]], [[0.5, 0.5]]), plan(2, None), [[5, 6]])
+    nothing = run(ScriptedRunner([[1, 2]], [[0.5, 0.5]]), sampler(2, None), [[5, 6]])
     assert nothing == ([[5, 6]], [0], [])
 
 
-def test_denoising_stopping_criteria_end_rows_one_by_one() -> None:
+def test_denoising_stopping_criteria_end_rows_in_order() -> None:
     """They see prompt and answer of the rows that are left; a stopped row keeps what it has."""
     seen: list[list[list[int]]] = []
 
@@ -186,7 +196,7 @@ def test_denoising_stopping_criteria_end_rows_one_by_one() -> None:
 
     runner = ScriptedRunner([[1, 2, 3], [4, 5, 6]], [[0.4, 0.3, 0.2]] * 2)
     decoded, passes, _ = run(
-        runner, plan(9, None, unmasking_schedule="adaptive"), criteria=StoppingCriteriaList([stop_row_one])
+        runner, sampler(9, None, schedule="adaptive"), criteria=StoppingCriteriaList([stop_row_one])
     )
     assert decoded == [[1, 2, 3], [4, MASK, MASK]]
     assert passes == [3, 1]
@@ -203,12 +213,12 @@ def test_denoising_logits_processors_see_one_position_a_row_and_change_confidenc
         return scores.masked_fill(torch.arange(VOCAB_SIZE) == 1, -math.inf)
 
     runner = ScriptedRunner([[1, 2, 3]], [[0.9, 0.6, 0.5]])
-    one_by_one = plan(3, None, unmasking_schedule="adaptive")
-    _, _, history = run(runner, one_by_one, processors=LogitsProcessorList([forbid_one]))
+    in_order = sampler(3, None, schedule="adaptive")
+    _, _, history = run(runner, replace(in_order, processors=LogitsProcessorList([forbid_one])))
     assert history[0] == [[MASK, 2, MASK]]
     assert shapes[0] == ((3, 4), (3, VOCAB_SIZE))
     assert shapes[1] == ((2, 4), (2, VOCAB_SIZE))
-    assert run(ScriptedRunner([[1, 2, 3]], [[0.9, 0.6, 0.5]]), one_by_one)[2][0] == [[1, MASK, MASK]]  # control
+    assert run(ScriptedRunner([[1, 2, 3]], [[0.9, 0.6, 0.5]]), in_order)[2][0] == [[1, MASK, MASK]]  # control
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
@@ -216,15 +226,15 @@ def test_denoising_logits_processors_see_one_position_a_row_and_change_confidenc
 def test_denoising_scores_that_are_no_numbers_raise(value: float | str, do_sample: bool) -> None:
     """An argmax over NaN is a token like any other, and the fault would show as bad text."""
     runner = ScriptedRunner([[1, 2]], [[0.5, 0.5]])
-    denoising_plan = plan(2, None, do_sample=do_sample)
-    run(runner, denoising_plan)  # control
+    chosen = sampler(2, None, do_sample=do_sample)
+    run(runner, chosen)  # control
     if isinstance(value, str):
         runner.table[0, 1] = -math.inf
     else:
         runner.table[0, 1, 4] = value
     for unmasking in ("confidence", "margin", "entropy", "random", "left_to_right"):
         with pytest.raises(ValueError, match="the logits must never be NaN"):
-            run(runner, replace(denoising_plan, unmasking=unmasking))
+            run(runner, replace(chosen, unmasking=unmasking))
 
 
 def test_denoising_samples_tokens_by_their_probabilities() -> None:
@@ -232,130 +242,13 @@ def test_denoising_samples_tokens_by_their_probabilities() -> None:
     runner = ScriptedRunner([[1] * 4000], [[0.6] * 4000])
     share = {}
     for temperature in (None, 0.5):
-        decoded, _, _ = run(runner, plan(1, None, do_sample=True, temperature=temperature))
+        decoded, _, _ = run(runner, sampler(1, None, do_sample=True, filters=sampling_filters(temperature)))
         share[temperature] = decoded[0].count(1) / 4000
     assert share[None] == pytest.approx(0.6, abs=0.03)
-    # squared: 0.36 against nine times (0.4 / 9)^2
-    assert share[0.5] == pytest.approx(0.36 / (0.36 + 9 * (0.4 / 9) ** 2), abs=0.03)
-    decoded, _, _ = run(runner, plan(1, None, do_sample=True, top_k=1))
+    # squared: 0.36 against eight times (0.4 / 8)^2
+    assert share[0.5] == pytest.approx(0.36 / (0.36 + 8 * (0.4 / 8) ** 2), abs=0.03)
+    decoded, _, _ = run(runner, sampler(1, None, do_sample=True, filters=sampling_filters(top_k=1)))
     assert decoded[0].count(1) == 4000
-
-
-def test_denoising_filtered_confidence_is_taken_after_the_filters() -> None:
-    """Of 0.4 and the rest, top_k=1 leaves probability 1: above any threshold; before the filter it is 0.4."""
-    for filtered, unmasked in ((True, [[1, 2]]), (False, [[1, MASK]])):
-        runner = ScriptedRunner([[1, 2]], [[0.4, 0.3]])
-        history = run(
-            runner, plan(4, 0.5, filtered_confidence=filtered, top_k=1, unmasking_schedule="adaptive", eps=0.3)
-        )[2]
-        assert history[0] == unmasked
-
-
-def test_denoising_independent_positions_are_unmasked_with_the_schedules_share() -> None:
-    """The original's `origin-ratio`: 1 - t[1] / t[0] = 0.25 of 4000 positions, each by itself; error 0.007."""
-    runner = ScriptedRunner([[1] * 4000], [[0.5] * 4000])
-    history = run(runner, plan(4, None, independent_positions=True, eps=1e-3))[2]
-    shares = [step[0].count(1) / 4000 for step in history]
-    assert shares == pytest.approx([0.25, 0.5, 0.75, 1], abs=0.03)
-    assert shares[0] != 0.25  # control: drawn, not counted
-
-
-def test_denoising_one_by_one_ends_when_the_steps_do() -> None:
-    """The original's autoregressive order unmasks one position a step, also in the last one."""
-    one_by_one = plan(2, None, one_by_one=True, unmasking="left_to_right")
-    decoded, passes, _ = run(ScriptedRunner([[1, 2, 3]], [[0.3, 0.2, 0.9]]), one_by_one)
-    assert decoded == [[1, 2, MASK]]
-    assert passes == [2]
-    # control: with a threshold the last step unmasks all
-    assert run(ScriptedRunner([[1, 2, 3]], [[0.4, 0.2, 0.3]]), replace(one_by_one, confidence_threshold=0.95))[0] == [
-        [1, 2, 3]
-    ]
-
-
-def test_denoising_all_steps_repeats_the_answer_without_running_the_model() -> None:
-    """The original's "dream" pipeline returns a history of all steps; nothing need be computed for the last ones."""
-    runner = ScriptedRunner([[1, 2]], [[0.9, 0.9]])
-    changes = {"one_by_one": True, "unmasking": "left_to_right", "end_token_ids": torch.empty(0, dtype=torch.long)}
-    decoded, passes, history = run(runner, plan(5, None, run_all_steps=True, **changes))
-    assert history == [[[1, MASK]], [[1, 2]], [[1, 2]], [[1, 2]], [[1, 2]]]
-    assert passes == [2]
-    assert len(runner.rows_per_pass) == 2
-    assert len(run(ScriptedRunner([[1, 2]], [[0.9, 0.9]]), plan(5, None, **changes))[2]) == 2  # control
-
-
-def test_denoising_hooks_are_called_before_and_after_each_step() -> None:
-    """`(None, sequences, None)` once by the caller, then logits and tokens at every step, with what the pass ran."""
-    calls: list[tuple[str, int | None, list[list[int]]]] = []
-
-    def tokens(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
-        calls.append(("tokens", step, sequences.tolist()))
-        return sequences
-
-    def logits(step: int, sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        calls.append(("logits", step, sequences.tolist()))
-        return scores
-
-    runner = ScriptedRunner([[1, 2]], [[0.9, 0.3]])
-    run(runner, plan(3, None, unmasking_schedule="adaptive"), hooks=DenoisingHooks(tokens, logits))
-    assert calls == [
-        ("logits", 0, [[0, MASK, MASK]]),
-        ("tokens", 0, [[0, 1, MASK]]),
-        ("logits", 1, [[0, 1, MASK]]),
-        ("tokens", 1, [[0, 1, 2]]),
-    ]
-
-
-def test_denoising_hooks_may_mask_again_and_rows_stay_for_them() -> None:
-    """A hook indexes rows, so a finished one keeps its position; what it masks again is decided again."""
-
-    def mask_again(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
-        if step == 1:
-            sequences[0, 1] = MASK
-        return sequences
-
-    hooks = DenoisingHooks(mask_again, lambda step, sequences, logits: logits)
-    runner = ScriptedRunner([[1, 2, 3], [4, 5, 6]], [[0.9, 0.9, 0.9], [0.2, 0.3, 0.4]])
-    decoded, passes, history = run(runner, plan(4, 0.5, unmasking_schedule="adaptive", eps=0.01), hooks=hooks)
-    assert decoded == [[1, 2, 3], [4, 5, 6]]
-    assert all(rows == [0, 1] for rows in runner.rows_per_pass)
-    assert history[1][0] == [MASK, 2, 3]
-    assert history[2][0] == [1, 2, 3]
-    assert passes[0] == 2  # of the first step and the third; in the second it was finished
-
-
-def test_denoising_hooks_are_called_in_all_steps_of_the_original_that_runs_them() -> None:
-    """With `run_all_steps` a hook may find something to mask again at the very end."""
-    steps: list[int | None] = []
-
-    def tokens(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
-        steps.append(step)
-        return sequences
-
-    runner = ScriptedRunner([[1, 2]], [[0.9, 0.9]])
-    hooks = DenoisingHooks(tokens, lambda step, sequences, logits: logits)
-    decoded, passes, history = run(
-        runner, plan(4, None, one_by_one=True, unmasking="left_to_right", run_all_steps=True), hooks=hooks
-    )
-    assert steps == [0, 1, 2, 3]
-    assert len(history) == 4
-    assert decoded == [[1, 2]]
-    assert passes == [2]
-
-
-@pytest.mark.parametrize(
-    "rewrite",
-    [
-        pytest.param(lambda sequences: sequences[:, :-1], id="shape"),
-        pytest.param(lambda sequences: sequences + 1, id="prompt"),
-    ],
-)
-def test_denoising_hook_that_changes_the_prompt_or_the_shape_is_refused(rewrite: Any) -> None:
-    """The cache already holds the prompt."""
-    hooks = DenoisingHooks(lambda step, sequences, logits: rewrite(sequences), lambda step, sequences, logits: logits)
-    with pytest.raises(ValueError, match="`generation_tokens_hook_func` must keep the prompt and the shape"):
-        hooks.rewrite(None, torch.tensor([[1]]), torch.tensor([[2, 3]]), None)
-    same = DenoisingHooks(lambda step, sequences, logits: sequences, lambda step, sequences, logits: logits)
-    assert same.rewrite(None, torch.tensor([[1]]), torch.tensor([[2, 3]]), None).tolist() == [[2, 3]]  # control
 
 
 # Blocks
@@ -367,7 +260,7 @@ def test_denoising_blocks_are_decided_from_left_to_right() -> None:
     blocks the order is that of the confidences over the whole answer.
     """
     probabilities = [[0.3, 0.4, 0.9, 0.8, 0.7]]
-    in_blocks = plan(5, None, unmasking_schedule="adaptive", block_length=2)
+    in_blocks = sampler(5, None, schedule="adaptive", block_length=2)
     runner = ScriptedRunner([[1, 2, 3, 4, 5]], probabilities)
     decoded, passes, history = run(runner, in_blocks)
     assert [step[0] for step in history] == [
@@ -395,7 +288,7 @@ def test_denoising_in_blocks_asks_for_scores_of_one_block_and_confident_rows_go_
             return super().logits(answer, positions, num_positions)
 
     runner = Recording([[1] * 6, [2] * 6], [[0.9, 0.9, 0.9, 0.9, 0.2, 0.2], [0.4, 0.3, 0.2, 0.2, 0.2, 0.2]])
-    decoded, passes, _ = run(runner, plan(6, 0.5, unmasking_schedule="adaptive", block_length=2))
+    decoded, passes, _ = run(runner, sampler(6, 0.5, schedule="adaptive", block_length=2))
     assert asked[:4] == [[[0, 1], [0, 1]], [[2, 3], [1]], [[4, 5], [2, 3]], [[5], [3]]]
     assert passes == [4, 6]
     assert decoded == [[1] * 6, [2] * 6]
@@ -410,7 +303,7 @@ def test_denoising_in_blocks_asks_for_scores_of_one_block_and_confident_rows_go_
 def test_denoising_in_blocks_divides_the_steps(num_steps: int, expected: list[int], schedule: str) -> None:
     """A block's schedule is that of a whole answer with its share of the steps."""
     runner = ScriptedRunner([[1] * 8], [[0.2] * 8])
-    _, passes, history = run(runner, plan(num_steps, None, unmasking_schedule=schedule, block_length=4))
+    _, passes, history = run(runner, sampler(num_steps, None, schedule=schedule, block_length=4))
     decided = [0, *[8 - step[0].count(MASK) for step in history]]
     assert [after - before for before, after in zip(decided, decided[1:], strict=False)] == expected
     assert passes == [len(expected)]
@@ -419,7 +312,7 @@ def test_denoising_in_blocks_divides_the_steps(num_steps: int, expected: list[in
 def test_denoising_in_blocks_unmasks_all_that_is_left_in_the_last_step() -> None:
     """Three steps for four blocks: `generate` refuses it, the loop ends all the same."""
     runner = ScriptedRunner([[1] * 8], [[0.2] * 8])
-    decoded, passes, history = run(runner, plan(3, None, unmasking_schedule="adaptive", block_length=2))
+    decoded, passes, history = run(runner, sampler(3, None, schedule="adaptive", block_length=2))
     assert decoded == [[1] * 8]
     assert passes == [3]
     assert [step[0].count(MASK) for step in history] == [6, 4, 0]
@@ -428,25 +321,26 @@ def test_denoising_in_blocks_unmasks_all_that_is_left_in_the_last_step() -> None
 def test_denoising_in_blocks_ends_a_row_with_the_block_of_its_end() -> None:
     """What follows the end is never looked at."""
     runner = ScriptedRunner([[1, END, 3, 3, 3, 3]], [[0.9, 0.9, 0.2, 0.2, 0.2, 0.2]])
-    decoded, passes, _ = run(runner, plan(6, 0.5, unmasking_schedule="adaptive", block_length=2))
+    decoded, passes, _ = run(runner, sampler(6, 0.5, schedule="adaptive", block_length=2))
     assert decoded == [[1, END, MASK, MASK, MASK, MASK]]
     assert passes == [1]
 
 
 # Rules
 
-RULES: dict[str, dict[str, Any]] = {
-    "threshold": {"confidence_threshold": 0.5},
-    "factor": {"rule_options": {"confidence_factor": 1.2}},
-    "entropy_bound": {"rule_options": {"entropy_bound": 1.0}},
-    "klass": {"confidence_threshold": 0.3, "rule_options": {"kl_threshold": 0.3, "kl_history_length": 1}},
-    "prophet": {"confidence_threshold": 0.7, "rule_options": {"gap_thresholds": (3.0, 2.0, 1.0)}},
-    "wino": {"rule_options": {"draft_threshold": 0.3, "verify_threshold": 0.6}},
+RULES: dict[str, SamplerRule] = {
+    "threshold": ThresholdConfig(0.5),
+    "factor": FactorConfig(1.2),
+    "entropy_bound": EntropyBoundConfig(1.0),
+    "klass": KlassConfig(0.3, kl_threshold=0.3, kl_history_length=1),
+    "prophet": ProphetConfig(0.7, gap_thresholds=(3.0, 2.0, 1.0)),
+    "wino": WinoConfig(draft_threshold=0.3, verify_threshold=0.6),
 }
 
 
-def rule_plan(rule: str, num_steps: int, **changes: Any) -> DenoisingPlan:
-    return plan(num_steps, None, **({"parallel_rule": rule, "unmasking_schedule": "adaptive"} | RULES[rule] | changes))
+def sampler_of(rule: str | SamplerRule, num_steps: int, **changes: Any) -> Sampler:
+    rule = RULES[rule] if isinstance(rule, str) else rule
+    return sampler(num_steps, None, **({"rule": rule, "schedule": "adaptive"} | changes))
 
 
 class ChangingRunner(ScriptedRunner):
@@ -470,8 +364,8 @@ class ChangingRunner(ScriptedRunner):
         return self.table[rows, min(num_passes, self.table.shape[1] - 1)][positions]
 
 
-def run_changing(table: torch.Tensor, denoising_plan: DenoisingPlan, answer: list[list[int]]) -> Any:
-    return run(ChangingRunner(table), denoising_plan, answer)
+def run_changing(table: torch.Tensor, chosen: Sampler, answer: list[list[int]]) -> Any:
+    return run(ChangingRunner(table), chosen, answer)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -488,14 +382,14 @@ def test_denoising_by_any_rule_ends_and_unmasks_something_in_every_pass(rule: st
     is_fixed = torch.rand(num_rows, length, generator=random) < 0.2
     canvas = torch.full((num_rows, length), MASK).masked_fill(is_fixed, 5).tolist()
     num_steps = data.draw(st.sampled_from([1, 2, 3, length, 50]), "steps")
-    denoising_plan = rule_plan(
+    chosen = sampler_of(
         rule, num_steps,
         block_length=data.draw(st.sampled_from([None, 1, 2, 3, 4, 9]), "block"),
         do_sample=data.draw(st.booleans(), "sample"),
         unmasking=data.draw(st.sampled_from(["confidence", "margin", "entropy", "left_to_right"]), "unmasking"),
         end_token_ids=torch.tensor([END] if data.draw(st.booleans(), "ends") else [], dtype=torch.long),
     )  # fmt: skip
-    decoded, passes, history = run_changing(table, denoising_plan, canvas)
+    decoded, passes, history = run_changing(table, chosen, canvas)
     for row in range(num_rows):
         states = [canvas[row], *[step[row] for step in history]]
         for state in states:
@@ -526,12 +420,12 @@ def test_denoising_by_any_rule_a_row_depends_on_nothing_but_itself(rule: str, bl
     canvas = [[MASK] * count + [5] * (9 - count) for count in (2, 9, 5, 9, 7)]
     num_left = set()
     for num_steps in (6, 9, 30):
-        denoising_plan = rule_plan(rule, num_steps, block_length=block_length)
-        together = run_changing(table, denoising_plan, canvas)
+        chosen = sampler_of(rule, num_steps, block_length=block_length)
+        together = run_changing(table, chosen, canvas)
         num_left.add(tuple(together[1]))
         for row in range(5):
             one = slice(row, row + 1)
-            alone = run_changing(table[one], denoising_plan, canvas[one])
+            alone = run_changing(table[one], chosen, canvas[one])
             assert together[0][row] == alone[0][0]
             assert together[1][row] == alone[1][0]
             assert [step[row] for step in together[2]][: len(alone[2])] == [step[0] for step in alone[2]]
@@ -547,14 +441,12 @@ def test_denoising_by_klass_waits_until_a_position_is_stable() -> None:
     table[:, :, :3, 4] = 0.1
     table[:, :, 3, 1] = 9.0
     table[:, ::2, 4, 2], table[:, 1::2, 4, 3] = 9.0, 9.0
-    klass = rule_plan(
-        "klass", 9, unmasking="left_to_right", rule_options={"kl_threshold": 0.01, "kl_history_length": 2}
-    )
+    klass = sampler_of(KlassConfig(0.95, 0.01, 2), 9, unmasking="left_to_right")
     history = run_changing(table, klass, [[MASK] * 5])[2]
     assert history[:3] == [[[4, MASK, MASK, MASK, MASK]], [[4, 4, MASK, MASK, MASK]], [[4, 4, MASK, 1, MASK]]]
-    one_pass = replace(klass, rule_options={"kl_threshold": 0.01, "kl_history_length": 1})
+    one_pass = replace(klass, rule=KlassConfig(0.95, 0.01, 1))
     assert run_changing(table, one_pass, [[MASK] * 5])[2][1] == [[4, MASK, MASK, 1, MASK]]
-    by_confidence = run_changing(table, rule_plan("threshold", 9, unmasking="left_to_right"), [[MASK] * 5])[2]
+    by_confidence = run_changing(table, sampler_of("threshold", 9, unmasking="left_to_right"), [[MASK] * 5])[2]
     assert by_confidence[0] == [[MASK, MASK, MASK, 1, 2]]  # control
 
 
@@ -563,14 +455,13 @@ def test_denoising_by_prophet_commits_a_row_at_once() -> None:
     comes."""
     table = torch.zeros(1, 1, 6, VOCAB_SIZE)
     table[..., 1] = 4.0
-    options = {"gap_thresholds": (7.5, 5.0, 2.5)}
-    denoising_plan = rule_plan("prophet", 6, confidence_threshold=None, rule_options=options)
-    _, passes, history = run_changing(table, denoising_plan, [[MASK] * 6])
+    chosen = sampler_of(ProphetConfig(None, (7.5, 5.0, 2.5)), 6)
+    _, passes, history = run_changing(table, chosen, [[MASK] * 6])
     assert [step[0].count(MASK) for step in history] == [5, 4, 3, 2, 0]
     assert passes == [5]
-    sooner = replace(denoising_plan, rule_options={"gap_thresholds": (7.5, 4.0, 2.5)})
+    sooner = replace(chosen, rule=ProphetConfig(None, (7.5, 4.0, 2.5)))
     assert run_changing(table, sooner, [[MASK] * 6])[1] == [3]
-    at_once = replace(denoising_plan, rule_options={"gap_thresholds": (3.9, 5.0, 2.5)})
+    at_once = replace(chosen, rule=ProphetConfig(None, (3.9, 5.0, 2.5)))
     assert run_changing(table, at_once, [[MASK] * 6])[1] == [1]
 
 
@@ -597,12 +488,12 @@ def test_denoising_by_wino_takes_back_what_its_neighbours_contradict() -> None:
         [{1: 0.3, 6: 0.6}, {2: 0.95}, {3: 0.9}],
         [{6: 0.8}, {2: 0.95}, {3: 0.2}],
     )
-    wino = rule_plan("wino", 9, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
+    wino = sampler_of(WinoConfig(0.6, 0.9), 9)
     decoded, passes, history = run_changing(table, wino, [[MASK] * 3])
     assert [step[0] for step in history] == [[1, 2, MASK], [MASK, 2, 3], [6, 2, 3]]
     assert passes == [3]
     # control: a rule that never takes back keeps the wrong token
-    assert run_changing(table, plan(9, 0.6), [[MASK] * 3])[0] == [[1, 2, 3]]
+    assert run_changing(table, sampler(9, 0.6), [[MASK] * 3])[0] == [[1, 2, 3]]
 
 
 def test_denoising_by_wino_verifies_an_answer_before_it_ends() -> None:
@@ -611,7 +502,7 @@ def test_denoising_by_wino_verifies_an_answer_before_it_ends() -> None:
     good = [{1: 0.95}, {END: 0.95}, {3: 0.4}]
     bad = [{1: 0.5, 4: 0.4}, {END: 0.95}, {3: 0.4}]
     again = [{4: 0.95}, {END: 0.95}, {3: 0.4}]
-    wino = rule_plan("wino", 9, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
+    wino = sampler_of(WinoConfig(0.6, 0.9), 9)
     decoded, passes, _ = run_changing(probability_table(first, good), wino, [[MASK] * 3])
     assert decoded[0][:2] == [1, END]
     assert passes == [2]
@@ -637,7 +528,7 @@ def test_denoising_by_wino_keeps_what_was_fixed_and_earlier_blocks() -> None:
             return super().logits(answer, positions, num_positions)
 
     sure = [{1: 0.97}] * 6
-    wino = rule_plan("wino", 9, block_length=3, rule_options={"draft_threshold": 0.6, "verify_threshold": 0.9})
+    wino = sampler_of(WinoConfig(0.6, 0.9), 9, block_length=3)
     decoded, passes, _ = run(Recording(probability_table(sure)), wino, [[MASK, 5, MASK, MASK, MASK, MASK]])
     assert decoded == [[1, 5, 1, 1, 1, 1]]
     assert asked == [[0, 2], [0, 2], [3, 4, 5], [3, 4, 5]]
@@ -653,7 +544,7 @@ class AllEqual:
     def __init__(self, num_rows: int) -> None:
         self.constrained_rows = torch.ones(num_rows, dtype=torch.bool)
 
-    def restrict(
+    def mask_logits(
         self,
         rows: torch.Tensor,
         answer: torch.Tensor,
@@ -667,7 +558,7 @@ class AllEqual:
         other = torch.arange(logits.shape[1]) != decided[:, None]
         return logits.masked_fill(other & (decided >= 0)[:, None], -math.inf)
 
-    def admit(
+    def accept(
         self,
         rows: torch.Tensor,
         answer: torch.Tensor,
@@ -688,10 +579,10 @@ def test_denoising_by_any_rule_keeps_to_a_constraint(rule: str, block_length: in
     torch.manual_seed(2)
     table = 4 * torch.randn(3, 9, 7, VOCAB_SIZE)
     for num_steps in (4, 7):
-        denoising_plan = rule_plan(rule, num_steps, block_length=block_length)
-        decoded, _, history = run(ChangingRunner(table), denoising_plan, constraint=AllEqual(3))
+        chosen = sampler_of(rule, num_steps, block_length=block_length)
+        decoded, _, history = run(ChangingRunner(table), replace(chosen, constraint=AllEqual(3)))
         assert all(len(set(row)) == 1 for row in decoded)
         for step in history:
             assert all(len(set(row) - {MASK}) <= 1 for row in step)
-    free = run(ChangingRunner(table), denoising_plan)[0]
+    free = run(ChangingRunner(table), chosen)[0]
     assert any(len(set(row)) > 1 for row in free)  # control

@@ -23,15 +23,15 @@ from helpers import EOS, MASK, MIXED_PROMPTS, PAD, make_prompt, model_inputs, ti
 from transformers import AutoTokenizer
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationStep
-from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+from dimple_hf.modeling.rules_dimple import SAMPLER_RULES, EntropyBoundConfig, WinoConfig
 
 LENGTH = 10
 
 #: Every rule, with options under which the tiny model sometimes unmasks several positions at once.
-RULES: dict[str, dict[str, Any]] = {name: {"parallel_rule": name} for name in PARALLEL_RULES}
+RULES: dict[str, dict[str, Any]] = {name: {"sampler": name} for name in SAMPLER_RULES}
 RULES["threshold"] |= {"confidence_threshold": 0.3}
-RULES["entropy_bound"] |= {"entropy_bound": 3.0}
-RULES["wino"] |= {"draft_threshold": 0.3, "verify_threshold": 0.4}
+RULES["entropy_bound"] |= {"sampler_config": EntropyBoundConfig(3.0)}
+RULES["wino"] |= {"sampler_config": WinoConfig(0.3, 0.4)}
 EACH_RULE = pytest.mark.parametrize("rule", [pytest.param(options, id=name) for name, options in RULES.items()])
 
 
@@ -60,7 +60,7 @@ def test_steps_are_those_of_generate_and_the_last_is_its_output(
     steps = list(model.generate_steps(**inputs, **options))
     assert [step.step for step in steps] == list(range(len(output.history) + 1))
     assert (steps[0].answer_ids == MASK).all()
-    assert not steps[0].settled.any()
+    assert not steps[0].is_final.any()
     assert not steps[0].num_forward_passes.any()
     for step, drafts in zip(steps[1:], output.history, strict=True):
         unfinished = ~step.finished
@@ -68,13 +68,13 @@ def test_steps_are_those_of_generate_and_the_last_is_its_output(
     assert torch.equal(steps[-1].answer_ids, output.sequences[:, -LENGTH:])
     assert torch.equal(steps[-1].num_forward_passes, output.num_forward_passes)
     assert steps[-1].finished.all()
-    assert steps[-1].settled.all()
+    assert steps[-1].is_final.all()
     assert len(steps) > 3  # control
     assert (steps[-1].answer_ids == PAD).any()
 
 
 @EACH_RULE
-def test_settled_tokens_stay_up_to_the_end_of_their_row(
+def test_final_tokens_stay_up_to_the_end_of_their_row(
     model: DimpleForConditionalGeneration, rule: dict[str, Any]
 ) -> None:
     """A consumer may show them for good; under a rule that takes back, what it may take back is not among them."""
@@ -82,12 +82,12 @@ def test_settled_tokens_stay_up_to_the_end_of_their_row(
     last = steps[-1].answer_ids
     in_answer = (last == PAD).cumsum(dim=1) == 0
     for before, after in zip(steps[:-1], steps[1:], strict=True):
-        assert torch.equal(before.answer_ids[before.settled & in_answer], last[before.settled & in_answer])
-        assert torch.equal(before.settled & after.settled, before.settled)
-        assert not (before.settled & (before.answer_ids == MASK)).any()
+        assert torch.equal(before.answer_ids[before.is_final & in_answer], last[before.is_final & in_answer])
+        assert torch.equal(before.is_final & after.is_final, before.is_final)
+        assert not (before.is_final & (before.answer_ids == MASK)).any()
         assert torch.equal(before.answer_ids[before.finished], last[before.finished])
-    decided_first = [(step.answer_ids != MASK).sum() - step.settled.sum() for step in steps[:-1]]
-    assert (max(decided_first) > 0) == PARALLEL_RULES[rule["parallel_rule"]].takes_back  # control
+    decided_first = [(step.answer_ids != MASK).sum() - step.is_final.sum() for step in steps[:-1]]
+    assert (max(decided_first) > 0) == hasattr(SAMPLER_RULES[rule["sampler"]], "remask")  # control
 
 
 def test_work_ends_within_one_step_when_the_consumer_leaves(
@@ -123,11 +123,12 @@ def test_items_are_the_consumers_to_keep_and_to_change(model: DimpleForCondition
         for name in TENSORS:
             getattr(step, name).zero_()
     for step, same in zip(steps, expected, strict=True):
-        assert all(torch.equal(getattr(step, name), getattr(same, name)) for name in TENSORS)
-    assert any(step.settled.any() for step in steps)  # control
+        for name in TENSORS:
+            torch.testing.assert_close(getattr(step, name), getattr(same, name), rtol=0, atol=0, equal_nan=True)
+    assert any(step.is_final.any() for step in steps)  # control
 
 
-TENSORS = ("answer_ids", "settled", "finished", "num_forward_passes")
+TENSORS = ("answer_ids", "is_final", "finished", "num_forward_passes", "token_logprobs", "commit_steps")
 
 
 def test_steps_need_no_gradient_and_leave_the_consumers_mode_alone(model: DimpleForConditionalGeneration) -> None:
@@ -142,7 +143,7 @@ def test_steps_need_no_gradient_and_leave_the_consumers_mode_alone(model: Dimple
 
 
 def test_steps_of_several_sequences_and_of_a_canvas(model: DimpleForConditionalGeneration) -> None:
-    """A row for each returned sequence; a canvas' own tokens are settled from the start."""
+    """A row for each returned sequence; a canvas' own tokens are final from the start."""
     inputs = model_inputs(*MIXED_PROMPTS)
     torch.manual_seed(1)
     steps = list(model.generate_steps(**inputs, max_new_tokens=4, do_sample=True, num_return_sequences=2))
@@ -154,7 +155,7 @@ def test_steps_of_several_sequences_and_of_a_canvas(model: DimpleForConditionalG
     canvas[:, 2] = 17
     first = next(model.generate_steps(**inputs, answer_ids=canvas))
     assert torch.equal(first.answer_ids, canvas)
-    assert torch.equal(first.settled, canvas == 17)
+    assert torch.equal(first.is_final, canvas == 17)
     whole = torch.tensor([[1, 2, 3]])
     only = list(model.generate_steps(**model_inputs(MIXED_PROMPTS[0]), answer_ids=whole))
     assert len(only) == 1
@@ -162,21 +163,20 @@ def test_steps_of_several_sequences_and_of_a_canvas(model: DimpleForConditionalG
     assert only[0].finished.all()
 
 
-def test_steps_of_a_canvas_that_grows_begin_with_the_looks(
+def test_steps_of_a_canvas_that_grows_begin_when_it_has_grown(
     model: DimpleForConditionalGeneration, num_passes: Callable[[], int]
 ) -> None:
-    """They are passes too, after each of which the consumer may leave; no position after a canvas counts as
-    settled."""
+    """Probes are passes too, and run when the first item is asked for."""
     steps = model.generate_steps(**model_inputs(MIXED_PROMPTS[1]), max_new_tokens=8, initial_answer_length=2)
+    assert num_passes() == 0
     seen = []
     for step in steps:
-        seen.append((step.step, int((step.answer_ids == MASK).sum()), bool(step.settled.any()), num_passes()))
+        seen.append((int((step.answer_ids == MASK).sum()), int(step.num_forward_passes), num_passes()))
         if step.step == 1:
             break
-    # The tiny model never ends: after looks at 2 and 4 positions the canvas has 8, before and after the first step.
-    assert seen[:3] == [(0, 4, False, 1), (0, 8, False, 2), (0, 8, False, 2)]
-    assert seen[3][3] == 3
-    assert len(seen) == 4
+    # The tiny model never ends: probes of 2 and 4 positions, then the canvas has 8.
+    assert seen[0] == (8, 2, 2)
+    assert seen[1][1:] == (3, 3)
 
 
 def test_bad_input_is_refused_when_the_steps_are_asked_for(

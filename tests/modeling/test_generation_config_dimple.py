@@ -23,19 +23,85 @@ from helpers import MIXED_PROMPTS as PROMPTS
 from transformers import AutoModel, GenerationConfig
 
 from dimple_hf import DimpleGenerationConfig
-from dimple_hf.modeling.generation_config_dimple import nearest_name
+from dimple_hf.modeling.cache_dimple import WindowPolicy
+from dimple_hf.modeling.generation_config_dimple import DIFFUSION_OPTIONS, SHARED_OPTIONS, nearest_name
+from dimple_hf.modeling.rules_dimple import (
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    ProphetConfig,
+    SamplerConfig,
+    ThresholdConfig,
+    WinoConfig,
+)
 
 
 def test_generation_config_defaults_are_confident_decoding() -> None:
-    """The good defaults of the design: threshold 0.95, as many steps as positions, cache on unless switched off."""
+    """Nothing is set; in a call: threshold 0.95, as many steps as positions, cache on unless switched off."""
     config = DimpleGenerationConfig()
-    assert config.unmasking == "confidence"
-    assert config.unmasking_schedule == "adaptive"
-    assert config.parallel_rule == "threshold"
-    assert config.block_length is None
-    assert config.confidence_threshold == 0.95
-    assert config.max_denoising_steps is None
-    assert config.output_history is False
+    assert all(getattr(config, name) is None for name in (*DIFFUSION_OPTIONS, *SHARED_OPTIONS))
+    resolved = config.with_defaults()
+    assert resolved.unmasking == "confidence"
+    assert resolved.unmasking_schedule == "adaptive"
+    assert resolved.sampler == "threshold"
+    assert resolved.block_length is None
+    assert resolved.confidence_threshold == 0.95
+    assert resolved.max_denoising_steps is None
+    assert resolved.max_new_tokens == 64
+    assert resolved.cache_policy == "prompt"
+    assert resolved.output_history is False
+    assert DimpleGenerationConfig(use_cache=False).with_defaults().cache_policy == "none"
+    assert config.unmasking is None  # a copy
+
+
+def test_generation_config_of_the_caller_keeps_what_it_does_not_set() -> None:
+    """The checkpoint's options win over the defaults, the caller's over both, however they are passed."""
+    model = tiny_model()
+    model.generation_config.update(confidence_threshold=0.99, max_new_tokens=5, cache_policy="refresh",
+                                   cache_refresh_interval=3)  # fmt: skip
+    for given in (
+        {"max_new_tokens": 48},
+        {"generation_config": GenerationConfig(max_new_tokens=48)},
+        {"generation_config": DimpleGenerationConfig(max_new_tokens=48)},
+        {"generation_config": DimpleGenerationConfig(max_new_tokens=7), "max_new_tokens": 48},
+    ):
+        config, rest = model._prepare_generation_config(given.pop("generation_config", None), **given)
+        assert (config.max_new_tokens, config.confidence_threshold, config.unmasking) == (48, 0.99, "confidence")
+        assert config.cache_refresh_interval == 3
+        assert rest == {}
+    assert model.generation_config.max_new_tokens == 5  # a copy
+    # What contradicts the caller's options goes with them.
+    for given, expected in (
+        ({"cache_policy": "prompt"}, ("prompt", None)),
+        ({"use_cache": False}, ("none", None)),
+        ({"use_cache": True}, ("refresh", 3)),
+    ):
+        config, _ = model._prepare_generation_config(None, **given)
+        assert (config.cache_policy, config.cache_refresh_interval) == expected
+    config, _ = model._prepare_generation_config(GenerationConfig(max_length=30))
+    assert (config.max_length, config.max_new_tokens) == (30, None)
+
+
+def test_generation_config_file_of_an_earlier_version_is_translated(tmp_path: Path) -> None:
+    """It had a flat option for every rule's, and a threshold of `null` for none."""
+    before = {"confidence_factor": None, "confidence_threshold": 0.99, "crop_after_end": False, "gap_thresholds": None,
+              "kl_threshold": None, "max_new_tokens": 48, "parallel_rule": "threshold",
+              "unmasking": "confidence"}  # fmt: skip
+    cases = (
+        ({}, ThresholdConfig(0.99), None),
+        ({"confidence_threshold": None}, ThresholdConfig(None), None),
+        ({"parallel_rule": "klass", "kl_threshold": 0.5}, KlassConfig(0.99, 0.5), None),
+        ({"parallel_rule": "factor", "confidence_factor": 2.0, "confidence_threshold": 0.95}, FactorConfig(2.0), None),
+        ({"cache_policy": "block", "block_length": 4}, ThresholdConfig(0.99), "prefix"),
+    )
+    for changes, rule, policy in cases:
+        (tmp_path / "generation_config.json").write_text(json.dumps(before | changes), encoding="utf-8")
+        loaded = DimpleGenerationConfig.from_pretrained(tmp_path)
+        assert loaded.rule() == rule
+        assert loaded.max_new_tokens == 48
+        assert loaded.cache_policy == policy
+        assert not hasattr(loaded, "parallel_rule")
+        assert not hasattr(loaded, "crop_after_end")
 
 
 def test_generation_config_of_a_new_model_has_the_models_tokens() -> None:
@@ -50,16 +116,16 @@ def test_generation_config_saved_with_the_model_is_loaded_with_it(tmp_path: Path
     """All own fields, `None` among them, and the inherited ones."""
     model = tiny_model()
     model.generation_config = DimpleGenerationConfig(
-        max_denoising_steps=3, unmasking="margin", unmasking_schedule="fixed", confidence_threshold=None,
+        max_denoising_steps=3, unmasking="margin", unmasking_schedule="fixed",
         output_history=True, max_new_tokens=7, eos_token_id=[EOS, 5], pad_token_id=PAD, mask_token_id=MASK,
-        parallel_rule="klass", kl_threshold=0.5, kl_history_length=1, block_length=4,
+        sampler_config=KlassConfig(None, kl_threshold=0.5, kl_history_length=1), block_length=4,
     )  # fmt: skip
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).generation_config
     assert type(loaded) is DimpleGenerationConfig
     names = ("max_denoising_steps", "unmasking", "unmasking_schedule", "confidence_threshold", "output_history",
-             "max_new_tokens", "eos_token_id", "pad_token_id", "mask_token_id", "parallel_rule", "kl_threshold",
-             "kl_history_length", "block_length")  # fmt: skip
+             "max_new_tokens", "eos_token_id", "pad_token_id", "mask_token_id", "sampler_config",
+             "block_length")  # fmt: skip
     for name in names:
         assert getattr(loaded, name) == getattr(model.generation_config, name), name
     assert loaded.to_dict() != tiny_model().generation_config.to_dict()  # control
@@ -68,25 +134,26 @@ def test_generation_config_saved_with_the_model_is_loaded_with_it(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"parallel_rule": "factor", "confidence_factor": 2.0},
-        {"parallel_rule": "entropy_bound", "entropy_bound": 0.3},
-        {"parallel_rule": "prophet", "gap_thresholds": [6.0, 4.0, 2.0], "confidence_threshold": None},
-        {"parallel_rule": "wino", "draft_threshold": 0.7, "verify_threshold": 0.8},
-    ],
+    "rule", [FactorConfig(2.0), EntropyBoundConfig(0.3), ProphetConfig(None, (6.0, 4.0, 2.0)), WinoConfig(0.7, 0.8)]
 )
-def test_generation_config_file_keeps_the_options_of_every_rule(tmp_path: Path, options: dict[str, Any]) -> None:
-    """And nothing of the rules that were not chosen."""
-    config = DimpleGenerationConfig(**options)
-    config.save_pretrained(tmp_path)
-    loaded = DimpleGenerationConfig.from_pretrained(tmp_path)
-    assert {name: getattr(loaded, name) for name in options} == options
-    assert loaded.rule_options() == config.rule_options()
-    assert loaded.rule_options() != DimpleGenerationConfig(parallel_rule=options["parallel_rule"]).rule_options()
+def test_generation_config_file_keeps_the_options_of_every_rule(tmp_path: Path, rule: SamplerConfig) -> None:
+    """And nothing that is not set."""
+    DimpleGenerationConfig(sampler_config=rule).save_pretrained(tmp_path)
+    assert DimpleGenerationConfig.from_pretrained(tmp_path).rule() == rule
     written = json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))
-    others = {"confidence_factor", "entropy_bound", "kl_threshold", "gap_thresholds", "draft_threshold"} - set(options)
-    assert not any(written.get(name) is not None for name in others)
+    assert written.pop("sampler_config")["_cls_name"] == type(rule).__name__
+    assert list(written) == ["transformers_version"]
+
+
+def test_generation_config_with_a_rule_of_ones_own_is_not_written(tmp_path: Path) -> None:
+    """No file can hold it; it can be shown and passed."""
+    config = DimpleGenerationConfig(sampler=lambda *args: args[2])
+    assert "lambda" in repr(config)
+    with pytest.raises(ValueError, match="`sampler` must be a name to be saved"):
+        config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`cache_policy` must be a name to be saved"):
+        DimpleGenerationConfig(cache_policy=WindowPolicy()).save_pretrained(tmp_path)
+    DimpleGenerationConfig(sampler="klass").save_pretrained(tmp_path)  # control
 
 
 def test_generation_config_from_the_originals_file_drops_its_decoding_options(parity_dir: Path) -> None:
@@ -94,7 +161,7 @@ def test_generation_config_from_the_originals_file_drops_its_decoding_options(pa
     written = json.loads((parity_dir / "checkpoint" / "generation_config.json").read_text(encoding="utf-8"))
     assert {"alg", "steps", "eps", "temperature", "use_cache"} <= set(written)  # control: they are there
     config = AutoModel.from_pretrained(parity_dir / "checkpoint").generation_config
-    assert config.confidence_threshold == 0.95
+    assert config.confidence_threshold is None
     assert config.use_cache is not False
     assert config.temperature is None
     for name in ("mask_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
@@ -156,7 +223,6 @@ def test_generation_config_never_runs_code_from_the_checkpoint(tmp_path: Path) -
         ({"confidence_treshold": 0.5}, "`confidence_treshold` must be .*; did you mean `confidence_threshold`\\?"),
         ({"xyzzy": 1}, "`xyzzy` must be a generation option$"),
         ({"unmasking": "confidense"}, "`unmasking` must be one of .*'confidense'\\); did you mean `confidence`\\?"),
-        ({"unmasking": None}, "`unmasking` must be one of .* \\(got None\\)"),
         ({"unmasking_schedule": "adaptve"}, "`unmasking_schedule` must be one of adaptive, fixed .* `adaptive`\\?"),
         ({"confidence_threshold": 0}, "`confidence_threshold` must lie in \\(0, 1\\] \\(got 0\\)"),
         ({"confidence_threshold": 1.01}, "`confidence_threshold` must lie in \\(0, 1\\] \\(got 1.01\\)"),

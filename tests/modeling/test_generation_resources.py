@@ -27,16 +27,17 @@ from helpers import MIXED_PROMPTS, model_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf.modeling.rules_dimple import EntropyBoundConfig
 
-#: Calls of every kind: each cache, growing and cropped canvases, static shapes, several sequences, a loop that is left
+#: Calls of every kind: each cache, growing canvases, static shapes, several sequences, a loop that is left
 #: early.
 KINDS: tuple[dict[str, Any], ...] = (
     {},
     {"cache_policy": "none"},
     {"cache_policy": "refresh", "cache_refresh_interval": 2},
-    {"cache_policy": "block", "block_length": 3},
-    {"cache_policy": "dual", "block_length": 3, "parallel_rule": "klass"},
-    {"initial_answer_length": 2, "crop_after_end": True},
+    {"cache_policy": "prefix", "block_length": 3},
+    {"cache_policy": "dual", "block_length": 3, "sampler": "klass"},
+    {"initial_answer_length": 2},
     {"cache_implementation": "static"},
     {"do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True, "output_history": True},
 )
@@ -123,7 +124,7 @@ class WaitingCalls(TorchDispatchMode):
     pytest.param({}, id="prompt"),
     pytest.param({"cache_policy": "none"}, id="none"),
     pytest.param({"cache_implementation": "static"}, id="static"),
-    pytest.param({"parallel_rule": "entropy_bound", "entropy_bound": 0.0}, id="entropy-bound"),
+    pytest.param({"sampler_config": EntropyBoundConfig(0.0)}, id="entropy-bound"),
 ])  # fmt: skip
 def test_step_waits_for_the_device_once(
     model: DimpleForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -145,8 +146,8 @@ def test_step_waits_for_the_device_once(
         assert len(lists) == 1
     with WaitingCalls() as waiting:  # control: another way to ask is seen
         bool(step.finished.all())
-        step.answer_ids[step.settled]
-        step.settled.nonzero()
+        step.answer_ids[step.is_final]
+        step.is_final.nonzero()
     assert waiting.calls == ["aten::_local_scalar_dense", "aten::index.Tensor", "aten::nonzero"]
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """`diffusion_generate`: the original's names, defaults and habits, row by row; its tokens are in test_parity."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +23,11 @@ from helpers import MASK, MIXED_PROMPTS, PAD, model_inputs, tiny_model
 from transformers import GenerationConfig
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationOutput
-from dimple_hf.modeling.original_dimple import UpstreamOptions
+from dimple_hf.modeling.canvas_dimple import CanvasRunner
+from dimple_hf.modeling.original_dimple import PIPELINES, RANKINGS, OriginalOptions, denoise_as_original
 
 LENGTH = 10
 WIDTH = max(len(prompt.tokens) for prompt in MIXED_PROMPTS)
-NO_END = torch.empty(0, dtype=torch.long)
 
 
 def run(model: DimpleForConditionalGeneration, *prompts: Any, **options: Any) -> DimpleGenerationOutput:
@@ -50,21 +51,20 @@ def unmasked(output: DimpleGenerationOutput) -> torch.Tensor:
 
 def test_options_without_arguments_are_the_originals_defaults() -> None:
     """`origin`, 512 steps, greedy, no threshold, no cache, 20 tokens with the prompt."""
-    options = UpstreamOptions.collect(None, {})
+    options = OriginalOptions.collect(None, {})
     expected = {"alg": "origin", "steps": 512, "eps": 1e-3, "temperature": 0.0, "top_p": None, "top_k": None,
                 "alg_temp": None, "alg_p_threshold": None, "use_original_confidence": True,
                 "decoding_pipeline": "dim", "use_cache": False, "max_length": 20,
                 "num_return_sequences": 1}  # fmt: skip
     assert {name: getattr(options, name) for name in expected} == expected
     assert options.answer_length(7) == 13
-    assert options.hooks() is None
 
 
 def test_options_of_an_object_count_and_keywords_win(model: DimpleForConditionalGeneration) -> None:
     """Any object will do, as the original's own configuration class is not here; `None` means not set."""
     config = SimpleNamespace(alg="entropy", steps=7, temperature=None, max_new_tokens=4, unknown=1)
     kwargs = {"steps": 3, "pixel_values": 1}
-    options = UpstreamOptions.collect(config, kwargs)
+    options = OriginalOptions.collect(config, kwargs)
     assert (options.alg, options.steps, options.temperature, options.max_new_tokens) == ("entropy", 3, 0.0, 4)
     assert kwargs == {"pixel_values": 1}  # model inputs stay for the model
     inputs = model_inputs(*MIXED_PROMPTS)
@@ -131,30 +131,147 @@ def test_causal_checkpoint_is_refused(causal_model: DimpleForConditionalGenerati
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"unmasking": "random", "unmasking_schedule": "adaptive", "independent_positions": False,
-              "filtered_confidence": False, "run_all_steps": False, "do_sample": False}),
-        ({"alg": "origin-ratio"}, {"unmasking": "random", "independent_positions": True}),
-        ({"decoding_pipeline": "dream"}, {"unmasking_schedule": "fixed", "independent_positions": True,
-                                          "filtered_confidence": True, "run_all_steps": True}),
-        ({"alg": "autoregressive"}, {"unmasking": "left_to_right", "one_by_one": True}),
-        ({"alg": "maskgit_plus", "alg_p_threshold": 0.9}, {"unmasking": "confidence", "confidence_threshold": 0.9}),
-        ({"alg": "maskgit_plus", "alg_p_threshold": 0}, {"confidence_threshold": None}),
-        ({"alg": "topk_margin", "alg_p_threshold": 0.9, "decoding_pipeline": "dream"}, {"confidence_threshold": None}),
-        ({"alg": "entropy", "alg_p_threshold": 0.9}, {"unmasking": "entropy", "confidence_threshold": None}),
-        ({"alg": "topk_margin", "alg_temp": 0.5}, {"unmasking": "margin", "ranking_temperature": 0.5}),
+        ({}, {"ranking": "random", "schedule": "adaptive", "draws_positions": False, "threshold": math.inf}),
+        ({"alg": "origin-ratio"}, {"ranking": "random", "draws_positions": True}),
+        ({"decoding_pipeline": "dream"}, {"schedule": "fixed", "draws_positions": True, "is_dim": False}),
+        ({"alg": "autoregressive"}, {"ranking": "left_to_right"}),
+        ({"alg": "maskgit_plus", "alg_p_threshold": 0.9}, {"ranking": "confidence", "threshold": 0.9}),
+        ({"alg": "maskgit_plus", "alg_p_threshold": 0}, {"threshold": math.inf}),
+        (
+            {"alg": "topk_margin", "alg_p_threshold": 0.9, "decoding_pipeline": "dream"},
+            {"ranking": "margin", "threshold": math.inf},
+        ),
+        ({"alg": "entropy", "alg_p_threshold": 0.9}, {"ranking": "entropy", "threshold": math.inf}),
+        ({"alg": "topk_margin", "alg_temp": 0.5}, {"ranking_temperature": 0.5}),
         ({"alg": "topk_margin", "alg_temp": 0.0}, {"ranking_temperature": None}),
         ({"alg": "origin", "alg_temp": 0.5}, {"ranking_temperature": None}),
-        ({"use_original_confidence": False}, {"filtered_confidence": True}),
-        ({"temperature": 0.7, "top_p": 0.9, "top_k": 5}, {"do_sample": True, "temperature": 0.7, "top_p": 0.9}),
     ],
-)  # fmt: skip
-def test_options_mean_to_the_loop_what_they_mean_to_the_original(
-    options: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    """One table for all of them; in every case nothing ends early."""
-    plan = UpstreamOptions(**options).plan(MASK, NO_END)
-    assert {name: getattr(plan, name) for name in expected} == expected
-    assert len(plan.end_token_ids) == 0
+)
+def test_options_mean_what_they_mean_to_the_original(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    """One table for all of them."""
+    given = OriginalOptions(**options)
+    found = {
+        "ranking": RANKINGS[given.alg],
+        "schedule": PIPELINES[given.decoding_pipeline],
+        **{name: getattr(given, name) for name in ("draws_positions", "threshold", "ranking_temperature", "is_dim")},
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+# The loop, on scripted scores
+
+
+class ScriptedRunner(CanvasRunner):
+    """Token 1, 2, .. at the positions of an answer of given probabilities; the rest is spread evenly."""
+
+    def __init__(self, *probabilities: list[float]) -> None:
+        probability = torch.tensor(probabilities)[..., None]
+        tokens = torch.arange(1, probability.shape[1] + 1).expand(len(probability), -1)
+        self.table = ((1 - probability) / 9).expand(-1, -1, 10).scatter(2, tokens[..., None], probability).log()
+        self.input_ids = torch.arange(len(probability))[:, None]
+        self.num_passes = 0
+
+    def logits(self, answer: torch.Tensor, positions: torch.Tensor, num_positions: int | None = None) -> torch.Tensor:
+        self.num_passes += 1
+        return self.table[positions]
+
+    def all_logits(self, answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.num_passes += 1
+        whole = torch.cat([torch.zeros(len(answer), 1, 10), self.table], dim=1)
+        return torch.cat([self.input_ids, answer], dim=1), whole
+
+
+def scripted(runner: ScriptedRunner, **options: Any) -> tuple[list[list[list[int]]], list[int]]:
+    """The answers after each step, 0 at masked positions, and the passes of each row."""
+    canvas = torch.zeros(runner.table.shape[:2], dtype=torch.long)
+    _, history, num_passes = denoise_as_original(runner, canvas, 0, OriginalOptions(**options))
+    return [step.tolist() for step in history], num_passes.tolist()
+
+
+def test_confidence_is_taken_after_the_filters_on_request() -> None:
+    """Of 0.4 and the rest, top_k=1 leaves probability 1: above any threshold; before the filter it is 0.4."""
+    options: dict[str, Any] = {"alg": "maskgit_plus", "alg_p_threshold": 0.5, "top_k": 1, "steps": 4}
+    for original, first in ((False, [[1, 2]]), (True, [[1, 0]])):
+        history, _ = scripted(ScriptedRunner([0.4, 0.3]), use_original_confidence=original, eps=0.3, **options)
+        assert history[0] == first
+
+
+def test_autoregressive_order_ends_when_the_steps_do() -> None:
+    """One position a step, also in the last one; with a threshold the last step unmasks all."""
+    options: dict[str, Any] = {"alg": "autoregressive", "steps": 2}
+    assert scripted(ScriptedRunner([0.3, 0.2, 0.9]), **options) == ([[[1, 0, 0]], [[1, 2, 0]]], [2])
+    history, _ = scripted(ScriptedRunner([0.4, 0.2, 0.3]), alg_p_threshold=0.95, **options)
+    assert history[-1] == [[1, 2, 3]]
+
+
+def test_dreams_pipeline_repeats_the_answer_without_running_the_model() -> None:
+    """It returns a history of all steps; nothing need be computed for the last ones."""
+    runner = ScriptedRunner([0.9, 0.9])
+    options: dict[str, Any] = {"alg": "autoregressive", "steps": 5}
+    history, passes = scripted(runner, decoding_pipeline="dream", **options)
+    assert history == [[[1, 0]], [[1, 2]], [[1, 2]], [[1, 2]], [[1, 2]]]
+    assert passes == [2]
+    assert runner.num_passes == 2
+    assert len(scripted(ScriptedRunner([0.9, 0.9]), **options)[0]) == 2  # control
+
+
+def test_hooks_may_mask_again_and_are_called_in_all_steps_of_dreams_pipeline() -> None:
+    """What a hook masks again is unmasked again; in that step the row was finished, which is no pass of its own."""
+    steps: list[int | None] = []
+
+    def mask_again(step: int | None, sequences: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+        steps.append(step)
+        if step == 1:
+            sequences[0, 1] = 0
+        return sequences
+
+    runner = ScriptedRunner([0.9, 0.9, 0.9], [0.2, 0.3, 0.4])
+    options: dict[str, Any] = {"alg": "maskgit_plus", "alg_p_threshold": 0.5}
+    options["generation_tokens_hook_func"] = mask_again
+    history, passes = scripted(runner, steps=4, **options)
+    assert history[-1] == [[1, 2, 3], [1, 2, 3]]
+    assert history[1][0] == [0, 2, 3]
+    assert history[2][0] == [1, 2, 3]
+    assert passes[0] == 2
+    steps.clear()
+    history, _ = scripted(ScriptedRunner([0.9] * 3), steps=6, decoding_pipeline="dream", **options)
+    assert steps == [None, 0, 1, 2, 3, 4, 5]
+    assert len(history) == 6
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        pytest.param(lambda step, sequences, logits: sequences[:, :-1], id="shape"),
+        pytest.param(lambda step, sequences, logits: sequences + 1, id="prompt"),
+    ],
+)
+def test_hook_that_changes_the_prompt_or_the_shape_is_refused(rewrite: Any) -> None:
+    """The cache already holds the prompt."""
+    with pytest.raises(ValueError, match="`generation_tokens_hook_func` must keep the prompt and the shape"):
+        scripted(ScriptedRunner([0.5, 0.5]), generation_tokens_hook_func=rewrite)
+    scripted(ScriptedRunner([0.5, 0.5]), generation_tokens_hook_func=lambda step, sequences, logits: sequences)
+
+
+@pytest.mark.parametrize("alg", ["maskgit_plus", "entropy"])
+def test_alg_temp_draws_by_the_softmax_of_the_originals_confidences(alg: str) -> None:
+    """Weights are softmax(c / T); of entropies c is -H, and our confidence is exp(-H), so that 0.9 wins 3 to 1."""
+    options = OriginalOptions(alg=alg, alg_temp=1.0, steps=4)
+    confidence = torch.tensor([[0.9, 0.3]]).expand(8000, 2)
+    masked = torch.ones(8000, 2, dtype=torch.bool)
+    chosen = options.choose_positions(0, masked, confidence, torch.full((8000,), 2))
+    share = chosen[:, 0].float().mean().item()
+    assert share == pytest.approx(0.75 if alg == "entropy" else 1 / (1 + math.exp(-0.6)), abs=0.02)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    """As in `generate`: an argmax over NaN is a token like any other."""
+    runner = ScriptedRunner([0.5, 0.5])
+    runner.table = runner.table.clone()
+    runner.table[0, 1, 4] = math.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="the logits must never be NaN"):
+            scripted(runner, temperature=temperature)
 
 
 # Rows

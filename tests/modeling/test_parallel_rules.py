@@ -23,17 +23,26 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig
+from dimple_hf.modeling.rules_dimple import (
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    ProphetConfig,
+    SamplerConfig,
+    ThresholdConfig,
+    WinoConfig,
+)
 
 LENGTH = 11
 
 #: Options under which a model of random weights does decide several positions at once.
-RULES: dict[str, dict[str, Any]] = {
-    "threshold": {"confidence_threshold": 0.3},
-    "factor": {"confidence_factor": 2.4},
-    "entropy_bound": {"entropy_bound": 3.0},
-    "klass": {"confidence_threshold": 0.2, "kl_threshold": 0.7, "kl_history_length": 1},
-    "prophet": {"confidence_threshold": None, "gap_thresholds": [2.0, 1.0, 0.5]},
-    "wino": {"draft_threshold": 0.25, "verify_threshold": 0.3},
+RULES: dict[str, SamplerConfig] = {
+    "threshold": ThresholdConfig(0.3),
+    "factor": FactorConfig(2.4),
+    "entropy_bound": EntropyBoundConfig(3.0),
+    "klass": KlassConfig(0.2, kl_threshold=0.7, kl_history_length=1),
+    "prophet": ProphetConfig(None, (2.0, 1.0, 0.5)),
+    "wino": WinoConfig(0.25, 0.3),
 }
 
 
@@ -43,8 +52,13 @@ def model() -> DimpleForConditionalGeneration:
     return tiny_model(seed=3)
 
 
+def leftmost(logits: torch.Tensor, confidence: torch.Tensor, masked: torch.Tensor, state: Any) -> torch.Tensor:
+    """A rule of one's own: the first masked position."""
+    return masked & (masked.cumsum(dim=1) == 1)
+
+
 def options_of(rule: str, **changes: Any) -> dict[str, Any]:
-    return {"parallel_rule": rule, "max_new_tokens": LENGTH, "return_dict_in_generate": True} | RULES[rule] | changes
+    return {"sampler_config": RULES[rule], "max_new_tokens": LENGTH, "return_dict_in_generate": True} | changes
 
 
 @pytest.mark.parametrize("block_length", [None, 4])
@@ -108,10 +122,10 @@ def test_threshold_rule_is_what_generate_does_by_default(model: DimpleForConditi
     pass."""
     inputs = model_inputs(*PROMPTS)
     by_default = model.generate(**inputs, max_new_tokens=LENGTH)
-    assert torch.equal(by_default, model.generate(**inputs, max_new_tokens=LENGTH, parallel_rule="threshold"))
+    assert torch.equal(by_default, model.generate(**inputs, max_new_tokens=LENGTH, sampler="threshold"))
     low = {"confidence_threshold": 1e-3, "max_new_tokens": LENGTH}
     assert torch.equal(model.generate(**inputs, **low), model.generate(**inputs, **low, block_length=LENGTH))
-    other = model.generate(**inputs, max_new_tokens=LENGTH, parallel_rule="entropy_bound", entropy_bound=9.0)
+    other = model.generate(**inputs, max_new_tokens=LENGTH, sampler_config=EntropyBoundConfig(9.0))
     assert not torch.equal(by_default, other)  # control
 
 
@@ -149,9 +163,9 @@ class Recorder(BaseStreamer):
 def test_streamed_tokens_are_those_of_the_answer_under_every_rule(
     model: DimpleForConditionalGeneration, rule: str, block_length: int | None
 ) -> None:
-    """A rule that takes back streams a token only when it stays; with blocks, at the end of each."""
+    """A rule that remasks streams a token only when it stays; with blocks, at the end of each."""
     recorder = Recorder()
-    # With so many steps no block comes to its last one, from which on nothing is taken back.
+    # With so many steps no block comes to its last one, from which on nothing is remasked.
     options = options_of(rule, block_length=block_length, output_history=True, max_denoising_steps=60)
     output = model.generate(**model_inputs(PROMPTS[1]), streamer=recorder, **options)
     assert recorder.tokens == output.sequences[0].tolist()
@@ -160,7 +174,7 @@ def test_streamed_tokens_are_those_of_the_answer_under_every_rule(
             bool(((after == MASK) & (before != MASK)).any())
             for before, after in zip(output.history, output.history[1:], strict=False)
         ]
-        assert any(masked_again)  # control: something was taken back
+        assert any(masked_again)  # control: something was remasked
         prompt, *steps = recorder.sizes
         assert sum(size > 0 for size in steps) == (1 if block_length is None else 3)
 
@@ -171,71 +185,103 @@ def test_streamed_tokens_are_those_of_the_answer_under_every_rule(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parallel_rule": "entropy_bond"}, "`parallel_rule` must be one of .*; did you mean `entropy_bound`\\?"),
-        ({"confidence_factor": 2.0}, "`confidence_factor` must be used with `parallel_rule` 'factor' .*'threshold'"),
+        ({"sampler": "entropy_bond"}, "`sampler` must be one of .*; did you mean `entropy_bound`\\?"),
+        ({"sampler": 3}, r"`sampler` must be one of .* \(got 3\)"),
+        ({"confidence_factor": 2.0}, "`confidence_factor` must be a generation option"),
         (
-            {"parallel_rule": "factor", "confidence_threshold": 0.5},
-            "`confidence_threshold` must be used with `parallel_rule` 'threshold' or 'klass' or 'prophet' "
+            {"sampler": "factor", "confidence_threshold": 0.5},
+            "`confidence_threshold` must be used with `sampler` 'threshold' or 'klass' or 'prophet' "
             r"\(got 0.5 with 'factor'\)",
         ),
         (
-            {"parallel_rule": "wino", "confidence_threshold": None},
-            r"`confidence_threshold` .*\(got None with 'wino'\)",
-        ),
-        ({"parallel_rule": "klass", "draft_threshold": 0.5}, "`draft_threshold` must be used with .*'wino'"),
-        (
-            {"parallel_rule": "factor", "confidence_factor": 0},
-            r"`confidence_factor` must be a positive number \(got 0\)",
+            {"sampler": "klass", "sampler_config": WinoConfig()},
+            r"`sampler_config` must belong to `sampler`='klass' \(got WinoConfig",
         ),
         (
-            {"parallel_rule": "factor", "confidence_factor": float("inf")},
-            "`confidence_factor` must be a positive .*inf",
+            {"sampler": "klass", "sampler_config": {"draft_threshold": 0.5}},
+            "`draft_threshold` must be an option of `KlassConfig`",
         ),
-        ({"parallel_rule": "factor", "confidence_factor": "high"}, "`confidence_factor` must be a positive .*'high'"),
-        ({"parallel_rule": "klass", "kl_threshold": -0.1}, "`kl_threshold` must be a positive number"),
-        ({"parallel_rule": "klass", "kl_history_length": 0}, "`kl_history_length` must be an integer >= 1"),
-        ({"parallel_rule": "entropy_bound", "entropy_bound": -1}, r"`entropy_bound` must be a number >= 0 \(got -1\)"),
-        ({"parallel_rule": "wino", "draft_threshold": 0.0}, r"`draft_threshold` must lie in \(0, 1\]"),
-        ({"parallel_rule": "wino", "verify_threshold": 1.5}, r"`verify_threshold` must lie in \(0, 1\]"),
-        ({"parallel_rule": "prophet", "gap_thresholds": [1, 2]}, "`gap_thresholds` must be three numbers >= 0"),
-        ({"parallel_rule": "prophet", "gap_thresholds": [1, 2, -3]}, "`gap_thresholds` must be three numbers >= 0"),
-        ({"parallel_rule": "prophet", "gap_thresholds": "high"}, "`gap_thresholds` must be three numbers .*'high'"),
+        ({"sampler_config": {"_cls_name": "SamplerConfig"}}, "`sampler_config` must be one of ThresholdConfig, "),
+        ({"sampler_config": 0.5}, r"`sampler_config` must be the options of a built-in rule.*\(got 0.5\)"),
+        (
+            {"sampler": leftmost, "sampler_config": WinoConfig()},
+            "`sampler_config` must belong to `sampler`=<function leftmost",
+        ),
+        ({"sampler": leftmost, "confidence_threshold": 0.5}, "`confidence_threshold` .*with <function leftmost"),
         ({"block_length": 0}, r"`block_length` must be an integer >= 1 \(got 0\)"),
     ],
 )
-def test_rule_option_that_is_wrong_is_refused_before_any_pass(options: dict[str, Any], message: str) -> None:
+def test_rule_that_is_wrong_is_refused_before_any_pass(options: dict[str, Any], message: str) -> None:
     """By the configuration, and by `generate`."""
     with pytest.raises(ValueError, match=message):
         DimpleGenerationConfig(**options)
     model = tiny_model()
     model.model.layers[0].register_forward_pre_hook(lambda module, args: pytest.fail("the model was run"))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`|{message}"):
         model.generate(**model_inputs(PROMPTS[0]), **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        (ThresholdConfig, {"confidence_threshold": 0}, r"`confidence_threshold` must lie in \(0, 1\] \(got 0\)"),
+        (FactorConfig, {"confidence_factor": 0}, r"`confidence_factor` must be a positive number \(got 0\)"),
+        (FactorConfig, {"confidence_factor": float("inf")}, "`confidence_factor` must be a positive .*inf"),
+        (FactorConfig, {"confidence_factor": "high"}, "`confidence_factor` must be a positive .*'high'"),
+        (KlassConfig, {"confidence_threshold": 1.5}, "`confidence_threshold` must lie in"),
+        (KlassConfig, {"kl_threshold": -0.1}, "`kl_threshold` must be a positive number"),
+        (KlassConfig, {"kl_history_length": 0}, "`kl_history_length` must be an integer >= 1"),
+        (KlassConfig, {"kl_history_length": True}, "`kl_history_length` must be an integer >= 1"),
+        (EntropyBoundConfig, {"entropy_bound": -1}, r"`entropy_bound` must be a number >= 0 \(got -1\)"),
+        (WinoConfig, {"draft_threshold": 0.0}, r"`draft_threshold` must lie in \(0, 1\]"),
+        (WinoConfig, {"verify_threshold": 1.5}, r"`verify_threshold` must lie in \(0, 1\]"),
+        (ProphetConfig, {"confidence_threshold": -1}, "`confidence_threshold` must lie in"),
+        (ProphetConfig, {"gap_thresholds": [1, 2]}, "`gap_thresholds` must be three numbers >= 0"),
+        (ProphetConfig, {"gap_thresholds": [1, 2, -3]}, "`gap_thresholds` must be three numbers >= 0"),
+        (ProphetConfig, {"gap_thresholds": "high"}, "`gap_thresholds` must be three numbers .*'high'"),
+    ],
+)
+def test_rule_option_that_is_out_of_range_is_refused(
+    rule: type[SamplerConfig], options: dict[str, Any], message: str
+) -> None:
+    """Where it is written, and as a dictionary in the options of `generate`."""
+    with pytest.raises(ValueError, match=message):
+        rule(**options)
+    with pytest.raises(ValueError, match=message):
+        DimpleGenerationConfig(sampler_config={"_cls_name": rule.__name__, **options})
 
 
 def test_rule_option_limits_are_accepted() -> None:
     """The control of the refusals: what lies just inside."""
-    DimpleGenerationConfig(parallel_rule="factor", confidence_factor=1e-3)
-    DimpleGenerationConfig(parallel_rule="entropy_bound", entropy_bound=0)
-    DimpleGenerationConfig(parallel_rule="klass", kl_threshold=1e-6, kl_history_length=1, confidence_threshold=None)
-    DimpleGenerationConfig(parallel_rule="prophet", gap_thresholds=(0, 0.5, 9))
-    DimpleGenerationConfig(parallel_rule="wino", draft_threshold=1e-6, verify_threshold=1, block_length=1)
+    for rule in (
+        FactorConfig(1e-3),
+        EntropyBoundConfig(0),
+        KlassConfig(None, 1e-6, 1),
+        ProphetConfig(gap_thresholds=(0, 0.5, 9)),
+        WinoConfig(1e-6, 1),
+    ):
+        assert DimpleGenerationConfig(sampler_config=rule, block_length=1).rule() is rule
+    assert DimpleGenerationConfig(sampler=leftmost).rule() is leftmost
 
 
-def test_rule_options_have_the_rules_defaults_where_nothing_is_set() -> None:
-    """As their papers or their code have them."""
-    assert DimpleGenerationConfig().rule_options() == {}
-    defaults = {rule: DimpleGenerationConfig(parallel_rule=rule).rule_options() for rule in RULES}
-    assert defaults == {
-        "threshold": {},
-        "factor": {"confidence_factor": 1.0},
-        "entropy_bound": {"entropy_bound": 0.1},
-        "klass": {"kl_threshold": 0.01, "kl_history_length": 2},
-        "prophet": {"gap_thresholds": (7.5, 5.0, 2.5)},
-        "wino": {"draft_threshold": 0.6, "verify_threshold": 0.9},
-    }
-    config = DimpleGenerationConfig(parallel_rule="klass", kl_history_length=3)
-    assert config.rule_options() == {"kl_threshold": 0.01, "kl_history_length": 3}
+def test_rules_have_their_papers_defaults_where_nothing_is_set() -> None:
+    """As their papers or their code have them; the short form sets one of them."""
+    assert DimpleGenerationConfig().rule() == ThresholdConfig(confidence_threshold=0.95)
+    rules = {name: DimpleGenerationConfig(sampler=name).rule().to_dict() for name in RULES}
+    assert rules == {
+        "threshold": {"_cls_name": "ThresholdConfig", "confidence_threshold": 0.95},
+        "factor": {"_cls_name": "FactorConfig", "confidence_factor": 1.0},
+        "entropy_bound": {"_cls_name": "EntropyBoundConfig", "entropy_bound": 0.1},
+        "klass": {
+            "_cls_name": "KlassConfig", "confidence_threshold": 0.95, "kl_threshold": 0.01, "kl_history_length": 2,
+        },
+        "prophet": {
+            "_cls_name": "ProphetConfig", "confidence_threshold": 0.95, "gap_thresholds": (7.5, 5.0, 2.5),
+        },
+        "wino": {"_cls_name": "WinoConfig", "draft_threshold": 0.6, "verify_threshold": 0.9},
+    }  # fmt: skip
+    config = DimpleGenerationConfig(sampler_config=KlassConfig(kl_history_length=3), confidence_threshold=0.7)
+    assert config.rule() == KlassConfig(0.7, 0.01, 3)
 
 
 def test_steps_fewer_than_blocks_are_refused(model: DimpleForConditionalGeneration) -> None:
@@ -250,36 +296,47 @@ def test_steps_fewer_than_blocks_are_refused(model: DimpleForConditionalGenerati
     model.generate(**inputs, max_new_tokens=LENGTH, max_denoising_steps=1)  # control: without blocks one will do
 
 
-def test_cropping_is_refused_with_a_rule_that_takes_back(model: DimpleForConditionalGeneration) -> None:
-    """The end could be masked again, and the answer had no position left to go on."""
-    inputs = model_inputs(PROMPTS[0])
-    with pytest.raises(ValueError, match="`crop_after_end` must not be used with `parallel_rule`='wino'"):
-        model.generate(**inputs, parallel_rule="wino", crop_after_end=True)
-    model.generate(**inputs, parallel_rule="klass", crop_after_end=True, max_new_tokens=2)  # control
-
-
 # Where options come from
 
 
 def test_another_rule_does_not_inherit_the_options_of_the_models_rule() -> None:
     """They would be refused with it, though nobody passed them."""
     model = tiny_model()
+    klass = KlassConfig(kl_threshold=0.5)
     model.generation_config = DimpleGenerationConfig(
-        parallel_rule="klass", kl_threshold=0.5, confidence_threshold=0.2, max_new_tokens=LENGTH,
+        sampler_config=klass, confidence_threshold=0.2, max_new_tokens=LENGTH,
         pad_token_id=PAD, eos_token_id=EOS, mask_token_id=MASK,
     )  # fmt: skip
     inputs = model_inputs(PROMPTS[0])
     plain = tiny_model()
-    for options in ({"parallel_rule": "factor"}, {"parallel_rule": "threshold"}):
+    for options in ({"sampler": "factor"}, {"sampler": "threshold"}, {"sampler_config": ThresholdConfig(0.4)}):
         expected = plain.generate(**inputs, max_new_tokens=LENGTH, **options)
         assert torch.equal(model.generate(**inputs, **options), expected)
         config = DimpleGenerationConfig(**options)
         assert torch.equal(model.generate(**inputs, generation_config=config), expected)
     kept = model.generate(**inputs)
-    expected = plain.generate(
-        **inputs, max_new_tokens=LENGTH, parallel_rule="klass", kl_threshold=0.5, confidence_threshold=0.2
-    )
+    expected = plain.generate(**inputs, max_new_tokens=LENGTH, sampler_config=KlassConfig(0.2, kl_threshold=0.5))
     assert torch.equal(kept, expected)
+    assert torch.equal(model.generate(**inputs, sampler="klass"), expected)
     assert torch.equal(model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=LENGTH)), expected)
-    with pytest.raises(ValueError, match="`kl_threshold` must be used with `parallel_rule` 'klass'"):
-        model.generate(**inputs, parallel_rule="factor", kl_threshold=0.1)  # control: passed, it is refused
+    other = plain.generate(**inputs, max_new_tokens=LENGTH, sampler_config=KlassConfig(0.6, kl_threshold=0.5))
+    assert torch.equal(model.generate(**inputs, confidence_threshold=0.6), other)
+    with pytest.raises(ValueError, match="`confidence_threshold` must be used with"):
+        model.generate(**inputs, sampler="factor", confidence_threshold=0.1)  # control: passed, it is refused
+
+
+def test_no_threshold_is_the_schedule_alone(model: DimpleForConditionalGeneration) -> None:
+    """`confidence_threshold=None` as an argument; in a configuration `None` is an option that is not set."""
+    inputs, options = model_inputs(*PROMPTS), {"max_new_tokens": LENGTH, "return_dict_in_generate": True}
+    alone = model.generate(**inputs, **options, confidence_threshold=None)
+    assert (alone.num_forward_passes == LENGTH - 1).all()  # the adaptive schedule's last two positions come together
+    written = model.generate(**inputs, **options, sampler_config=ThresholdConfig(None))
+    assert torch.equal(alone.sequences, written.sequences)
+    low = {"confidence_threshold": 0.3}
+    config = DimpleGenerationConfig(confidence_threshold=None, max_new_tokens=LENGTH, return_dict_in_generate=True)
+    model.generation_config.update(**low)
+    assert (model.generate(**inputs, generation_config=config).num_forward_passes < LENGTH - 1).any()
+    assert (model.generate(**inputs, **options, confidence_threshold=None).num_forward_passes == LENGTH - 1).all()
+    model.generation_config.confidence_threshold = None
+    # Rules without a threshold have none to switch off.
+    model.generate(**inputs, **options, sampler="wino", confidence_threshold=None)

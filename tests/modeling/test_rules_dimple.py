@@ -13,6 +13,7 @@
 # limitations under the License.
 """Each parallel rule on distributions whose confidences, entropies, gaps and divergences are known."""
 
+import json
 import math
 
 import pytest
@@ -20,43 +21,58 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dimple_hf.modeling.denoising_dimple import DecodingState
 from dimple_hf.modeling.rules_dimple import (
-    PARALLEL_RULES,
-    PassMemory,
-    PassScores,
-    committed_positions,
-    confident_positions,
-    drafted_positions,
-    entropy_bounded_positions,
-    factor_positions,
-    spread,
-    stable_positions,
-    suspicious_positions,
+    SAMPLER_RULES,
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    PositionValues,
+    ProphetConfig,
+    SamplerRule,
+    ThresholdConfig,
+    WinoConfig,
+    flat_indices,
+    rejected_positions,
+    sampler_config_from_dict,
 )
+from dimple_hf.modeling.sampling_dimple import scatter
 
 INF = math.inf
+MASK = 9
 
 
-def scores_of(
+def choose(
+    rule: SamplerRule,
     confidence: list[list[float]],
     masked: list[list[bool]] | None = None,
     logits: torch.Tensor | None = None,
     progress: list[float] | None = None,
-    stable_passes: list[list[int]] | None = None,
-) -> PassScores:
-    """What a pass said; without more, of masked positions only, and with logits that must not matter."""
-    shape = torch.tensor(confidence)
-    positions = torch.ones_like(shape, dtype=torch.bool) if masked is None else torch.tensor(masked)
-    return PassScores(
-        masked=positions,
-        positions=positions,
-        logits=torch.full((int(positions.sum()), 2), torch.nan) if logits is None else logits,
-        confidence=shape.masked_fill(~positions, 0),
-        progress=torch.zeros(len(shape)) if progress is None else torch.tensor(progress),
-        stable_passes=torch.zeros(shape.shape, dtype=torch.long)
-        if stable_passes is None
-        else torch.tensor(stable_passes),
-    )
+    stable_steps: list[list[int]] | None = None,
+) -> list[list[int]]:
+    """The positions that a rule chooses; without more, of masked positions only, by logits that must not matter."""
+    values = torch.tensor(confidence)
+    positions = torch.ones_like(values, dtype=torch.bool) if masked is None else torch.tensor(masked)
+    state = state_of(positions, torch.zeros(len(values)) if progress is None else torch.tensor(progress))
+    logits = torch.full((int(positions.sum()), 2), torch.nan) if logits is None else logits
+    if stable_steps is not None:  # counts before a step that moves nothing
+        state.memory["stable_steps"] = torch.tensor(stable_steps) - 1
+        state.memory["log_probabilities"] = PositionValues(positions, logits.log_softmax(dim=-1))
+    return chosen(rule(logits, values.masked_fill(~positions, 0), positions, state))
+
+
+class StateOfProgress(DecodingState):
+    """A state whose progress is set."""
+
+    progress: torch.Tensor = torch.empty(0)  # type: ignore[assignment]
+
+
+def state_of(masked: torch.Tensor, progress: torch.Tensor | None = None) -> DecodingState:
+    """A state in which `masked` positions are scored."""
+    state = StateOfProgress.start(torch.full(masked.shape, 1).masked_fill(masked, MASK), MASK)
+    state.scored = masked
+    state.progress = torch.zeros(len(masked)) if progress is None else progress  # type: ignore[misc]
+    return state
 
 
 def chosen(positions: torch.Tensor) -> list[list[int]]:
@@ -69,13 +85,13 @@ def chosen(positions: torch.Tensor) -> list[list[int]]:
 
 def test_confident_positions_are_above_the_threshold() -> None:
     """Row 0 has two above 0.6, row 1 none, row 2's only one is decided; the threshold itself does not pass."""
-    scores = scores_of(
+    given = (
         [[0.7, 0.65, 0.1], [0.6, 0.5, 0.1], [0.9, 0.3, 0.2]],
         [[True, True, True], [True, True, True], [False, True, True]],
     )
-    assert chosen(confident_positions(scores, 0.6)) == [[0, 1], [], []]
-    assert chosen(confident_positions(scores, 0.66)) == [[0], [], []]
-    assert chosen(confident_positions(scores, None)) == [[], [], []]
+    assert choose(ThresholdConfig(0.6), *given) == [[0, 1], [], []]
+    assert choose(ThresholdConfig(0.66), *given) == [[0], [], []]
+    assert choose(ThresholdConfig(None), *given) == [[], [], []]
 
 
 # Factor
@@ -88,15 +104,16 @@ def test_confident_positions_are_above_the_threshold() -> None:
 )
 def test_factor_positions_are_the_most_for_which_the_least_is_sure_enough(factor: float, expected: list[int]) -> None:
     """Each bound is crossed by exactly one position; the decided position, though the surest, does not count."""
-    scores = scores_of([[0.8, 0.1, 0.9, 0.99, 0.6]], [[True, True, True, False, True]])
-    assert chosen(factor_positions(scores, factor)) == [expected]
+    given = [[0.8, 0.1, 0.9, 0.99, 0.6]], [[True, True, True, False, True]]
+    assert choose(FactorConfig(factor), *given) == [expected]
 
 
 def test_factor_asks_for_more_confidence_when_more_positions_come_together() -> None:
     """One position of 0.6 may come alone, 2 (1 - c) = 0.8; of four of 0.75 two, 3 (1 - c) = 0.75, but not three, 1."""
-    assert chosen(factor_positions(scores_of([[0.6, 0.1, 0.1, 0.1], [0.75] * 4]), 1.0)) == [[0], [0, 1]]
+    confidence = [[0.6, 0.1, 0.1, 0.1], [0.75] * 4]
+    assert choose(FactorConfig(1.0), confidence) == [[0], [0, 1]]
     # control: a threshold treats them alike
-    assert chosen(confident_positions(scores_of([[0.6, 0.1, 0.1, 0.1], [0.75] * 4]), 0.59)) == [[0], [0, 1, 2, 3]]
+    assert choose(ThresholdConfig(0.59), confidence) == [[0], [0, 1, 2, 3]]
 
 
 # Entropy bound
@@ -115,16 +132,13 @@ def uniform_over(*counts: int) -> torch.Tensor:
 def test_entropy_bounded_positions_sum_up_to_the_bound_without_the_largest(bound: float, expected: list[int]) -> None:
     """Entropies ln 2, 0, ln 8 and ln 2; of equal ones the left one comes first. Each sum is crossed by one
     position."""
-    scores = scores_of([[0.1, 0.1, 0.1, 0.1]], logits=uniform_over(2, 1, 8, 2))
-    assert chosen(entropy_bounded_positions(scores, bound)) == [expected]
+    assert choose(EntropyBoundConfig(bound), [[0.1] * 4], logits=uniform_over(2, 1, 8, 2)) == [expected]
 
 
 def test_entropy_bound_always_lets_one_position_through() -> None:
     """The sum without its largest is nothing; a row with nothing masked has none to let through."""
-    scores = scores_of(
-        [[0.1, 0.1, 0.1], [0.1, 0.1, 0.1]], [[False, True, True], [False, False, False]], logits=uniform_over(8, 7)
-    )
-    assert chosen(entropy_bounded_positions(scores, 0.0)) == [[2], []]
+    masked = [[False, True, True], [False, False, False]]
+    assert choose(EntropyBoundConfig(0.0), [[0.1] * 3] * 2, masked, uniform_over(8, 7)) == [[2], []]
 
 
 # Stability and confidence
@@ -145,12 +159,12 @@ def test_memory_counts_the_passes_in_which_a_position_hardly_moved() -> None:
     assert reverse < 0.0220 < DIVERGENCE < 0.0230  # so that the direction shows
     position = torch.tensor([[True]])
     for threshold, expected in ((0.0230, [0, 1, 2, 0, 1]), (0.0220, [0, 0, 1, 0, 1])):
-        memory = PassMemory(position)
+        state = state_of(position)
         counts = []
         far = distribution(0.1, 0.9, 0.0)
         for logits in (BEFORE, NOW, NOW, far, far):
-            memory.compare(position, logits, threshold)
-            counts.append(memory.stable_passes.item())
+            KlassConfig(None, threshold, 1)(logits, torch.zeros(1, 1), position, state)
+            counts.append(state.memory["stable_steps"].item())
         assert counts == expected
 
 
@@ -158,19 +172,22 @@ def test_memory_compares_each_position_with_itself() -> None:
     """Positions are decided, blocks change and rows leave; what is new has no passes after it."""
     torch.manual_seed(0)
     table = torch.randn(3, 4, 7)
-    memory = PassMemory(torch.ones(3, 4, dtype=torch.bool))
+    state = state_of(torch.ones(3, 4, dtype=torch.bool))
+
+    def step(positions: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        state.scored = positions
+        KlassConfig(None, 1e-6, 1)(scores[positions], torch.zeros(positions.shape), positions, state)
+        return state.memory["stable_steps"]
+
     first = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
-    memory.compare(first, table[first], 1e-6)
-    assert not memory.stable_passes.any()
+    assert not step(first, table).any()
     second = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 1], [0, 1, 1, 0]], dtype=torch.bool)
-    memory.compare(second, table[second], 1e-6)
-    assert torch.equal(memory.stable_passes, (first & second).long())
-    memory.select_rows(torch.tensor([0, 2]))
+    assert torch.equal(step(second, table), (first & second).long())
+    state.select_rows(torch.tensor([0, 2]))
     third = second[[0, 2]]
-    memory.compare(third, table[[0, 2]][third], 1e-6)
-    assert memory.stable_passes.tolist() == [[0, 2, 1, 2], [0, 2, 2, 0]]
-    memory.compare(third, table[[1, 2]][third], 1e-6)  # control: another row's distributions are not stable
-    assert memory.stable_passes.tolist() == [[0, 0, 0, 0], [0, 3, 3, 0]]
+    assert step(third, table[[0, 2]]).tolist() == [[0, 2, 1, 2], [0, 2, 2, 0]]
+    # control: another row's distributions are not stable
+    assert step(third, table[[1, 2]]).tolist() == [[0, 0, 0, 0], [0, 3, 3, 0]]
 
 
 @pytest.mark.parametrize(
@@ -187,11 +204,14 @@ def test_stable_positions_are_stable_and_confident(
     threshold: float | None, length: int, expected: list[list[int]]
 ) -> None:
     """Of two counts and two confidences each decides about one position."""
-    scores = scores_of(
-        [[0.7, 0.9, 0.8], [0.9, 0.3, 0.9]], [[True, True, True], [True, True, False]],
-        stable_passes=[[2, 0, 3], [1, 2, 5]],
-    )  # fmt: skip
-    assert chosen(stable_positions(scores, threshold, kl_threshold=0.1, kl_history_length=length)) == expected
+    found = choose(
+        KlassConfig(threshold, kl_threshold=0.1, kl_history_length=length),
+        [[0.7, 0.9, 0.8], [0.9, 0.3, 0.9]],
+        [[True, True, True], [True, True, False]],
+        torch.zeros(5, 2),
+        stable_steps=[[2, 0, 3], [1, 2, 5]],
+    )
+    assert found == expected
 
 
 # Early commit
@@ -209,18 +229,18 @@ def test_committed_rows_reach_the_threshold_of_their_third(progress: float, thre
     """The mean of two gaps counts, and equality passes; the row below it follows the confidence threshold."""
     positions = [[True, False, True]] * 2
     logits = torch.cat([gaps(threshold + 2, threshold - 2), gaps(threshold + 2, threshold - 2.25)])
-    scores = scores_of([[0.5, 0.5, 0.2]] * 2, positions, logits, [progress] * 2)
-    assert chosen(committed_positions(scores, None, (7.5, 5.0, 2.5))) == [[0, 2], []]
-    assert chosen(committed_positions(scores, 0.4, (7.5, 5.0, 2.5))) == [[0, 2], [0]]
+    given = [[0.5, 0.5, 0.2]] * 2, positions, logits, [progress] * 2
+    assert choose(ProphetConfig(None, (7.5, 5.0, 2.5)), *given) == [[0, 2], []]
+    assert choose(ProphetConfig(0.4, (7.5, 5.0, 2.5)), *given) == [[0, 2], [0]]
 
 
 def test_committed_rows_are_not_decided_by_positions_without_a_choice() -> None:
     """A position with one possible token has an infinite gap; alone it may go, but it pulls nobody along."""
     one_possible = torch.tensor([[0.0, -INF, -INF]])
     logits = torch.cat([one_possible, gaps(3.0), one_possible, one_possible, gaps(3.0)])
-    scores = scores_of([[0.5, 0.5]] * 3, [[True, True], [True, True], [False, True]], logits)
-    assert chosen(committed_positions(scores, None, (5.0, 5.0, 5.0))) == [[], [0, 1], []]
-    assert chosen(committed_positions(scores, None, (2.9, 5.0, 5.0))) == [[0, 1], [0, 1], [1]]  # control
+    given = [[0.5, 0.5]] * 3, [[True, True], [True, True], [False, True]], logits
+    assert choose(ProphetConfig(None, (5.0, 5.0, 5.0)), *given) == [[], [0, 1], []]
+    assert choose(ProphetConfig(None, (2.9, 5.0, 5.0)), *given) == [[0, 1], [0, 1], [1]]  # control
 
 
 # Draft and verify
@@ -228,23 +248,22 @@ def test_committed_rows_are_not_decided_by_positions_without_a_choice() -> None:
 
 def test_drafted_positions_are_above_the_low_threshold() -> None:
     """Verification has its own turn."""
-    scores = scores_of([[0.7, 0.5, 0.61]])
-    assert chosen(drafted_positions(scores, draft_threshold=0.6, verify_threshold=0.9)) == [[0, 2]]
+    assert choose(WinoConfig(draft_threshold=0.6, verify_threshold=0.9), [[0.7, 0.5, 0.61]]) == [[0, 2]]
 
 
 @pytest.mark.parametrize(
-    ("num_drafted", "expected"), [(0, []), (1, []), (2, [1]), (3, [1, 4]), (4, [1, 2, 4]), (9, [1, 2, 4])]
+    ("num_provisional", "expected"), [(0, []), (1, []), (2, [1]), (3, [1, 4]), (4, [1, 2, 4]), (9, [1, 2, 4])]
 )
-def test_suspicious_positions_are_the_least_probable_and_fewer_than_drafted(
-    num_drafted: int, expected: list[int]
+def test_rejected_positions_are_the_least_probable_and_fewer_than_drafted(
+    num_provisional: int, expected: list[int]
 ) -> None:
     """0.2, 0.8 and 0.5 of the decided ones are below 0.9; position 3 is not decided, position 0 is sure, 0.9 is
     enough."""
     decided = torch.tensor([[True, True, True, False, True, True]])
     probability = torch.tensor([[0.95, 0.2, 0.8, 0.1, 0.5, 0.9]])
-    found = suspicious_positions(decided, probability, torch.tensor([num_drafted]), 0.9)
+    found = rejected_positions(decided, probability, torch.tensor([num_provisional]), 0.9)
     assert chosen(found) == [expected]
-    assert chosen(suspicious_positions(decided, probability, torch.tensor([num_drafted]), 0.15)) == [[]]
+    assert chosen(rejected_positions(decided, probability, torch.tensor([num_provisional]), 0.15)) == [[]]
 
 
 def test_memory_verifies_decided_positions_by_the_probability_of_their_tokens() -> None:
@@ -254,23 +273,19 @@ def test_memory_verifies_decided_positions_by_the_probability_of_their_tokens() 
     probabilities = torch.tensor(
         [[0.1, 0.9], [0.3, 0.7], [0.98, 0.02], [0.5, 0.5], [0.05, 0.95], [0.95, 0.05], [0.5, 0.5]]
     )
-    scores = PassScores(masked, positions, probabilities.log(), torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, 4))
-    memory = PassMemory(torch.ones_like(positions))
-    memory.drafted = torch.tensor([[True, True, False, False], [False, True, True, True]])
-    answer = torch.tensor([[0, 0, 0, 9], [1, 1, 0, 9]])
-    # The mask token 9 has no score of its own here, and needs none: only decided positions are asked for.
-    answer = answer.masked_fill(masked, 0)
-    assert chosen(memory.verify(scores, answer, 0.9)) == [[0], []]
-    memory.drafted = torch.ones_like(positions)
-    assert chosen(memory.verify(scores, answer, 0.9)) == [[0, 1], []]
-    assert chosen(memory.verify(scores, answer, 0.99)) == [[0, 1, 2], [1, 2]]
+    state = state_of(positions)
+    state.provisional = torch.tensor([[True, True, False, False], [False, True, True, True]])
+    # Masked positions need no token of their own: only committed ones are verified.
+    state.answer = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0]])
 
+    def rejected(threshold: float) -> list[list[int]]:
+        rule = WinoConfig(verify_threshold=threshold)
+        return chosen(rule.remask(probabilities.log(), torch.zeros(2, 4), masked, state))
 
-def test_memory_calls_a_token_that_was_unmasked_alone_verified() -> None:
-    """Everything else was known to it; two that came together did not know each other."""
-    memory = PassMemory(torch.ones(2, 3, dtype=torch.bool))
-    memory.drafted = torch.tensor([[True, False, False], [True, False, True]])
-    assert memory.unverified.tolist() == [[False, False, False], [True, False, True]]
+    assert rejected(0.9) == [[0], []]
+    state.provisional = torch.ones_like(positions)
+    assert rejected(0.9) == [[0, 1], []]
+    assert rejected(0.99) == [[0, 1, 2], [1, 2]]
 
 
 # All rules
@@ -278,9 +293,8 @@ def test_memory_calls_a_token_that_was_unmasked_alone_verified() -> None:
 
 def test_parallel_rules_choose_by_their_default_options() -> None:
     """Every row of the table can be called as it stands, and there are six."""
-    scores = scores_of([[0.99, 0.5]], logits=gaps(9.0, 9.0), stable_passes=[[2, 2]])
-    found = {name: chosen(rule.choose(scores, **rule.options)) for name, rule in PARALLEL_RULES.items()}
-    assert found == {
+    given: dict = {"confidence": [[0.99, 0.5]], "logits": gaps(9.0, 9.0), "stable_steps": [[2, 2]]}
+    assert {name: choose(rule(), **given) for name, rule in SAMPLER_RULES.items()} == {
         "threshold": [[0]],
         "factor": [[0]],  # 2 (1 - 0.99), but 3 (1 - 0.5)
         "entropy_bound": [[0, 1]],  # both are nearly certain by their logits
@@ -291,23 +305,17 @@ def test_parallel_rules_choose_by_their_default_options() -> None:
 
 
 #: Options of each rule, the second ones more generous.
-STRICT_AND_LOOSE = {
-    "threshold": ({"confidence_threshold": 0.8}, {"confidence_threshold": 0.5}),
-    "factor": ({"confidence_factor": 0.7}, {"confidence_factor": 1.4}),
-    "entropy_bound": ({"entropy_bound": 0.3}, {"entropy_bound": 1.5}),
-    "klass": (
-        {"confidence_threshold": 0.6, "kl_threshold": 0.1, "kl_history_length": 2},
-        {"confidence_threshold": 0.3, "kl_threshold": 0.1, "kl_history_length": 1},
-    ),
-    "prophet": (
-        {"confidence_threshold": 0.8, "gap_thresholds": (2.0, 1.5, 1.0)},
-        {"confidence_threshold": 0.5, "gap_thresholds": (1.2, 0.8, 0.4)},
-    ),
-    "wino": ({"draft_threshold": 0.8, "verify_threshold": 0.9}, {"draft_threshold": 0.5, "verify_threshold": 0.9}),
+STRICT_AND_LOOSE: dict[str, tuple[SamplerRule, SamplerRule]] = {
+    "threshold": (ThresholdConfig(0.8), ThresholdConfig(0.5)),
+    "factor": (FactorConfig(0.7), FactorConfig(1.4)),
+    "entropy_bound": (EntropyBoundConfig(0.3), EntropyBoundConfig(1.5)),
+    "klass": (KlassConfig(0.6, 0.1, 2), KlassConfig(0.3, 0.1, 1)),
+    "prophet": (ProphetConfig(0.8, (2.0, 1.5, 1.0)), ProphetConfig(0.5, (1.2, 0.8, 0.4))),
+    "wino": (WinoConfig(0.8), WinoConfig(0.5)),
 }
 
 
-@pytest.mark.parametrize("name", PARALLEL_RULES)
+@pytest.mark.parametrize("name", SAMPLER_RULES)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**20))
 def test_rule_of_a_batch_is_the_rule_of_its_rows(name: str, seed: int) -> None:
@@ -315,18 +323,64 @@ def test_rule_of_a_batch_is_the_rule_of_its_rows(name: str, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     masked = torch.rand(4, 6, generator=random) < 0.7
     logits = 3 * torch.randn(int(masked.sum()), 9, generator=random)
-    confidence = spread(masked, logits.softmax(dim=-1).amax(dim=-1))
+    confidence = scatter(masked, logits.softmax(dim=-1).amax(dim=-1))
     progress = torch.rand(4, generator=random)
-    stable_passes = torch.randint(0, 4, (4, 6), generator=random)
-    whole = PassScores(masked, masked, logits, confidence, progress, stable_passes)
-    strict, loose = STRICT_AND_LOOSE[name]
-    together = PARALLEL_RULES[name].choose(whole, **strict)
-    assert not (together & ~masked).any()
-    assert not (together & ~PARALLEL_RULES[name].choose(whole, **loose)).any()
+    stable_steps = torch.randint(0, 4, (4, 6), generator=random)
     of_row = torch.arange(4).repeat_interleave(masked.sum(dim=1))
+
+    def choice(rule: SamplerRule, rows: torch.Tensor) -> torch.Tensor:
+        own = logits[torch.isin(of_row, rows)]
+        state = state_of(masked[rows], progress[rows])
+        state.memory["stable_steps"] = stable_steps[rows]
+        state.memory["log_probabilities"] = PositionValues(masked[rows], own.log_softmax(dim=-1))
+        return rule(own, confidence[rows], masked[rows], state)
+
+    strict, loose = STRICT_AND_LOOSE[name]
+    together = choice(strict, torch.arange(4))
+    assert not (together & ~masked).any()
+    assert not (together & ~choice(loose, torch.arange(4))).any()
     for row in range(4):
-        one = slice(row, row + 1)
-        alone = PassScores(
-            masked[one], masked[one], logits[of_row == row], confidence[one], progress[one], stable_passes[one]
-        )
-        assert torch.equal(PARALLEL_RULES[name].choose(alone, **strict), together[one])
+        assert torch.equal(together[row : row + 1], choice(strict, torch.tensor([row])))
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", SAMPLER_RULES)
+def test_options_of_a_rule_survive_as_a_dictionary(name: str) -> None:
+    """With the class's name, as DiffusionGemma's configuration does it; without it, by the rule's name."""
+    for rule in (SAMPLER_RULES[name](), STRICT_AND_LOOSE[name][0]):
+        written = json.loads(json.dumps(rule.to_dict()))
+        assert written["_cls_name"] == type(rule).__name__
+        assert sampler_config_from_dict(written) == rule
+        del written["_cls_name"]
+        assert sampler_config_from_dict(written, name) == rule
+
+
+def test_options_of_an_unknown_rule_or_name_are_refused() -> None:
+    """Nothing is imported or made by name but the built-in rules."""
+    with pytest.raises(ValueError, match=r"`sampler_config` must be one of ThresholdConfig, .*'Sampler'"):
+        sampler_config_from_dict({"_cls_name": "Sampler"})
+    message = r"`entropy_bond` must be an option of `EntropyBoundConfig`, .*; did you mean `entropy_bound`\?"
+    with pytest.raises(ValueError, match=message):
+        sampler_config_from_dict({"entropy_bond": 1.0}, "entropy_bound")
+    with pytest.raises(ValueError, match=r"`xyz` must be an option of `FactorConfig`, confidence_factor$"):
+        sampler_config_from_dict({"xyz": 1.0}, "factor")
+
+
+def test_values_of_positions_are_found_by_position_and_follow_their_rows() -> None:
+    """Of positions that have none, nothing is returned."""
+    positions = torch.tensor([[True, False, True], [False, True, True]])
+    values = PositionValues(positions, torch.tensor([[1.0], [3.0], [5.0], [6.0]]))
+    other = torch.tensor([[True, True, False], [False, False, True]])
+    found, has_value = values.at(other, 3)
+    assert has_value.tolist() == [True, False, True]
+    assert found[has_value].tolist() == [[1.0], [6.0]]
+    assert values[torch.tensor([1])].values.tolist() == [[5.0], [6.0]]
+
+
+def test_flat_indices_are_those_of_nonzero() -> None:
+    """With their number given, so that nothing waits for the device."""
+    positions = torch.rand(3, 5) < 0.5
+    expected = positions.flatten().nonzero().squeeze(1)
+    assert torch.equal(flat_indices(positions, len(expected)), expected)

@@ -27,17 +27,23 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleGenerationOutput
-from dimple_hf.modeling.rules_dimple import PARALLEL_RULES
+from dimple_hf.modeling.rules_dimple import (
+    SAMPLER_RULES,
+    EntropyBoundConfig,
+    KlassConfig,
+    ProphetConfig,
+    WinoConfig,
+)
 
 LENGTH = 10
 
 #: Every rule, with options under which the tiny model sometimes unmasks several positions at once, and other ways.
-WAYS: dict[str, dict[str, Any]] = {name: {"parallel_rule": name} for name in PARALLEL_RULES}
+WAYS: dict[str, dict[str, Any]] = {name: {"sampler": name} for name in SAMPLER_RULES}
 WAYS["threshold"] |= {"confidence_threshold": 0.3}
-WAYS["entropy_bound"] |= {"entropy_bound": 3.0}
-WAYS["klass"] |= {"confidence_threshold": 0.2, "kl_threshold": 1.0, "kl_history_length": 1}
-WAYS["prophet"] |= {"confidence_threshold": 0.3, "gap_thresholds": (3.0, 2.0, 1.0)}
-WAYS["wino"] |= {"draft_threshold": 0.3, "verify_threshold": 0.4}
+WAYS["entropy_bound"] |= {"sampler_config": EntropyBoundConfig(3.0)}
+WAYS["klass"] |= {"sampler_config": KlassConfig(0.2, kl_threshold=1.0, kl_history_length=1)}
+WAYS["prophet"] |= {"sampler_config": ProphetConfig(0.3, (3.0, 2.0, 1.0))}
+WAYS["wino"] |= {"sampler_config": WinoConfig(0.3, 0.4)}
 WAYS["schedule"] = {"confidence_threshold": None}
 WAYS["blocks"] = {"confidence_threshold": 0.3, "block_length": 4}
 WAYS["few-steps"] = {"confidence_threshold": None, "max_denoising_steps": 3}
@@ -216,7 +222,6 @@ def test_compilation_follows_transformers_criteria(
             "`cache_policy`=\"prompt\".*got 'dual'",
         ),
         ({"cache_implementation": "static", "initial_answer_length": 4}, "`initial_answer_length` must not be used"),
-        ({"cache_implementation": "static", "crop_after_end": True}, "`crop_after_end` must not be used"),
     ],
 )
 @pytest.mark.parametrize("method", ["generate", "generate_steps"])

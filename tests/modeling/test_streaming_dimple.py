@@ -46,7 +46,7 @@ class DraftRecorder(Recorder):
 def put(streamer: Recorder, *answers: list[int]) -> None:
     drafts = DraftStreamer(streamer, MASK, ENDS)
     for answer in answers[:-1]:
-        drafts.put_answer(torch.tensor([answer]), torch.tensor([answer]))
+        drafts.put_answer(torch.tensor([answer]), torch.tensor([answer]) != MASK)
     drafts.end(torch.tensor([answers[-1]]))
 
 

@@ -17,12 +17,15 @@ The Hub's cache is written by hand here, in the layout of the client; `tests/hub
 """
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoProcessor
 
-from dimple_hf.modeling.weight_files_dimple import is_whole_safetensors_file, refuse_damaged_files
+from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf.modeling.weight_files_dimple import end_token_id, read_header, refuse_damaged_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -104,9 +107,12 @@ def test_loading_that_fails_names_the_file_that_is_cut_off(tmp_path: Path, weigh
     cache_file(tmp_path, "config.json", b"{}")
     cache_file(tmp_path, "good.safetensors", weights)
     bad = cache_file(tmp_path, "bad.safetensors", weights + b"!", stored=weights[:-9])
-    assert not is_whole_safetensors_file(bad)
+    with pytest.raises(ValueError, match="must be a whole safetensors file"):
+        read_header(bad)
     with (
-        pytest.raises(ValueError, match=r"must be whole \(got \S+/bad\.safetensors: too short\)"),
+        pytest.raises(
+            ValueError, match=r"\S+/bad\.safetensors must be a whole safetensors file \(got SafetensorError"
+        ),
         refuse_damaged_files("me/model", revision="main", cache_dir=tmp_path),
     ):
         raise RuntimeError("too short")
@@ -119,3 +125,28 @@ def test_loading_that_fails_without_damage_raises_what_it_raised(checkpoint: str
     position = tmp_path / checkpoint if checkpoint == "directory" else checkpoint
     with pytest.raises(KeyError, match="shape"), refuse_damaged_files(position, cache_dir=tmp_path):
         raise KeyError("shape")
+
+
+def test_end_token_of_the_tokenizer_ends_answers(parity_dir: Path, tmp_path: Path) -> None:
+    """A chat model may end its turn with the tokenizer's token, whatever its generation options have."""
+    folder = Path(shutil.copytree(parity_dir / "checkpoint", tmp_path / "checkpoint"))
+    for options, expected in (({}, 422), ({"eos_token_id": 420}, [420, 422]), ({"eos_token_id": [422, 7]}, [422, 7])):
+        (folder / "generation_config.json").write_text(json.dumps(options))
+        model = DimpleForConditionalGeneration.from_pretrained(folder)
+        assert model.generation_config.eos_token_id == expected
+    AutoProcessor.from_pretrained(folder).save_pretrained(folder)  # in the form of transformers 5
+    assert end_token_id(folder) == 422
+    (folder / "tokenizer_config.json").unlink()
+    assert end_token_id(folder) is None
+    (folder / "tokenizer_config.json").write_text("[")
+    assert end_token_id(folder) is None
+
+
+def test_checkpoint_in_a_subfolder_is_looked_at_there(parity_dir: Path, tmp_path: Path) -> None:
+    """A damaged file below the folder is named like one in it."""
+    shutil.copytree(parity_dir / "checkpoint", tmp_path / "sub")
+    DimpleForConditionalGeneration.from_pretrained(tmp_path, subfolder="sub")  # control
+    path = tmp_path / "sub" / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"sub/model-00002-of-00003\.safetensors must be a whole safetensors file"):
+        DimpleForConditionalGeneration.from_pretrained(tmp_path, subfolder="sub")

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Transformers' common model and configuration tests, on tiny models in both attention modes.
 
-Run by `make peer-tests`, which downloads the tests first (see `sources`). What cannot apply is listed in `SKIPPED`, with
-the reason.
+Run by `make peer-tests`, which downloads the tests first (see `sources`). What cannot apply is listed in `SKIPPED`,
+with the reason.
 """
 
 import copy
@@ -45,8 +45,8 @@ SKIPPED = {
 }
 
 SKIPPED_BIDIRECTIONAL = {
-    "test_retain_grad_hidden_states_attentions": "gradients without labels or mask tokens are refused: there is nothing "
-    "to learn but to copy",
+    "test_retain_grad_hidden_states_attentions": "gradients without labels or mask tokens are refused: such a model "
+    "would learn to copy",
 }
 
 #: Tests that take images away from the tokens, which is refused; they run on text.

@@ -75,8 +75,9 @@ def random_options(rng: random.Random) -> dict[str, Any]:
     """
     rule = rng.choice(("threshold", "threshold", *RULES))
     threshold = rng.choice((0.3, 0.5, 0.7, 0.9, 0.95, 1.0, None))
-    options: dict[str, Any] = RULES.get(rule, {"confidence_threshold": threshold}) | {
-        "parallel_rule": rule,
+    options: dict[str, Any] = {
+        "sampler": rule,
+        "sampler_config": RULES.get(rule, {"confidence_threshold": threshold}),
         "unmasking": rng.choice(("confidence", "margin", "entropy", "random", "left_to_right")),
         "unmasking_schedule": rng.choice(("adaptive", "fixed")),
         "use_cache": rng.random() < 0.5,

@@ -23,16 +23,11 @@ import torch
 from server_process import QUESTIONS, chat, noise_image, own_answer
 
 from dimple_hf import StructurePrior
+from dimple_hf.modeling.denoising_dimple import Sampler
+from dimple_hf.serve.batch import Batch
+from dimple_hf.serve.jobs import Job, Progress, ServerFault, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText
-from dimple_hf.serve.worker import (
-    Job,
-    Progress,
-    ServerFault,
-    Worker,
-    collate,
-    decided_beginning,
-    next_batch,
-)
+from dimple_hf.serve.worker import Worker, admit_first, length_class
 
 #: One position a pass, so that there are as many passes as positions.
 SLOWLY = {"confidence_threshold": None}
@@ -101,35 +96,24 @@ def num_passes(forms_model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-def test_next_batch_takes_the_first_and_others_of_its_kind_in_their_order() -> None:
-    """Whoever came first goes first; nobody waits forever."""
-    first, other, second, third = job_of(), job_of(length=9), job_of(), job_of()
-    waiting = [first, other, second, third]
-    assert next_batch(waiting, 4, 10**6) == [first, second, third]
-    assert next_batch(waiting, 2, 10**6) == [first, second]
-    assert next_batch([other, second], 4, 10**6) == [other]
-
-
-def test_next_batch_is_bounded_in_positions() -> None:
-    """Padding included: eight rows as long as the longest need no more memory than one full context."""
+def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
+    """Padding included: eight rows as long as the longest need no more memory than the bound allows."""
     short, long = job_of(num_tokens=4), job_of(num_tokens=24)  # 12 and 32 positions
-    assert next_batch([short, long, short], 4, 64) == [short, long]
-    assert next_batch([short, long, short], 4, 63) == [short, short]
-    assert next_batch([long], 4, 1) == [long]
+    assert admit_first([], [short] * 5, 4, 10**6) == 4
+    assert admit_first([short], [short] * 5, 4, 10**6) == 3
+    assert admit_first([short] * 4, [short], 4, 10**6) == 0
+    assert admit_first([short], [long, short], 4, 64) == 1
+    assert admit_first([short], [long, short], 4, 63) == 0  # the short one does not overtake
+    assert admit_first([], [long], 4, 1) == 1  # alone it may have more
+    assert admit_first([], [], 4, 1) == 0
 
 
-@pytest.mark.parametrize("changes", [{"options": {"do_sample": False}}, {"seed": 1}, {"prior": object()}])
-def test_jobs_of_different_kinds_do_not_share_a_batch(changes: dict[str, Any]) -> None:
-    """They would change each other's answers."""
-    plain, special = job_of(), job_of()
-    assert plain.kind == special.kind  # control
-    for name, value in changes.items():
-        setattr(special, name, value)
-    assert plain.kind != special.kind
+def test_length_classes_part_short_answers_from_long_ones() -> None:
+    assert [length_class(length) for length in (1, 64, 65, 128, 129, 512, 513)] == [0, 0, 1, 1, 2, 3, 4]
 
 
 def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:
-    """Rows with one image, with two and with none; with priors too."""
+    """Rows with one image, with two and with none."""
     chats = [chat(0), [{"role": "user", "content": "Hello, how many rows does the form have?"}], chat(1)]
     chats[0] += chat(2)
     rows = [row(forms_processor, one) for one in chats]
@@ -140,16 +124,13 @@ def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: An
     assert collated.keys() == together.keys()
     for name, value in together.items():
         torch.testing.assert_close(collated[name], value, rtol=0, atol=0)
-    prior = StructurePrior.from_json_schema(SCHEMA)
-    collated = collate([Job(one, prior, 8) for one in rows], forms_processor.tokenizer)
-    assert collated["answer_ids"].tolist() == [prior.canvas(forms_processor.tokenizer).ids] * 3
 
 
-def test_decided_beginning_stops_at_open_positions_and_ends() -> None:
+def test_final_beginning_stops_at_open_positions_and_ends() -> None:
     tokens, end = [5, 6, 9, 7], frozenset([9])
-    assert decided_beginning(tokens, [True, True, True, True], end) == ([5, 6], True)
-    assert decided_beginning(tokens, [True, True, True, True], frozenset()) == (tokens, False)
-    assert decided_beginning(tokens, [True, False, True, True], end) == ([5], False)
+    assert final_beginning(tokens, [True, True, True, True], end) == ([5, 6], True)
+    assert final_beginning(tokens, [True, True, True, True], frozenset()) == (tokens, False)
+    assert final_beginning(tokens, [True, False, True, True], end) == ([5], False)
 
 
 def growing(*stops: str) -> GrowingText:
@@ -198,27 +179,45 @@ def test_growing_text_is_cut_at_the_first_stop_string(
     assert text.push([*data, 120], True) == ("" if text.is_cut else "x")
 
 
-def test_answers_of_a_batch_are_those_of_generate(
+def test_answers_of_rows_that_join_and_leave_are_those_of_generate(
     worker: Worker, forms_model: Any, forms_processor: Any, num_passes: list[int]
 ) -> None:
-    """Of free answers, of one under a prior, and of a drawn one with a seed."""
+    """Of any length, free, under a prior, drawn with a seed, and one position a step, in whatever company."""
     prior = StructurePrior.from_json_schema(SCHEMA)
-    length = len(prior.canvas(forms_processor.tokenizer).ids)
-    jobs = [Job(row(forms_processor, chat(seed)), None, 48) for seed in range(4)]
-    jobs.append(Job(row(forms_processor, chat(4)), prior, length))
-    jobs.append(Job(row(forms_processor, chat(5)), None, 48, {"do_sample": True, "temperature": 2.0}, seed=3))
-    watched = [Watched(job) for job in jobs]
-    with worker.changed:  # so that all of them wait before the first is taken
-        worker.waiting.extend(jobs)
-        worker.changed.notify()
+    drawn = {"do_sample": True, "temperature": 2.0}
+    specs: list[tuple[Any, int, dict[str, Any], int | None]] = [
+        (None, 20, SLOWLY, None), (prior, len(prior.canvas(forms_processor.tokenizer).ids), {}, None),
+        (None, 8, {}, None), (None, 24, drawn, 3), (None, 30, {}, None), (None, 40, {}, None), (None, 16, drawn, 3),
+    ]  # fmt: skip
+    watched = [
+        Watched(Job(row(forms_processor, chat(index)), prior, length, options, seed))
+        for index, (prior, length, options, seed) in enumerate(specs)
+    ]
+    # The first one runs; of the others, one comes after each of its steps.
+    watched[0].after_step = lambda step: worker.submit(watched[step].job) if step < len(specs) else None
+    worker.submit(watched[0].job)
     answers = [forms_processor.decode(one.last().tokens, skip_special_tokens=True) for one in watched]
-    assert max(num_passes) == 4  # rows
-    expected = [own_answer(forms_model, forms_processor, chat(seed)) for seed in range(4)]
-    expected.append(own_answer(forms_model, forms_processor, chat(4), prior))
-    torch.manual_seed(3)
-    expected.append(own_answer(forms_model, forms_processor, chat(5), do_sample=True, temperature=2.0))
-    assert answers == expected
+    assert max(num_passes) > 2  # control: rows did share passes
+    for index, (answer, (prior, length, options, seed)) in enumerate(zip(answers, specs, strict=True)):
+        torch.manual_seed(seed or 0)
+        extra = {} if prior is not None else {"max_new_tokens": length}
+        assert answer == own_answer(forms_model, forms_processor, chat(index), prior, **options, **extra)
     assert len(set(answers)) > 3  # control
+
+
+def test_short_answer_does_not_wait_for_a_long_one(worker: Worker, forms_processor: Any) -> None:
+    """It joins after the step that runs, and leaves long before the other ends."""
+    inputs = row(forms_processor, chat(0))
+    long, short = Watched(Job(inputs, None, 60, SLOWLY)), Watched(Job(inputs, None, 4))
+    at: list[int] = []
+    long.after_step = lambda step: worker.submit(short.job) if step == 5 else None
+    short.after_step = lambda step: at.append(long.num_steps)
+    worker.submit(long.job)
+    short.last()
+    long.last()
+    assert at[0] <= 7
+    assert at[-1] <= 5 + 2 * 4
+    assert long.num_steps > 40  # control
 
 
 def test_seeds_of_a_client_do_not_touch_the_random_numbers_of_others(worker: Worker, forms_processor: Any) -> None:
@@ -248,12 +247,11 @@ def test_cancelled_job_frees_the_model_within_a_step(
     num_passes.clear()
     pair = [Watched(Job(one, None, 12, SLOWLY)) for one in rows]
     pair[0].after_step = lambda step: worker.cancel(pair[0].job) if step == 4 else None
-    with worker.changed:
-        worker.waiting.extend(one.job for one in pair)
-        worker.changed.notify()
+    worker.submit(*(one.job for one in pair))
     pair[1].last()
-    assert num_passes.count(2) == 4  # the fourth was under way
+    assert pair[0].num_steps == 4
     assert num_passes.count(1) > 4  # control: the other one went on
+    assert num_passes.count(2) <= 5
 
 
 def test_cancelled_job_that_waits_is_never_run(worker: Worker, forms_processor: Any) -> None:
@@ -274,16 +272,57 @@ def test_cancelled_job_that_waits_is_never_run(worker: Worker, forms_processor: 
 
 
 def test_job_that_cannot_be_run_takes_no_other_with_it(worker: Worker, forms_processor: Any) -> None:
-    """Not even one of its batch; its own client is told, and the server lives."""
+    """Its own client is told, and the server lives."""
     inputs = row(forms_processor, chat(0))
     broken = Watched(Job({name: value for name, value in inputs.items() if name != "image_grid_thw"}, None, 8))
     good = Watched(Job(inputs, None, 8))
-    with worker.changed:
-        worker.waiting.extend([broken.job, good.job])
-        worker.changed.notify()
+    worker.submit(broken.job, good.job)
     assert str(broken.last()) == "the model failed"
     assert isinstance(good.last(), Progress)
     worker.submit(good.job)
+    assert isinstance(good.last(), Progress)
+
+
+def test_step_that_fails_is_tried_again_with_each_row_alone(
+    worker: Worker, forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory runs out: every client gets its answer, in pieces that go on where they were."""
+    run = Batch._run
+
+    def fail_together(batch: Batch, counts: list[int]) -> None:
+        if len(counts) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        run(batch, counts)
+
+    monkeypatch.setattr(Batch, "_run", fail_together)
+    watched = [Watched(Job(row(forms_processor, chat(seed)), None, 12)) for seed in range(3)]
+    worker.submit(*(one.job for one in watched))
+    for seed, one in enumerate(watched):
+        answer = forms_processor.decode(one.last().tokens, skip_special_tokens=True)
+        assert answer == own_answer(forms_model, forms_processor, chat(seed), max_new_tokens=12)
+    monkeypatch.setattr(Batch, "_run", lambda batch, counts: 1 / 0)
+    hopeless = Watched(Job(row(forms_processor, chat(0)), None, 12))
+    worker.submit(hopeless.job)
+    assert str(hopeless.last()) == "the model failed"
+    monkeypatch.setattr(Batch, "_run", run)
+    good = Watched(Job(row(forms_processor, chat(0)), None, 12))
+    worker.submit(good.job)
+    assert isinstance(good.last(), Progress)
+
+
+def test_row_whose_logits_are_not_finite_fails_alone(
+    worker: Worker, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, good = (Watched(Job(row(forms_processor, chat(seed)), None, 12, SLOWLY)) for seed in range(2))
+    process = Sampler.process
+
+    def spoil(sampler: Sampler, state: Any, prompt: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits = process(sampler, state, prompt, logits)
+        return logits * torch.nan if torch.equal(prompt, broken.job.inputs["input_ids"]) else logits
+
+    monkeypatch.setattr(Sampler, "process", spoil)
+    worker.submit(broken.job, good.job)
+    assert str(broken.last()) == "the model failed"
     assert isinstance(good.last(), Progress)
 
 

@@ -88,7 +88,7 @@ def test_load_adapter_with_a_damaged_file_names_it(model: DimpleForConditionalGe
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     base = DimpleForConditionalGeneration(model.config)
-    with pytest.raises(ValueError, match=r"safetensors files must be whole \(got .*adapter_model\.safetensors"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors must be a whole safetensors file"):
         load_adapter(base, str(tmp_path))
 
 

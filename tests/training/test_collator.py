@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from training_run import CHECKPOINT, make_rows
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor, StructurePrior
+from dimple_hf.modeling import DimpleOutput
 from dimple_hf.training import BadRowError, DimpleDataCollator
 from dimple_hf.training.collator import answer_length_bounds
 
@@ -148,19 +149,35 @@ def test_collator_canvas_of_a_prior_is_never_shortened(processor: DimpleProcesso
         collator([laid_out])
 
 
-def test_collator_several_turns_become_one_sequence_for_each_answer(processor: DimpleProcessor) -> None:
-    """Earlier answers are part of the prompt, without padding and with the chat's own end; images come along."""
-    batch = DimpleDataCollator(processor)([row("a", "bcd", "e", "fgh", images=(PIL_IMAGE,))])
-    assert batch["input_ids"].tolist() == [
+def test_collator_several_turns_share_a_row(processor: DimpleProcessor) -> None:
+    """The conversation, with a run of padding after each answer; that of the first one is a branch."""
+    batch = DimpleDataCollator(processor)([row("a", "bcd", "e", "fgh", images=(PIL_IMAGE,)), row("a", "b")])
+    assert batch["input_ids"][0].tolist() == (
+        [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, PAD, 422, 48, 25, 68, 220, 32, 25, 69, 70, 71, PAD]
+    )
+    assert batch["labels"][0].tolist() == [-100] * 10 + [65, 66, 67, PAD] + [-100] * 7 + [69, 70, 71, PAD]
+    assert batch["branch_ids"].tolist() == [[0] * 13 + [1] + [0] * 11, [0] * 25]
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
+    apart = DimpleDataCollator(processor, join_turns=False)([row("a", "bcd", "e", "fgh", images=(PIL_IMAGE,))])
+    assert apart["input_ids"].tolist() == [
         [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, PAD] + [PAD] * 10,
         [48, 25, 424, 427, 427, 425, 64, 220, 32, 25, 65, 66, 67, 422, 48, 25, 68, 220, 32, 25, 69, 70, 71, PAD],
     ]
-    assert batch["labels"].tolist() == [
+    assert apart["labels"].tolist() == [
         [-100] * 10 + [65, 66, 67, PAD] + [-100] * 10,
         [-100] * 20 + [69, 70, 71, PAD],
     ]
-    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]] * 2
-    assert torch.equal(*batch["pixel_values"].chunk(2))
+    assert apart["image_grid_thw"].tolist() == [[1, 2, 4]] * 2
+    assert "branch_ids" not in apart
+
+
+def test_collator_turns_that_do_not_fit_together_are_rows_of_their_own(processor: DimpleProcessor) -> None:
+    """Here 25 tokens with both, 24 in the longer sequence; and a template that rewrites what came before."""
+    chat = row("a", "bcd", "e", "fgh", images=(PIL_IMAGE,))
+    assert len(DimpleDataCollator(processor, max_length=25)([chat])["input_ids"]) == 1
+    assert len(DimpleDataCollator(processor, max_length=24)([chat])["input_ids"]) == 2
+    processor.chat_template = "{{ messages | length }}" + processor.chat_template
+    assert len(DimpleDataCollator(processor)([chat])["input_ids"]) == 2
 
 
 def test_collator_image_of_a_later_turn_is_not_in_earlier_sequences(processor: DimpleProcessor) -> None:
@@ -168,27 +185,83 @@ def test_collator_image_of_a_later_turn_is_not_in_earlier_sequences(processor: D
     later = row("a", "bcd", "e", "fgh")
     later["messages"][2]["content"] = [IMAGE, {"type": "text", "text": "e"}]
     later["images"] = [PIL_IMAGE]
-    batch = DimpleDataCollator(processor)([later])
+    batch = DimpleDataCollator(processor, join_turns=False)([later])
     assert (batch["input_ids"] == 427).sum(dim=1).tolist() == [0, 2]
     assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
+    assert DimpleDataCollator(processor)([later])["image_grid_thw"].tolist() == [[1, 2, 4]]
+
+
+def losses_by_token(output: DimpleOutput, batch: dict[str, torch.Tensor]) -> list[tuple[int, float]]:
+    """Each learned token and its loss, sorted: rows may be divided in any way."""
+    counted = output.token_losses != -100
+    return sorted(zip(batch["labels"][counted].tolist(), output.token_losses[counted].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"complementary_masks": True}, {"causal_loss_weight": 0.5}])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_turns_in_one_row_are_learned_as_turns_in_rows_of_their_own(
+    processor: DimpleProcessor, model: DimpleForConditionalGeneration, is_causal: bool, options: dict[str, Any]
+) -> None:
+    """Exactly, in loss and gradients: an answer sees what came before it, no padding and no later turn."""
+    for name, value in options.items():
+        setattr(model.config, name, value)
+    chats = [row("a", "bcd", "e", "fgh", "i", "jklmno", images=(PIL_IMAGE,)), row("p", "qrs")]
+    chats[0]["messages"][2]["content"] = [IMAGE, {"type": "text", "text": "e"}]
+    chats[0]["images"].append(PIL_IMAGE.rotate(180))
+    results = []
+    encoded: list[int] = []
+    model.visual.register_forward_hook(lambda module, args, output: encoded.append(len(output.pooler_output)))
+    for joins in (True, False):
+        batch = DimpleDataCollator(processor, join_turns=joins)(chats)
+        given: dict[str, Any] = {}
+        if not is_causal:  # all answer tokens but the first of a run
+            learned = batch["labels"] != -100
+            given["masked_positions"] = learned & learned.roll(1, dims=1)
+        model.zero_grad()
+        output = model(**batch, **given, is_causal=is_causal, num_items_in_batch=24)
+        output.loss.backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        results.append((output.loss, losses_by_token(output, batch), gradients))
+    (loss, tokens, gradients), (expected_loss, expected_tokens, expected_gradients) = results
+    assert encoded == [4, 10]  # two images of two tokens; apart, one and two and two
+    assert [token for token, _ in tokens] == [token for token, _ in expected_tokens]
+    assert [value for _, value in tokens] == pytest.approx([value for _, value in expected_tokens], rel=1e-4)
+    if not options.get("complementary_masks"):  # whose levels follow from the masks that were given for a whole row
+        torch.testing.assert_close(loss, expected_loss)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_turns_in_one_row_under_full_attention_draw_a_noise_level_for_each_answer(
+    processor: DimpleProcessor, model: DimpleForConditionalGeneration
+) -> None:
+    """As answers in rows of their own do, with the same masks: they follow from what a sequence holds."""
+    chat = [row("a", "bcdefg", "e", "fghijk")]
+    results = []
+    for joins in (True, False):
+        batch = DimpleDataCollator(processor, join_turns=joins)(chat)
+        model.mask_seed = 3
+        with torch.no_grad():
+            results.append(model(**batch).token_noise_levels)
+    levels = [sorted(set(found[found != -100].tolist())) for found in results]
+    assert len(levels[0]) == 2
+    assert levels[0] == levels[1]
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_collator_later_turn_changed_leaves_logits_of_earlier_answers(
+def test_branch_ids_without_what_they_need_are_refused(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration, is_causal: bool
 ) -> None:
-    """Under full attention one sequence for the whole chat would let an answer see its successors."""
-
-    def logits(last_question: str) -> torch.Tensor:
-        batch = DimpleDataCollator(processor)([row("a", "bcd", last_question, "fgh", images=(PIL_IMAGE,))])
-        batch.pop("labels")
-        with torch.no_grad():
-            return model(**batch, is_causal=is_causal).logits
-
-    before, after = logits("e"), logits("xyz")
-    torch.testing.assert_close(before[0, :14], after[0, :14])
-    # Control: the second sequence is another one, and one sequence for all would have leaked.
-    assert not torch.allclose(before[1, 20:24], after[1, 20:24], atol=1e-3)
+    """They are for training; and flash attention takes no such mask."""
+    batch = DimpleDataCollator(processor)([row("a", "bcd", "e", "fgh")])
+    model(**batch, is_causal=is_causal)  # control
+    for name in ("labels", "attention_mask"):
+        with pytest.raises(ValueError, match="`branch_ids` must come with `labels` and an `attention_mask` of two"):
+            model(**{key: value for key, value in batch.items() if key != name}, is_causal=is_causal)
+    if is_causal:
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="set `join_turns=False` in the collator"):
+            model(**batch, is_causal=True)
 
 
 def shortened(processor: DimpleProcessor, question: str, max_length: int) -> str:
@@ -241,10 +314,12 @@ BAD_ROWS = {
     "row 1 of its batch is bad: it must have an assistant turn": row("hi"),
     "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
     "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
-    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", id="c") | {"images": [PIL_IMAGE]},
+    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", images=(PIL_IMAGE,), id="c")
+    | {"images": [PIL_IMAGE, PIL_IMAGE]},
     "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row("hi", "ho", images=(PIL_IMAGE,), id="d")
     | {"images": ["no/file.png"]},
-    "row 'e' is bad: image 0 must be readable": row("hi", "ho", images=(PIL_IMAGE,), id="e") | {"images": [b"junk"]},
+    "row 'e' is bad: image 0 (of 4 bytes) must be a PNG": row("hi", "ho", images=(PIL_IMAGE,), id="e")
+    | {"images": [b"junk"]},
     "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
     "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
     "row 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
@@ -301,6 +376,29 @@ def test_collator_skipped_rows_are_left_out_counted_and_reported(
     assert warnings[0].startswith("2 bad rows were left out of training batches")
 
 
+def test_collator_too_many_bad_rows_stop_the_run_with_their_list(processor: DimpleProcessor, tmp_path: Path) -> None:
+    """As with a wrong folder of images: skipping all rows would train on nothing, and say so to nobody."""
+    rows = [row("a", "b", id=f"r{index}") | {"image": "a.png"} for index in range(8)]
+    PIL_IMAGE.save(tmp_path / "a.png")
+    good = DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path)
+    assert len(good(rows)["input_ids"]) == 8  # control
+    with pytest.raises(
+        BadRowError, match=r"(?s)3 of 3 rows are bad, more than `max_bad_share`=0.1:.*'r0'.*'r2' is bad"
+    ):
+        DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path / "wrong")(rows)
+    tolerant = DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path / "wrong", max_bad_share=1.0)
+    assert len(tolerant(rows)["input_ids"]) == 1
+
+
+def test_collator_image_address_is_refused_unless_allowed(processor: DimpleProcessor) -> None:
+    """A data set must not make a run fetch what it names."""
+    address = row("a", "b") | {"image": "http://127.0.0.1:9/a.png"}
+    with pytest.raises(BadRowError, match=r"image 0 must be a file, not 'http.*`allow_urls=True` lets it be fetched"):
+        DimpleDataCollator(processor)([address])
+    with pytest.raises(BadRowError, match="must be a readable image"):  # control: it is tried
+        DimpleDataCollator(processor, allow_urls=True)([address])
+
+
 def test_collator_without_skipped_rows_is_silent_at_the_end(
     processor: DimpleProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -314,7 +412,7 @@ def test_collator_without_skipped_rows_is_silent_at_the_end(
 
 def test_collator_skipped_rows_of_loading_processes_are_counted(processor: DimpleProcessor) -> None:
     """Rows are mostly read by other processes, which end without a word."""
-    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    collator = DimpleDataCollator(processor, on_bad_row="skip", max_bad_share=0.5)
     rows = [row("ab", "cd"), {}, row("ab", "cd"), {}, {}, row("ab", "cd")]
     batches = list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
     assert [len(batch["input_ids"]) for batch in batches] == [1, 1, 1]
@@ -340,6 +438,7 @@ def test_collator_batch_of_bad_rows_trains_nothing(
         ({"max_length": 1}, "`max_length` must be >= 2 (got 1)"),
         ({"canvas_length": 0}, "`canvas_length` must be >= 1 (got 0)"),
         ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
+        ({"max_bad_share": 1.5}, "`max_bad_share` must be in [0, 1] (got 1.5)"),
         ({"on_bad_row": "ignore"}, "`on_bad_row` must be 'raise' or 'skip' (got 'ignore')"),
     ],
 )

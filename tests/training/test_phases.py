@@ -287,6 +287,22 @@ def test_evaluate_three_times_gives_one_loss(tmp_path: Path) -> None:
     assert sorted(noise.max(axis=1)) == sorted(trainer.predict(trainer.eval_dataset).predictions[2].max(axis=1))
 
 
+def test_predict_gives_metrics_arrays_of_the_labels_shape(tmp_path: Path) -> None:
+    """What `compute_metrics` gets; the same on two processes, which must gather rows of unequal length."""
+    seen: dict[str, Any] = {}
+
+    def accuracy(prediction: Any) -> dict[str, float]:
+        predictions, token_losses, noise_levels = prediction.predictions
+        counted = predictions != -100
+        seen["shapes"] = {array.shape for array in (predictions, token_losses, noise_levels, prediction.label_ids)}
+        return {"accuracy": float((predictions == prediction.label_ids)[counted].mean())}
+
+    trainer = make_trainer(tmp_path, without_phases=True, per_device_eval_batch_size=1)
+    trainer.compute_metrics = accuracy
+    assert "eval_accuracy" in trainer.evaluate()
+    assert len(seen["shapes"]) == 1
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Rows one after the other, without a length."""
 

@@ -13,16 +13,20 @@
 # limitations under the License.
 """Recipes: what they resolve to, and that every fault in them is found before a model or data is loaded."""
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, Image, Value
 from training_run import CHECKPOINT
 
 from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf.data.examples import BadRowError, read_row
 from dimple_hf.data.sources import JsonLines, Source, read_source
 from dimple_hf.training import recipe as recipe_module
 from dimple_hf.training.recipe import Recipe, load_recipe
@@ -345,12 +349,15 @@ def test_source_function_comes_from_the_recipes_folder(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "sibling_of_rows.py").write_text("ANSWER = 42\n")
     (folder / "rows_of_test.py").write_text(
-        "from sibling_of_rows import ANSWER\ndef rows(count=1):\n    return [ANSWER] * count\nNUMBER = 7\n"
+        "from sibling_of_rows import ANSWER\ndef rows(count=1):\n    return [{'a': ANSWER}] * count\nNUMBER = 7\n"
         "def stream():\n    return iter([1])\ndef none():\n    return []\n"
     )
     source = Source("rows_of_test:rows", arguments={"count": 3})
     source.check(folder)
-    assert source.load(folder) == [42, 42, 42]
+    rows = source.load(folder)
+    assert [rows[index] for index in range(len(rows))] == [
+        {"id": f"rows_of_test:rows[{index}]", "a": 42} for index in range(3)
+    ]
     for location, message in (
         ("rows_of_test:row", "must have a function row; did you mean `rows`"),
         ("rows_of_test:NUMBER", "must have a function NUMBER"),
@@ -377,11 +384,18 @@ def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, expected in ((Source("one"), [1, 2]), (Source("two", split="test"), [2, 3])):
         source.check(tmp_path)
-        assert source.load(tmp_path)["a"][:] == expected
+        assert [row["a"] for row in source.load(tmp_path).rows] == expected
     with pytest.raises(ValueError, match=r"`split` must be one of train, test for two \(got None\)"):
         Source("two").load(tmp_path)
     with pytest.raises(ValueError, match="must hold a data set saved by `save_to_disk`"):
         Source("empty").check(tmp_path)
+    PIL.Image.new("RGB", (4, 4)).save(tmp_path / "empty" / "a.png")
+    (tmp_path / "empty" / "metadata.csv").write_text("file_name,question,answer\na.png,What?,Black.\n")
+    images = Source("empty", columns={"prompt": "question", "completion": "answer"})
+    images.check(tmp_path)
+    conversation = read_row(images.load(tmp_path)[0])
+    assert conversation.answer(1) == "Black."
+    assert conversation.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
     with pytest.raises(ValueError, match="`arguments` must only be given to a function"):
         Source("one", arguments={"a": 1}).check(tmp_path)
 
@@ -404,20 +418,67 @@ def test_source_on_the_hub_is_loaded_by_its_split(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(ValueError, match=r"counted and indexed.*\(got IterableDataset\)"):
         Source("owner/name").load(tmp_path)
+    monkeypatch.setattr(
+        "dimple_hf.data.sources.load_dataset",
+        lambda location, split, streaming: load(location, split).to_iterable_dataset(),
+    )
+    stream = Source("owner/name", streaming=True, columns={"b": "a"})
+    stream.check(tmp_path)
+    assert list(stream.load(tmp_path)) == [{"b": 1}]
+    with pytest.raises(ValueError, match="`streaming` must only be given for a Hub data set"):
+        Source("json:JSONDecoder", streaming=True).check(tmp_path)
+
+
+def test_source_file_of_each_kind_is_read(tmp_path: Path) -> None:
+    """Questions and answers under names of their own, in each format; what cannot be read is a bad example."""
+    rows = [{"q": "What?", "a": "Red.", "image": "a.png"}, {"q": "And?", "a": "Blue.", "image": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    (tmp_path / "rows.json").write_text(json.dumps({"data": rows}))
+    (tmp_path / "rows.csv").write_text("q,a,image\nWhat?,Red.,a.png\nAnd?,Blue.,\n")
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    for suffix in ("jsonl", "json", "csv", "parquet"):
+        source = Source(str(tmp_path / f"rows.{suffix}"), columns={"prompt": "q", "completion": "a"})
+        source.check(tmp_path)
+        found = source.load(tmp_path)
+        assert [read_row(found[index]).answer(1) for index in range(2)] == ["Red.", "Blue."], suffix
+        assert [read_row(found[index]).images for index in range(2)] == [["a.png"], []], suffix
+    broken = Source(str(tmp_path / "rows.jsonl")).load(tmp_path)[2]
+    with pytest.raises(BadRowError, match=r"it must be readable \(got ValueError: rows.jsonl:3 must be a JSON object"):
+        read_row(broken)
+    with pytest.raises(BadRowError, match=r"`columns` must name columns \(got b; there are id, q, a, image\)"):
+        read_row(Source(str(tmp_path / "rows.jsonl"), columns={"prompt": "b"}).load(tmp_path)[0])
+    for text, message in (("{", "must be JSON"), ('{"a": 1, "b": 2}', "must hold a list of examples \\(got dict")):
+        (tmp_path / "rows.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Source(str(tmp_path / "rows.json")).load(tmp_path)
+
+
+def test_source_image_that_is_damaged_is_that_examples_fault(tmp_path: Path) -> None:
+    """`datasets` would decode it where no row is named and nothing can be skipped."""
+    data = io.BytesIO()
+    PIL.Image.new("RGB", (40, 40), "red").save(data, "PNG")
+    whole = data.getvalue()
+    features = Features({"prompt": Value("string"), "completion": Value("string"), "image": Image()})
+    rows = [{"prompt": "?", "completion": "!", "image": {"bytes": part}} for part in (whole, whole[:60])]
+    Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    found = Source(str(tmp_path / "saved")).load(tmp_path)
+    assert read_row(found[0]).images[0].size == (40, 40)
+    with pytest.raises(BadRowError, match=r"image 0 \(of 60 bytes\) must be"):
+        read_row(found[1])
 
 
 @pytest.mark.parametrize(
     ("location", "message"),
     [
         ("rows.json", "must be a file"),
-        ("table.csv", "must be a .jsonl file with one chat on each line"),
-        ("nothing", "data must be a .jsonl file, a directory, 'module:function' or a Hub id"),
-        ("a/b/c", "data must be a .jsonl file"),
+        ("table.xls", "must be a file of .jsonl, .json, .csv, .parquet"),
+        ("nothing", "data must be a file .*, a directory, 'module:function' or a Hub id"),
+        ("a/b/c", "data must be a file"),
     ],
 )
 def test_source_that_is_nothing_is_refused(tmp_path: Path, location: str, message: str) -> None:
     """A mistyped path must not become a question to the Hub."""
-    (tmp_path / "table.csv").write_text("a\n")
+    (tmp_path / "table.xls").write_text("a\n")
     with pytest.raises(ValueError, match=message):
         Source(location).check(tmp_path)
 

@@ -27,6 +27,7 @@ from training_run import CHECKPOINT
 from transformers import TrainingArguments
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleProcessor
+from dimple_hf.quantization import quantization_config
 from dimple_hf.training import run
 from dimple_hf.training.adapters import load_adapter
 from dimple_hf.training.recipe import load_recipe
@@ -34,7 +35,6 @@ from dimple_hf.training.run import (
     describe_plan,
     load_model,
     micro_batches,
-    quantization_config,
     save_whole_model,
     train_recipe,
     write_stage_file,

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `batch` and `extract` share: rows are answered into an output, counted, and make the exit status."""
+"""What `batch`, `extract` and `decide` share: rows are answered into an output, counted, and make the exit status."""
 
 import argparse
 import json
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import add_device_argument, add_model_argument
 
 if TYPE_CHECKING:
+    from ..batch.answers import Answerer
     from ..batch.results import Key, Position, Results
     from ..processing import StructurePrior
 
@@ -33,10 +34,14 @@ def add_answering_arguments(parser: argparse.ArgumentParser, batch_size: int) ->
     """Adds what both commands take to `parser`; `batch_size` is the default of its option."""
     add_model_argument(parser)
     parser.add_argument("--batch-size", type=int, default=batch_size, help="rows at a time (default: %(default)s)")
-    parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")
     parser.add_argument("--retry", action="store_true", help="ask rows again whose line is an error")
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the final counts as a JSON object")
+
+
+def add_threshold_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--confidence-threshold`."""
+    parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")
 
 
 def check_batch_size(size: int) -> None:
@@ -110,6 +115,7 @@ def answer_into(
     prior: "StructurePrior | None" = None,
     image_folder: Path | None = None,
     sources: Sequence[str] | None = None,
+    answerer_class: "type[Answerer] | None" = None,
 ) -> int:
     """
     Answers the rows of this process that have no line yet, and prints the counts.
@@ -125,6 +131,8 @@ def answer_into(
             Options of `generate`.
         prior ([`StructurePrior`], *optional*):
             The form of all answers.
+        answerer_class (`type`, *optional*):
+            [`Answerer`] or a subclass.
 
     Returns:
         `int`: The exit status: 1 if rows were asked and every one failed.
@@ -143,7 +151,8 @@ def answer_into(
     own_rows = rows_of_process(len(rows), rank, num_processes)
     done = find_done(reader, results, own_rows, args.retry)
     if len(done) < len(own_rows):
-        answerer = Answerer(load_model(args.model, args.device), processor, prior, options)
+        make = answerer_class or Answerer
+        answerer = make(load_model(args.model, args.device), processor, prior, options)
         answer_rows(reader, answerer, results, done, args.batch_size, rank, num_processes)
     lines = results.merge()
 

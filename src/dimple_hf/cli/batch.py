@@ -22,6 +22,7 @@ from typing import Any
 
 from .answering import (
     add_answering_arguments,
+    add_threshold_argument,
     answer_into,
     check_batch_size,
     model_settings,
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schema", type=Path, help="file with a JSON schema that all answers are to be valid for")
     parser.add_argument("--max-new-tokens", type=int, help="positions of an answer (default: the model's)")
     add_answering_arguments(parser, batch_size=8)
+    add_threshold_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

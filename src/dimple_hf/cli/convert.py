@@ -21,7 +21,7 @@ HELP = "check a checkpoint and write it anew"
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-#: The names of `dimple_hf.hub.convert.QUANTIZATIONS`, which need torch.
+#: The names of `dimple_hf.quantization.QUANTIZATIONS`, which need torch.
 QUANTIZATIONS = ("nf4", "int8", "torchao-int8")
 
 

@@ -20,7 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answering import add_answering_arguments, answer_into, check_batch_size, model_settings, read_schema
+from .answering import (
+    add_answering_arguments,
+    add_threshold_argument,
+    answer_into,
+    check_batch_size,
+    model_settings,
+    read_schema,
+)
 from .arguments import default_question
 
 HELP = "read images into JSON that is valid for a schema"
@@ -29,11 +36,7 @@ HELP = "read images into JSON that is valid for a schema"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
     parser.add_argument("--schema", type=Path, required=True, help="file with a JSON schema")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, nargs="+", help="images, or folders of images")
-    source.add_argument("--dataset", help="data set: directory or Hub id")
-    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
-    parser.add_argument("--image-column", default="image", help="its column of images (default: %(default)s)")
+    add_image_arguments(parser)
     parser.add_argument("--question", help='what to ask (default: "Read the form as JSON.", or the image)')
     parser.add_argument(
         "--output", type=Path, help="file for the lines, gone on with where it is there (default: standard output)"
@@ -43,6 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
     add_answering_arguments(parser, batch_size=1)
+    add_threshold_argument(parser)
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the images that a command is about: files, folders or a data set."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--image", type=Path, nargs="+", help="images, or folders of images")
+    source.add_argument("--dataset", help="data set: directory or Hub id")
+    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--image-column", default="image", help="its column of images (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

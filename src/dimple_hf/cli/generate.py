@@ -33,7 +33,7 @@ HELP = "ask a model about images"
 SLOW_STEP = 0.25
 
 #: Options of `generate` that have an argument of their name.
-OPTIONS = ("max_new_tokens", "confidence_threshold", "parallel_rule", "block_length", "temperature")
+OPTIONS = ("max_new_tokens", "confidence_threshold", "sampler", "block_length", "temperature")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, action="append", default=[], help="image; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, help="positions of the answer")
     parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")
-    parser.add_argument("--sampler", dest="parallel_rule", help="rule that unmasks positions; see docs/decoding.md")
+    parser.add_argument("--sampler", help="rule that unmasks positions; see docs/decoding.md")
     parser.add_argument("--block-length", type=int, help="denoise the answer in blocks, from left to right")
     parser.add_argument("--temperature", type=float, help="draw tokens; 0 (default) takes the most probable ones")
     parser.add_argument("--seed", type=int, help="of the tokens that are drawn")

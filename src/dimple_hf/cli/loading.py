@@ -14,6 +14,8 @@
 """What commands load before they ask a model: the device, the checkpoint and an adapter, each refused in one line."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,34 @@ def find_checkpoint(name: str) -> str:
     return Path(cached).parent.name
 
 
+@contextmanager
+def explain_failure(name: str) -> Iterator[None]:
+    """
+    Surrounds the loading of a checkpoint: what goes wrong becomes one line that names the file, as `dimple-hf doctor`
+    finds it.
+
+    Args:
+        name (`str`):
+            Directory or Hub id of the checkpoint.
+
+    Raises:
+        ValueError: In place of what was raised, if the directory has a problem or the error is not made for users.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries raise any of a dozen types, depending on the damage
+        if type(error).__name__ == "OutOfMemoryError":  # says nothing about the files
+            raise
+        from ..hub.doctor import check_checkpoint
+
+        findings = check_checkpoint(name) if Path(name).is_dir() else []
+        reason = next((finding.message for finding in findings if finding.status == "problem"), None)
+        if reason is None and isinstance(error, (ValueError, OSError)):
+            raise
+        reason = " ".join((reason or f"{type(error).__name__}: {error}").split())
+        raise ValueError(f"{name} must be a checkpoint that loads (got {reason})") from error
+
+
 def load_processor(name: str) -> "ProcessorMixin":
     """
     Args:
@@ -94,7 +124,8 @@ def load_processor(name: str) -> "ProcessorMixin":
     from transformers import AutoProcessor
 
     find_checkpoint(name)
-    return AutoProcessor.from_pretrained(name)
+    with explain_failure(name):
+        return AutoProcessor.from_pretrained(name)
 
 
 def load_model(name: str, device: str | None = None, adapter: str | None = None) -> "PreTrainedModel":
@@ -113,7 +144,8 @@ def load_model(name: str, device: str | None = None, adapter: str | None = None)
     from transformers import AutoModelForImageTextToText
 
     device = find_device(device)
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+    with explain_failure(name):
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
     if adapter is not None:
         from ..training.adapters import load_adapter
 

@@ -25,7 +25,21 @@ from .arguments import CommandParser, VersionAction
 #: Sub-commands: modules of this folder with `HELP`, `add_arguments(parser)`, `run(args) -> int` and, where a run is
 #: long, `kept(args) -> str | None`: what an interrupted run leaves and how to go on. They import torch and
 #: transformers only inside `run`, so that the parser is there at once.
-COMMAND_NAMES = ("batch", "card", "convert", "demo", "doctor", "extract", "generate", "init", "serve", "train")
+COMMAND_NAMES = (
+    "batch",
+    "calibrate",
+    "card",
+    "convert",
+    "data",
+    "decide",
+    "demo",
+    "doctor",
+    "extract",
+    "generate",
+    "init",
+    "serve",
+    "train",
+)
 
 #: Sub-command -> its module.
 COMMANDS: dict[str, ModuleType] = {name: importlib.import_module(f".{name}", __package__) for name in COMMAND_NAMES}

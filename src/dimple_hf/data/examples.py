@@ -11,15 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows of chats as users have them, brought into one form: a chat, and its images in the order of their placeholders.
+"""Examples of chats as users have them, brought into one form: a chat, and its images in the order of placeholders.
 
-Two forms are read: the Hub's chat form (`messages`) and LLaVA's (`conversations`, `<image>` in the text). Everything
-that can be wrong with a row is found here or in `collator`, and is a [`BadRowError`]. Imported by `collator`,
-`held_out` and `batch`.
+Read are the Hub's chat form (`messages`), LLaVA's and ShareGPT's (`conversations`), LLaMA-Factory's (`<image>` in
+plain text) and TRL's (`prompt` and `completion`). Everything that can be wrong with an example is found here or in the
+collator, and is a [`BadRowError`].
 """
 
 import base64
-import io
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -28,21 +27,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 
 from ..processing import StructurePrior
+from .images import open_image
 
-ROLES = ("system", "user", "assistant")
+#: What a turn may be called, and what it is.
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
 
-#: LLaVA's names of the roles.
-LLAVA_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+#: Stands for an image in plain text.
+IMAGE_PLACEHOLDER = "<image>"
 
-#: Stands for an image in LLaVA's texts.
-LLAVA_PLACEHOLDER = "<image>"
+#: Where the parts of a message have their image, in the order in which they are looked for.
+IMAGE_KEYS = ("image", "path", "url", "base64", "bytes")
+
+#: Column of an example that could not even be read; it holds the reason.
+READ_ERROR = "__read_error__"
 
 
 class BadRowError(ValueError):
-    """A row that cannot be trained on, through no fault of the code."""
+    """An example that cannot be trained on, through no fault of the code."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +83,13 @@ class Conversation:
 
 
 def row_name(row: Mapping[str, Any], position: int) -> str:
-    """What an error calls a row: its `id` where it has one, and where it stands in its batch."""
+    """What an error calls an example: its `id` where it has one, and where it stands in its batch."""
     return f"row {row['id']!r}" if row.get("id") is not None else f"row {position} of its batch"
 
 
 @contextmanager
 def naming(row: Mapping[str, Any], position: int) -> Iterator[None]:
-    """Lets a [`BadRowError`] that is raised inside say which row it is about; see [`row_name`]."""
+    """Lets a [`BadRowError`] that is raised inside name its example; see [`row_name`]."""
     try:
         yield
     except BadRowError as error:
@@ -89,14 +98,19 @@ def naming(row: Mapping[str, Any], position: int) -> Iterator[None]:
 
 def read_row(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
     """
-    Reads a row of either form and checks all that can be checked without opening files.
+    Reads an example of any form and checks all that can be checked without opening files.
 
     Args:
         row (`Mapping[str, Any]`):
-            `messages` or `conversations`, and `images` or `image` (one image or a list; may be missing or `None`).
-            An image is a Pillow image, a path, a URL, `bytes`, or the dict with `bytes` and `path` that `datasets`
-            makes of an undecoded one; its `bytes` may be base64, as JSON has none. `structure_prior`
-            ([`StructurePrior`], *optional*) is the form of the answers. Other columns are ignored.
+            - `messages` or `conversations`: turns with `role` and `content` or `from` and `value`; or `prompt` and
+              `completion`, as text or turns. `system` (*optional*) comes before the first turn.
+            - Images in the turns' parts (`{"type": "image", "path": ...}` and its kin), or in `images` or `image`
+              (one or a list), one for each part `{"type": "image"}` or `<image>` in plain text; before the first
+              question if plain text has no `<image>` at all. An image is a Pillow image, a path, a URL, `bytes`, or
+              the dict with `bytes` and `path` that `datasets` makes of an undecoded one; its `bytes` may be base64.
+            - `structure_prior` ([`StructurePrior`], *optional*): the form of the answers.
+
+            Other columns are ignored.
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative paths are relative to.
 
@@ -104,22 +118,21 @@ def read_row(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
         [`Conversation`]
 
     Raises:
-        BadRowError: If the row has neither form; a role, a part or an image is of an unknown kind; an answer is
+        BadRowError: If the example has no such form; a role, a part or an image is of an unknown kind; an answer is
             empty or holds an image; there is no answer, or nothing before the first one; bytes hold no image; there
             are more or fewer images than placeholders; or `structure_prior` is something else.
     """
     prior = row.get("structure_prior")
     if not isinstance(prior, StructurePrior | None):
         raise BadRowError(f"`structure_prior` must be a StructurePrior (got {type(prior).__name__})")
-    conversation = Conversation(_read_messages(row), _read_images(row, image_folder), prior)
+    conversation = Conversation(*_read_chat(row, image_folder), prior)
     _check_answers(conversation)
-    _check_placeholders(conversation)
     return conversation
 
 
 def read_prompt(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
     """
-    Reads what a row asks: the chat without the answer that it may end with.
+    Reads what an example asks: the chat without the answer that it may end with.
 
     Args:
         row (`Mapping[str, Any]`):
@@ -131,77 +144,145 @@ def read_prompt(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | N
         [`Conversation`]: Its last turn is the user's.
 
     Raises:
-        BadRowError: If the row has neither form; a role, a part or an image is of an unknown kind; it does not end in
-            a question; bytes hold no image; or there are more or fewer images than placeholders.
+        BadRowError: If the example has no known form; a role, a part or an image is of an unknown kind; it does not
+            end in a question; bytes hold no image; or there are more or fewer images than placeholders.
     """
-    messages = _read_messages(row)
+    messages, images = _read_chat(row, image_folder)
     if messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages or messages[-1]["role"] != "user":
         raise BadRowError("it must end with a user turn, or with one and its answer")
-    conversation = Conversation(messages, _read_images(row, image_folder))
-    _check_placeholders(conversation)
-    return conversation
+    return Conversation(messages, images)
 
 
-def _read_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    for name, read in (("messages", _read_message), ("conversations", _read_llava_turn)):
-        turns = row.get(name)
-        if turns is None:
-            continue
-        if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
-            raise BadRowError(f"`{name}` must be a list of mappings (got {reprlib.repr(turns)})")
-        return [read(turn) for turn in turns]
-    raise BadRowError(f"it must have `messages` or `conversations` (got {', '.join(row) or 'nothing'})")
+def _read_chat(
+    row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages in the form of [`Conversation`], and their images."""
+    turns = _read_turns(row)
+    images = _read_column(row)
+    is_plain = all(isinstance(content, str) for _, content in turns)
+    # Without images, `<image>` in a chat is what somebody wrote; in LLaVA's form it always stands for one.
+    has_placeholders = bool(images) or row.get("messages") is None
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": _read_content(content, has_placeholders)} for role, content in turns
+    ]
+    contents: list[dict[str, Any]] = [part for message in messages for part in message["content"]]
+    parts = [part for part in contents if part["type"] == "image"]
+    if images and not parts and is_plain:
+        question = next((message for message in messages if message["role"] == "user"), None)
+        if question is not None:
+            parts = [{"type": "image"} for _ in images]
+            question["content"] = [*parts, *question["content"]]
+    sources = [part.pop("source") for part in parts if "source" in part]
+    if sources and not images:
+        images = sources
+    if len(images) != len(parts):
+        raise BadRowError(
+            f"it must have as many images as placeholders (got {len(images)} images and {len(parts)} placeholders)"
+        )
+    return messages, [_read_image(image, index, image_folder) for index, image in enumerate(images)]
 
 
-def _read_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    role = message.get("role")
+def _read_turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Role and content of each turn."""
+    if row.get(READ_ERROR) is not None:
+        raise BadRowError(row[READ_ERROR])
+    column = next((name for name in ("messages", "conversations") if row.get(name) is not None), None)
+    if column is not None:
+        turns = [_read_turn(turn, column) for turn in _list_of_turns(row[column], column)]
+        if column == "conversations" and turns and turns[0][0] == "assistant":
+            turns = turns[1:]  # LLaVA's own reader leaves out an answer without a question
+    elif row.get("prompt") is not None:
+        turns = [
+            turn
+            for name, role in (("prompt", "user"), ("completion", "assistant"))
+            for turn in _read_side(row.get(name), name, role)
+        ]
+    else:
+        raise BadRowError(
+            "it must have `messages`, `conversations` or `prompt` and `completion` "
+            f"(got {', '.join(row) or 'nothing'}; `Trainer` drops columns without `remove_unused_columns=False`)"
+        )
+    system = row.get("system")
+    if system and not any(role == "system" for role, _ in turns):
+        turns = [("system", system), *turns]
+    return turns
+
+
+def _list_of_turns(turns: Any, column: str) -> list[Mapping[str, Any]]:
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRowError(f"`{column}` must be a list of mappings (got {reprlib.repr(turns)})")
+    return list(turns)
+
+
+def _read_turn(turn: Mapping[str, Any], column: str) -> tuple[str, Any]:
+    role, name, content = turn.get("role"), "content", turn.get("content")
+    if role is None and turn.get("from") is not None:
+        role, name, content = turn["from"], "value", turn.get("value")
     if role not in ROLES:
         raise BadRowError(f"roles must be one of {', '.join(ROLES)} (got {role!r})")
-    content = message.get("content")
+    if name == "value" and not isinstance(content, str):
+        raise BadRowError(f"`value` must be a string (got {content!r})")
+    return ROLES[role], content
+
+
+def _read_side(side: Any, column: str, role: str) -> list[tuple[str, Any]]:
+    """TRL's `prompt` or `completion`: text, or turns."""
+    if side is None:
+        return []
+    if isinstance(side, str):
+        return [(role, side)]
+    return [_read_turn(turn, column) for turn in _list_of_turns(side, column)]
+
+
+def _read_content(content: Any, has_placeholders: bool) -> list[dict[str, Any]]:
     if isinstance(content, str):
-        return {"role": role, "content": [{"type": "text", "text": content}]}
+        return _split_text(content) if has_placeholders else [{"type": "text", "text": content}]
     if not isinstance(content, (list, tuple)):
         raise BadRowError(f"`content` must be a string or a list of parts (got {type(content).__name__})")
-    return {"role": role, "content": [_read_part(part) for part in content]}
+    return [_read_part(part) for part in content]
 
 
 def _read_part(part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "image":
-        return {"type": "image"}
+        key = next((key for key in IMAGE_KEYS if part.get(key) is not None), None)
+        if key is None:
+            return {"type": "image"}
+        return {"type": "image", "source": {"bytes": part[key]} if key in ("base64", "bytes") else part[key]}
+    if kind == "image_url":
+        address = part.get("image_url")
+        address = address.get("url") if isinstance(address, Mapping) else address
+        return {"type": "image", "source": address}
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     raise BadRowError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {part!r})")
 
 
-def _read_llava_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    role, text = turn.get("from"), turn.get("value")
-    if role not in LLAVA_ROLES:
-        raise BadRowError(f"roles must be one of {', '.join(LLAVA_ROLES)} (got {role!r})")
-    if not isinstance(text, str):
-        raise BadRowError(f"`value` must be a string (got {text!r})")
+def _split_text(text: str) -> list[dict[str, Any]]:
+    """Parts of plain text with `<image>` in it."""
     parts: list[dict[str, Any]] = []
-    for number, piece in enumerate(text.split(LLAVA_PLACEHOLDER)):
+    pieces = text.split(IMAGE_PLACEHOLDER)
+    for number, piece in enumerate(pieces):
         if number > 0:
             parts.append({"type": "image"})
-        # LLaVA sets a placeholder apart by a line break, which the model's own chat format does not have.
-        if number > 0:
+            # A placeholder is set apart by a line break, which the model's own chat format does not have.
             piece = piece.removeprefix("\n")
-        if number < text.count(LLAVA_PLACEHOLDER):
+        if number < len(pieces) - 1:
             piece = piece.removesuffix("\n")
-        if piece:
+        if piece or len(pieces) == 1:
             parts.append({"type": "text", "text": piece})
-    return {"role": LLAVA_ROLES[role], "content": parts}
+    return parts
 
 
-def _read_images(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None) -> list[Any]:
-    images = row.get("images") if row.get("images") is not None else row.get("image")
+def _read_column(row: Mapping[str, Any]) -> list[Any]:
+    images = row.get("images")
+    if images is None or (isinstance(images, (list, tuple)) and not images):
+        images = row.get("image")
     if images is None:
         return []
-    images = images if isinstance(images, (list, tuple)) else [images]
-    return [_read_image(image, index, image_folder) for index, image in enumerate(images)]
+    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def _read_image(image: Any, index: int, image_folder: str | os.PathLike[str] | None) -> Any:
@@ -211,7 +292,10 @@ def _read_image(image: Any, index: int, image_folder: str | os.PathLike[str] | N
     if isinstance(image, PIL.Image.Image):
         return image
     if isinstance(image, bytes):
-        return _open_bytes(image, index)
+        try:
+            return open_image(image, index=index)
+        except ValueError as error:
+            raise BadRowError(str(error)) from error
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
         is_url = "://" in path or path.startswith("data:")
@@ -229,16 +313,6 @@ def _decode_base64(data: Any, index: int) -> Any:
         raise BadRowError(f"image {index} must be readable (got text as `bytes`: {error})") from error
 
 
-def _open_bytes(data: bytes, index: int) -> PIL.Image.Image:
-    """An image that stands upright; decoded already only if its format or its turning asks for that."""
-    try:
-        image = PIL.Image.open(io.BytesIO(data))
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # broken bytes raise any of a dozen types, depending on the format
-        raise BadRowError(f"image {index} must be readable (got {len(data)} bytes: {error})") from error
-    return image
-
-
 def _check_answers(conversation: Conversation) -> None:
     answers = conversation.answer_indices
     if not answers:
@@ -250,12 +324,3 @@ def _check_answers(conversation: Conversation) -> None:
             raise BadRowError(f"answers must be text (message {index} holds an image)")
         if not conversation.answer(index).strip():
             raise BadRowError(f"answers must not be empty (message {index} is)")
-
-
-def _check_placeholders(conversation: Conversation) -> None:
-    placeholders = sum(part["type"] == "image" for message in conversation.messages for part in message["content"])
-    if placeholders != len(conversation.images):
-        raise BadRowError(
-            f"it must have as many images as placeholders (got {len(conversation.images)} images and {placeholders} "
-            "placeholders)"
-        )

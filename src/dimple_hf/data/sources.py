@@ -11,11 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where a recipe's rows come from: a file of chats, a saved data set, the Hub, or a function beside the recipe.
+"""Where a recipe's examples come from: a file, a folder of images, a saved data set, the Hub, or a function.
 
-Everything that can be missing is found by `check`, which loads no data. Imported by `recipe` and `run`.
+Everything that can be missing is found by `check`, which loads no data. An example that cannot be read, such as a
+broken line, becomes one that the collator finds bad, so that it is named, or skipped, like any other.
 """
 
+import csv
 import importlib
 import inspect
 import json
@@ -27,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
 
 from ..modeling.generation_config_dimple import nearest_name
+from .examples import READ_ERROR
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,16 +40,16 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 class JsonLines:
     """
-    Rows of a JSON Lines file, one JSON object a line, read when they are asked for.
+    Examples of a JSON Lines file, one JSON object a line, read when they are indexed.
 
-    A row without an `id` gets one that says where it stands, so that an error about the row finds it.
+    One without an `id` gets its file and line, so that an error about it finds it.
 
     Args:
         path (`Path`):
             The file, UTF-8. Empty lines are skipped.
 
     Raises:
-        ValueError: If the file has no rows; when a row is read, if it is not a JSON object.
+        ValueError: If the file has no rows; when one is read, if it is not a JSON object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,27 +85,76 @@ class JsonLines:
         return {"id": position} | row
 
 
+class Examples:
+    """
+    Examples that are always read: a reason in place of one that cannot be ([`READ_ERROR`]), other columns' names, and
+    an `id` for each.
+
+    Args:
+        rows:
+            Something with `len` and integer indices.
+        name (`str`):
+            What their ids begin with.
+        columns (`Mapping[str, str]`):
+            From the name that [`read_row`] reads to the column that holds it.
+    """
+
+    def __init__(self, rows: Any, name: str, columns: Mapping[str, str]) -> None:
+        self.rows = rows
+        self.name = name
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position = f"{self.name}[{index}]"
+        try:
+            row = dict(self.rows[index])
+        except Exception as error:  # whatever a file, a decoder or a user's function raises
+            return {"id": position, READ_ERROR: f"it must be readable (got {type(error).__name__}: {error})"}
+        return {"id": position} | rename_columns(row, self.columns)
+
+
+def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Gives columns the names that [`read_row`] reads; one that is not there is a [`READ_ERROR`]."""
+    missing = [column for column in columns.values() if column not in row]
+    if missing:
+        return {READ_ERROR: f"`columns` must name columns (got {', '.join(missing)}; there are {', '.join(row)})"}
+    renamed = {name: row[column] for name, column in columns.items()}
+    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
+
+
 @dataclass(frozen=True)
 class Source:
     """
-    Where rows come from.
+    Where examples come from.
 
     Args:
         location (`str`):
-            - `FILE.jsonl`: a chat on each line;
-            - `DIRECTORY`: what `datasets` saved with `save_to_disk`;
+            - `FILE.jsonl`: one example on each line; `FILE.json`: a list of them; `FILE.csv` and `FILE.parquet`;
+            - `DIRECTORY`: what `datasets` saved with `save_to_disk`, or images with a `metadata.csv`, `metadata.jsonl`
+              or `metadata.parquet` (an ImageFolder);
             - `module:function`: a function, of a module in the recipe's folder or an installed one, that returns rows;
             - `OWNER/NAME`: a data set on the Hub.
 
             Paths are relative to the current directory.
         split (`str`, *optional*):
             Which split of a saved data set (if it has several) or of the Hub's (`"train"` by default).
+        columns (`dict[str, str]`):
+            For examples whose columns have other names: from a name that [`read_row`] reads to the column's, such as
+            `{"prompt": "question", "completion": "answer"}`.
+        streaming (`bool`, defaults to `False`):
+            Whether a data set of the Hub is read as it is trained on, without a length. An interrupted run then reads
+            it again up to where it was.
         arguments (`dict[str, Any]`):
             Keyword arguments of the function.
     """
 
     location: str
     split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    streaming: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -110,7 +162,7 @@ class Source:
         """`"file"`, `"directory"`, `"function"` or `"hub"`."""
         if Path(self.location).is_dir():
             return "directory"
-        if self.location.endswith((".jsonl", ".json")) or Path(self.location).is_file():
+        if self.location.endswith(FILE_SUFFIXES) or Path(self.location).is_file():
             return "file"
         if _FUNCTION.fullmatch(self.location):
             return "function"
@@ -132,23 +184,29 @@ class Source:
         if kind == "file":
             if not Path(self.location).is_file():
                 raise ValueError(f"{self.location} must be a file (got none there)")
-            if not self.location.endswith(".jsonl"):
-                raise ValueError(f"{self.location} must be a .jsonl file with one chat on each line")
+            if not self.location.endswith(FILE_SUFFIXES):
+                raise ValueError(f"{self.location} must be a file of {', '.join(FILE_SUFFIXES)}")
         elif kind == "function":
             self._check_arguments(self._function(recipe_dir))
         elif kind == "directory":
             names = ("dataset_info.json", "dataset_dict.json")
-            if not any((Path(self.location) / name).is_file() for name in names):
-                raise ValueError(f"{self.location} must hold a data set saved by `save_to_disk` (got no {names[0]})")
+            if not any((Path(self.location) / name).is_file() for name in names) and not self._is_image_folder:
+                raise ValueError(
+                    f"{self.location} must hold a data set saved by `save_to_disk`, or images with their metadata "
+                    f"(got no {names[0]}, and no metadata.jsonl, metadata.csv or metadata.parquet)"
+                )
         elif not _HUB_ID.fullmatch(self.location):
             raise ValueError(
-                "data must be a .jsonl file, a directory, 'module:function' or a Hub id 'owner/name' "
+                f"data must be a file ({', '.join(FILE_SUFFIXES)}), a directory, 'module:function' or a Hub id "
+                "'owner/name' "
                 f"(got {self.location!r}, where there is nothing)"
             )
         if self.arguments and kind != "function":
             raise ValueError(f"`arguments` must only be given to a function (got a {kind}, {self.location})")
         if self.split is not None and kind in ("function", "file"):
             raise ValueError(f"`split` must only be given for a data set (got a {kind}, {self.location})")
+        if self.streaming and kind != "hub":
+            raise ValueError(f"`streaming` must only be given for a Hub data set (got a {kind}, {self.location})")
 
     def load(self, recipe_dir: Path) -> Any:
         """
@@ -157,21 +215,18 @@ class Source:
                 Folder in which a function's module is looked for first.
 
         Returns:
-            Rows: something with `len` and integer indices, whose entries [`DimpleDataCollator`] takes.
+            [`Examples`], or an `IterableDataset` with `streaming`: what [`DimpleDataCollator`] takes.
 
         Raises:
             ValueError: If the data set has several splits and none is chosen, or its length is not known.
         """
-        if self.kind == "file":
-            return JsonLines(Path(self.location))
-        if self.kind == "function":
-            rows = self._function(recipe_dir)(**self.arguments)
-        elif self.kind == "directory":
-            rows = load_from_disk(self.location)
-        else:
-            rows = load_dataset(self.location, split=self.split or "train")
+        rows = self._load_rows(recipe_dir)
         if isinstance(rows, DatasetDict):
             rows = self._choose_split(rows)
+        if isinstance(rows, (Dataset, IterableDataset)):
+            rows = _undecoded(rows)
+        if self.streaming:
+            return rows.rename_columns({column: name for name, column in self.columns.items()})
         if isinstance(rows, IterableDataset) or not isinstance(rows, Sized) or not hasattr(rows, "__getitem__"):
             raise ValueError(
                 f"{self.location} must give rows that can be counted and indexed, so that an interrupted run can go "
@@ -179,7 +234,24 @@ class Source:
             )
         if not len(rows):
             raise ValueError(f"{self.location} must give at least one row (got none)")
-        return rows
+        name = Path(self.location).name if self.kind == "file" else self.location
+        return Examples(rows, name, self.columns)
+
+    def _load_rows(self, recipe_dir: Path) -> Any:
+        if self.kind == "function":
+            return self._function(recipe_dir)(**self.arguments)
+        if self.kind == "hub":
+            options = {"streaming": True} if self.streaming else {}
+            return load_dataset(self.location, split=self.split or "train", **options)
+        if self.kind == "directory":
+            if self._is_image_folder:
+                return load_dataset("imagefolder", data_dir=self.location, split=self.split or "train")
+            return load_from_disk(self.location)
+        return _FILE_READERS[Path(self.location).suffix](Path(self.location))
+
+    @property
+    def _is_image_folder(self) -> bool:
+        return any(Path(self.location).glob("**/metadata.[cjp]*"))
 
     def _choose_split(self, rows: DatasetDict) -> Dataset:
         if self.split is None or self.split not in rows:
@@ -210,6 +282,48 @@ class Source:
             raise ValueError(f"`arguments` must be those of {self.location} (got an error: {error})") from error
 
 
+def _undecoded(rows: Any) -> Any:
+    """Leaves images as bytes and paths, for the collator to open: so that a damaged one is that example's fault."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), Image):
+            rows = rows.cast_column(name, type(feature)(Image(decode=False)))
+    return rows
+
+
+def _read_json(path: Path) -> list[Any]:
+    """A list of examples, or the list that is the only one in an object, as some tools write it."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON (got an error: {error})") from error
+    if isinstance(rows, dict) and len(rows) == 1:
+        rows = next(iter(rows.values()))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of examples (got {type(rows).__name__})")
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _read_parquet(path: Path) -> Dataset:
+    return Dataset.from_parquet(str(path), cache_dir=None)
+
+
+_FILE_READERS: dict[str, Callable[[Path], Any]] = {
+    ".jsonl": JsonLines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+FILE_SUFFIXES = tuple(_FILE_READERS)
+
+
 def read_source(value: str | Mapping[str, Any]) -> Source:
     """
     Args:
@@ -225,7 +339,12 @@ def read_source(value: str | Mapping[str, Any]) -> Source:
     if isinstance(value, str):
         return Source(value)
     source = Source(**value)
-    for name, wanted in (("location", str), ("split", (str, type(None))), ("arguments", dict)):
-        if not isinstance(getattr(source, name), wanted):
-            raise ValueError(f"`{name}` must be {'a mapping' if wanted is dict else 'text'} (got {value[name]!r})")
+    for names, kind, wanted in (
+        (("location", "split"), "text", (str, type(None))),
+        (("arguments", "columns"), "a mapping", (dict,)),
+        (("streaming",), "true or false", (bool,)),
+    ):
+        for name in names:
+            if not isinstance(getattr(source, name), wanted):
+                raise ValueError(f"`{name}` must be {kind} (got {value[name]!r})")
     return source

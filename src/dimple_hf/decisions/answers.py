@@ -55,6 +55,11 @@ class PredicateAnswer:
     name: str | None = None
 
     @property
+    def option_probabilities(self) -> tuple[float, ...]:
+        """Probabilities of yes and no."""
+        return self.probability, 1 - self.probability
+
+    @property
     def confidence(self) -> float:
         """Probability of the likelier of yes and no."""
         return max(self.probability, 1 - self.probability)
@@ -84,6 +89,11 @@ class ChoiceAnswer:
     probabilities: tuple[OptionProbability, ...]
     label_mass: float
     name: str | None = None
+
+    @property
+    def option_probabilities(self) -> tuple[float, ...]:
+        """Probabilities of the options, in the question's order."""
+        return tuple(option.probability for option in self.probabilities)
 
     @property
     def choice(self) -> str | bool:
@@ -124,6 +134,11 @@ class ScoreAnswer:
     probabilities: tuple[OptionProbability, ...]
     label_mass: float
     name: str | None = None
+
+    @property
+    def option_probabilities(self) -> tuple[float, ...]:
+        """Probabilities of the options, in the question's order."""
+        return tuple(option.probability for option in self.probabilities)
 
     @property
     def score(self) -> float:

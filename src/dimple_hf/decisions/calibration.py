@@ -14,7 +14,7 @@
 """Calibration of decisions: one temperature for each type of question, and how good probabilities are.
 
 Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2. It keeps
-which option is most probable. Fitting needs the extra `decisions`.
+which option is most probable. Fitting and scores need the extra `decisions`.
 """
 
 import json
@@ -23,6 +23,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import cached_file
@@ -189,3 +190,76 @@ def brier_score(probabilities: Sequence[Sequence[float]], targets: Sequence[int]
     for row, target in zip(probabilities, targets, strict=True):
         total += sum((probability - (index == target)) ** 2 for index, probability in enumerate(row))
     return total / len(targets)
+
+
+def score_confidence(confidences: torch.Tensor, correct: torch.Tensor) -> dict[str, Any]:
+    """
+    Scores confidences against correctness. Needs scikit-learn.
+
+    Args:
+        confidences (`torch.FloatTensor` of shape `(num_examples,)`):
+            In [0, 1].
+        correct (`torch.BoolTensor` of shape `(num_examples,)`):
+            Whether each answer is right.
+
+    Returns:
+        `dict[str, Any]`: `number`, `accuracy`, `ece`, `auroc` (`None` if all are right or all are wrong) and
+        `reliability`, see [`reliability`].
+    """
+    from sklearn.metrics import roc_auc_score
+
+    is_mixed = 0 < int(correct.sum()) < len(correct)
+    return {
+        "number": len(correct),
+        "accuracy": float(correct.double().mean()),
+        "ece": expected_calibration_error(confidences, correct),
+        "auroc": float(roc_auc_score(correct, confidences)) if is_mixed else None,
+        "reliability": reliability(confidences, correct),
+    }
+
+
+def score_decisions(probabilities: Sequence[Sequence[float]], targets: Sequence[int]) -> dict[str, Any]:
+    """
+    Scores probabilities against right options. Needs scikit-learn.
+
+    Args:
+        probabilities (`Sequence[Sequence[float]]`):
+            Of the options of each example.
+        targets (`Sequence[int]`):
+            Index of the right option of each example.
+
+    Returns:
+        `dict[str, Any]`: What [`score_confidence`] says of the most probable options, and `brier`.
+    """
+    confidences = torch.tensor([max(row) for row in probabilities])
+    correct = torch.tensor([max(row) == row[right] for row, right in zip(probabilities, targets, strict=True)])
+    return score_confidence(confidences, correct) | {"brier": brier_score(probabilities, targets)}
+
+
+def draw_reliability(path: Path, lines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
+    """
+    Draws a reliability diagram: accuracy over confidence, and the diagonal of perfect calibration. Needs matplotlib.
+
+    Args:
+        path (`Path`):
+            SVG file to write.
+        lines (`Mapping[str, Sequence[tuple[float, float, float]]]`):
+            Name of a line -> what [`reliability`] returned. The share of a bin is the size of its point.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(4.5, 4.5))
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for (name, points), color in zip(lines.items(), ("#4c72b0", "#dd8452"), strict=False):
+        confidence, accuracy, share = zip(*points, strict=True)
+        axes.plot(confidence, accuracy, color=color, linewidth=1)
+        axes.scatter(confidence, accuracy, [10 + 400 * value for value in share], color=color, alpha=0.6)
+        axes.annotate(name, (confidence[0], accuracy[0]), textcoords="offset points", xytext=(8, -4), color=color)
+    axes.set(xlabel="confidence", ylabel="accuracy")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)

@@ -201,7 +201,7 @@ def answer_states(model: PreTrainedModel, processor: ProcessorMixin, question: Q
         seconds += time.perf_counter() - start
         tokens = step.answer_ids[0].tolist()
         unmasked_in = update_unmasks(unmasked_in, tokens, step.step, model.config.mask_token_id)
-        runs = canvas_runs(tokens, unmasked_in, processor.tokenizer)
+        runs = canvas_runs(tokens, unmasked_in, processor.tokenizer, step.token_logprobs[0].tolist())
         num_passes = int(step.num_forward_passes[0])
         if not step.finished[0]:
             yield AnswerState(runs, step.step, num_passes, seconds)

@@ -165,10 +165,16 @@ def canvas_runs(
             len(run),
             kind,
             step,
-            math.exp(min(logprobs[position] for position in run)) if logprobs is not None and step else None,
+            _lowest_probability([logprobs[position] for position in run]) if logprobs is not None and step else None,
         )
         for kind, step, run in groups
     ]
+
+
+def _lowest_probability(logprobs: Sequence[float]) -> float | None:
+    """`None` where none is known: padding after the end of an answer is not scored."""
+    known = [value for value in logprobs if not math.isnan(value)]
+    return math.exp(min(known)) if known else None
 
 
 def canvas_html(runs: Sequence[Run], step: int) -> str:

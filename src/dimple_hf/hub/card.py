@@ -33,7 +33,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..modeling import DimpleConfig, DimpleGenerationConfig
 from ..modeling.adapter_dimple import MODE_KEY
 from ..modeling.generation_config_dimple import DIFFUSION_OPTIONS, SHARED_OPTIONS
-from .init import read_json
+from ..modeling.weight_files_dimple import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -15,7 +15,7 @@
 
 Source: the layout of the released model, whose parameter names are also ours. Weights pass through memory in pieces,
 so that a checkpoint of any size needs no more than a few of these; quantized by a library, it needs as much as the
-quantized model. Imported by `dimple-hf convert`.
+quantized model.
 """
 
 import json
@@ -28,28 +28,18 @@ from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub.utils import SafetensorsRepoMetadata
-from transformers import TorchAoConfig
-from transformers.utils import is_bitsandbytes_available, is_torchao_available, logging
+from transformers.utils import logging
 
 from ..modeling import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig
-from ..modeling.weight_files_dimple import refuse_damaged_files
+from ..modeling.weight_files_dimple import INDEX, refuse_damaged_files
 from ..processing import DimpleProcessor
-from ..training.run import quantization_config
-from .doctor import INDEX, check_checkpoint, load_config, open_checkpoint, read_headers
-from .init import DTYPES, MAX_SHARD_BYTES, expected_shapes, locate_checkpoint, plan_shards
+from ..quantization import check_quantization, quantization_config
+from .doctor import check_checkpoint, load_config, open_checkpoint, read_headers
+from .init import locate_checkpoint
+from .weights import DTYPES, MAX_SHARD_BYTES, expected_shapes, plan_shards
 
 #: Bytes of a source file that are in memory at a time, next to the same numbers in the new type.
 PIECE_BYTES = 16 * 2**20
-
-#: What a quantization needs, and whether it is there.
-QUANTIZATIONS = {
-    "nf4": ("bitsandbytes", is_bitsandbytes_available),
-    "int8": ("bitsandbytes", is_bitsandbytes_available),
-    "torchao-int8": ("torchao", is_torchao_available),
-}
-
-#: The language model's layers are quantized; these modules stay whole.
-WHOLE_MODULES = ["visual", "img_projector", "lm_head"]
 
 #: Files of the author that are about the weights and therefore stay with them.
 KEPT_FILES = ("README.md", "LICENSE*", "NOTICE*")
@@ -133,7 +123,7 @@ def convert_checkpoint(
         raise ValueError(f"`dtype` must be float32, float16 or bfloat16 (got {dtype})")
     if max_shard_bytes < 1:
         raise ValueError(f"`max_shard_bytes` must be at least 1 (got {max_shard_bytes})")
-    _check_quantization(quantization)
+    check_quantization(quantization)
     refuse_problems(source)
     with refuse_damaged_files(source):
         directory = locate_checkpoint(source, lambda name: name)
@@ -184,8 +174,7 @@ def refuse_problems(source: str) -> None:
     problems = [f"{finding.subject}: {finding.message}" for finding in findings if finding.status == "problem"]
     if problems:
         raise ValueError(
-            f"{source} must be a checkpoint without problems (got {len(problems)})\n  "
-            + "\n  ".join(problems + pickled)
+            f"{source} must be a checkpoint without problems (got {len(problems)}: {'; '.join(problems + pickled)})"
         )
     if getattr(load_config(open_checkpoint(source).directory), "quantization_config", None) is not None:
         raise ValueError(f"{source} must hold weights that are not quantized (got a `quantization_config`)")
@@ -254,18 +243,16 @@ def write_weights(
         ValueError: If a weight is not finite in the new type.
     """
     shapes = expected_shapes(config)
-    shards = plan_shards(shapes, config.dtype.itemsize, max_shard_bytes)
+    plan = plan_shards(shapes, config.dtype, max_shard_bytes)
     with logging.tqdm(total=len(shapes), desc="weights", disable=None) as bar:
-        for file, names in shards:
+        for file, names in plan.filename_to_tensors.items():
             with (directory / file).open("wb") as output:
                 output.write(shard_header([sources[name] for name in names], config.dtype))
                 for name in names:
                     copy_tensor(sources[name], output, config.dtype)
                     bar.update()
-    if len(shards) > 1:
-        total_size = config.dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())
-        weight_map = {name: file for file, names in shards for name in names}
-        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -369,28 +356,7 @@ def write_quantized(
     model = DimpleForConditionalGeneration.from_pretrained(
         directory,
         dtype=dtype,
-        quantization_config=_library_config(quantization),
+        quantization_config=quantization_config(quantization),
         device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
     )
     model.save_pretrained(output_dir, max_shard_size=max_shard_bytes)
-
-
-def _library_config(quantization: str) -> Any:
-    if quantization == "torchao-int8" and is_torchao_available():  # as `_check_quantization` has seen
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=WHOLE_MODULES)
-    return quantization_config(quantization)
-
-
-def _check_quantization(quantization: str | None) -> None:
-    if quantization is None:
-        return
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)} (got {quantization!r})")
-    library, is_available = QUANTIZATIONS[quantization]
-    if not is_available():
-        raise ValueError(
-            f"`quantization` {quantization!r} needs {library}: run `pip install 'dimple_hf[quantize]'` (got no such "
-            "package)"
-        )

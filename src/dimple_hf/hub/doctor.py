@@ -15,10 +15,9 @@
 
 Configurations, tokenizer and processor are loaded by this package's own classes; of the weights only the headers are
 read, in a directory or through the network, and compared with the model on the meta device. Nothing of a checkpoint is
-run or unpickled. Imported by `dimple-hf doctor` and `conversion`.
+run or unpickled.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,19 +28,12 @@ from huggingface_hub import HfApi, constants, get_local_safetensors_metadata, sn
 from huggingface_hub.utils import SafetensorsRepoMetadata
 
 from ..modeling import DimpleConfig, DimpleGenerationConfig
-from ..modeling.weight_files_dimple import is_whole_safetensors_file
+from ..modeling.weight_files_dimple import INDEX, read_header, read_index, read_json
 from ..processing import DimpleProcessor
 from .findings import Finding
-from .init import (
-    DTYPES,
-    SPECIAL_TOKENS,
-    StoredTensor,
-    check_tensors,
-    expected_shapes,
-    read_json,
-)
+from .init import SPECIAL_TOKENS
+from .weights import DTYPES, StoredTensor, check_tensors, expected_shapes
 
-INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 
 #: What is downloaded of a repository: everything but weights and code.
@@ -133,13 +125,16 @@ def check_checkpoint(source: str) -> list[Finding]:
     # 1.
     findings = check_files(checkpoint)
     # 2.
-    config, finding = _load("configuration", lambda: load_config(checkpoint.directory), _describe_config)
+    config, finding = _load(
+        "configuration", "config.json", lambda: load_config(checkpoint.directory), _describe_config
+    )
     findings.append(finding)
     generation_config = None
     if "generation_config.json" in checkpoint.files:
         generation_config, finding = _load(
             "generation options",
-            lambda: DimpleGenerationConfig.from_pretrained(checkpoint.directory),
+            "generation_config.json",
+            lambda: load_generation_config(checkpoint.directory),
             _describe_generation_config,
         )
         findings.append(finding)
@@ -148,7 +143,10 @@ def check_checkpoint(source: str) -> list[Finding]:
         findings += check_weights(checkpoint, config)
     # 4.
     processor, finding = _load(
-        "processor", lambda: DimpleProcessor.from_pretrained(checkpoint.directory), _describe_processor
+        "processor",
+        "the processor's files",
+        lambda: DimpleProcessor.from_pretrained(checkpoint.directory),
+        _describe_processor,
     )
     findings.append(finding)
     # 5.
@@ -213,6 +211,22 @@ def load_config(directory: Path) -> DimpleConfig:
     return DimpleConfig.from_pretrained(directory)
 
 
+def load_generation_config(directory: Path) -> DimpleGenerationConfig:
+    """
+    Args:
+        directory (`Path`):
+            Holds `generation_config.json`.
+
+    Returns:
+        `DimpleGenerationConfig`
+
+    Raises:
+        ValueError: If the file is damaged, or holds options that are out of range.
+    """
+    read_json(directory / "generation_config.json")
+    return DimpleGenerationConfig.from_pretrained(directory)
+
+
 def check_weights(checkpoint: Checkpoint, config: DimpleConfig) -> list[Finding]:
     """
     Compares the headers of the weights with the model that the configuration describes.
@@ -228,7 +242,7 @@ def check_weights(checkpoint: Checkpoint, config: DimpleConfig) -> list[Finding]
     """
     if not {WEIGHTS, INDEX} & checkpoint.files:
         return []  # said already
-    headers, finding = _load("weights", lambda: matching_headers(checkpoint, config), _describe_weights)
+    headers, finding = _load("weights", "safetensors", lambda: matching_headers(checkpoint, config), _describe_weights)
     findings = [finding]
     if headers is not None and not _is_quantized(config):
         most = max(headers.parameter_count, key=lambda name: headers.parameter_count[name])
@@ -254,9 +268,12 @@ def matching_headers(checkpoint: Checkpoint, config: DimpleConfig) -> Safetensor
     Raises:
         ValueError: If a file is missing or damaged, the index is wrong, or the weights are not the model's.
     """
-    damaged = [name for name in weight_files(checkpoint) if not _is_whole(checkpoint, name)]
-    if damaged:
-        raise ValueError(f"{', '.join(damaged)}: missing, cut off or damaged")
+    missing = [name for name in weight_files(checkpoint) if name not in checkpoint.files]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} must be there (got no such file)")
+    for name in weight_files(checkpoint):
+        if (checkpoint.directory / name).is_file():  # what stays on the Hub is not looked into
+            read_header(checkpoint.directory / name)
     headers = read_headers(checkpoint)
     elsewhere = [name for name, file in headers.weight_map.items() if name not in headers.files_metadata[file].tensors]
     if elsewhere:
@@ -316,7 +333,7 @@ def weight_files(checkpoint: Checkpoint) -> list[str]:
     """
     if WEIGHTS in checkpoint.files:
         return [WEIGHTS]
-    return sorted(set(read_json(checkpoint.directory / INDEX).get("weight_map", {}).values()))
+    return sorted(set(read_index(checkpoint.directory / INDEX).values()))
 
 
 def read_headers(checkpoint: Checkpoint) -> SafetensorsRepoMetadata:
@@ -385,14 +402,17 @@ def check_agreement(
     return findings or [Finding("agreement", "ok", "model, tokenizer and image processor say the same")]
 
 
-def _load(subject: str, load: Callable[[], Part], describe: Callable[[Any], str]) -> tuple[Part | None, Finding]:
-    """Loads a part, and makes a finding of whatever that raises: any file may be broken in any way."""
+def _load(
+    subject: str, file: str, load: Callable[[], Part], describe: Callable[[Any], str]
+) -> tuple[Part | None, Finding]:
+    """Loads a part of a file, and makes a finding of whatever that raises: any file may be broken in any way."""
     try:
         part = load()
         return part, Finding(subject, "ok", describe(part))
     except Exception as error:
         name = "" if type(error) is ValueError else f"{type(error).__name__}: "  # ours say enough themselves
-        return None, Finding(subject, "problem", f"{name}{error}")
+        message = f"{name}{' '.join(str(error).split())}"
+        return None, Finding(subject, "problem", message if file in message else f"{file}: {message}")
 
 
 def _describe_config(config: DimpleConfig) -> str:
@@ -436,22 +456,15 @@ def _names(directory: Path) -> frozenset[str]:
     return frozenset(str(path.relative_to(directory).as_posix()) for path in directory.rglob("*") if path.is_file())
 
 
-def _is_whole(checkpoint: Checkpoint, name: str) -> bool:
-    if name not in checkpoint.files:
-        return False
-    path = checkpoint.directory / name
-    return not path.is_file() or is_whole_safetensors_file(path)  # what stays on the Hub is not looked into
-
-
 def _pointers(checkpoint: Checkpoint) -> set[str]:
     """Modules that the configurations' `auto_map` entries name."""
     modules: set[str] = set()
     for path in checkpoint.directory.glob("*.json"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            entries: Any = read_json(path).get("auto_map")
         except ValueError:  # what needs the file says so
             continue
-        entries: Any = content.get("auto_map", {}) if isinstance(content, dict) else {}
-        for value in entries.values():
-            modules |= {item.partition(".")[0] for item in (value if isinstance(value, list) else [value]) if item}
+        for value in entries.values() if isinstance(entries, dict) else []:
+            items = value if isinstance(value, list) else [value]
+            modules |= {item.partition(".")[0] for item in items if isinstance(item, str)}
     return modules

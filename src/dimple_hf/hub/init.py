@@ -15,29 +15,24 @@
 
 Source: Dimple, section 3 (arXiv 2505.16990): Dream-7B, Qwen2.5-VL's tower, a projector made from nothing. Everything
 is checked by name and shape from the headers of the files before the first weight is read; then weights pass through
-memory one output shard at a time. Imported by `dimple-hf init`.
+memory one output shard at a time.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.dataclasses import StrictDataclassFieldValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers.utils import logging
+from safetensors import safe_open
 
 from ..modeling import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleVisionConfig
+from ..modeling.weight_files_dimple import INDEX, read_header, read_index, read_json
 from ..processing import DimpleImageProcessor, DimpleProcessor, DimpleTokenizer
-
-#: Largest output file, which is also about all the memory that the copying takes.
-MAX_SHARD_BYTES = 4 * 2**30
+from .weights import DTYPES, MAX_SHARD_BYTES, StoredTensor, check_tensors, expected_shapes
 
 #: Area of the largest image in training (336 x 336 pixels, Dimple, section 4), the image processor's upper bound.
 MAX_PIXELS = 336 * 336
@@ -61,8 +56,6 @@ VISION_FIELDS = (
     "spatial_merge_size", "temporal_patch_size", "tokens_per_second", "window_size", "out_hidden_size",
     "fullatt_block_indexes", "initializer_range",
 )  # fmt: skip
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 PAD_TOKEN, CHAT_END_TOKEN, MASK_TOKEN = "<|endoftext|>", "<|im_end|>", "<|mask|>"
 
@@ -90,28 +83,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """
-    A weight in a file, as the file's header describes it.
-
-    Args:
-        file (`Path`):
-            The safetensors file.
-        name (`str`):
-            Its name in that file.
-        shape (`tuple[int, ...]`):
-            Its shape.
-        dtype (`str`):
-            Its type in safetensors' spelling, such as `"BF16"`.
-    """
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def language_name(name: str) -> str | None:
@@ -143,29 +114,6 @@ def vision_name(name: str) -> str | None:
     return name if name.startswith("visual.") else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Args:
-        path (`Path`):
-            A JSON file that holds an object.
-
-    Returns:
-        `dict[str, Any]`: The object.
-
-    Raises:
-        ValueError: If the file is missing or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} must have a {path.name} (got none)") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must hold JSON (got an error: {error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object (got {type(content).__name__})")
-    return content
-
-
 def locate_checkpoint(source: str, rename: Callable[[str], str | None]) -> Path:
     """
     Finds a checkpoint's directory, and downloads from the Hub what is needed of it: of a Qwen2.5-VL's shards, for
@@ -188,11 +136,10 @@ def locate_checkpoint(source: str, rename: Callable[[str], str | None]) -> Path:
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(f"a checkpoint must be a directory or a Hub id such as 'owner/name' (got {source!r})")
     directory = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja"]))
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     patterns = ["model.safetensors"]
     if index.is_file():
-        weight_map = read_json(index)["weight_map"]
-        patterns = sorted({file for name, file in weight_map.items() if rename(name) is not None})
+        patterns = sorted({file for name, file in read_index(index).items() if rename(name) is not None})
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja", *patterns]))
 
 
@@ -213,12 +160,11 @@ def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[s
         ValueError: If there are no safetensors files, the index and the shards differ, a file is broken, or a weight
             is stored in another type than float32, float16 and bfloat16.
     """
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / INDEX, directory / "model.safetensors"
     if index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        wanted = {name: file for name, file in weight_map.items() if rename(name) is not None}
-    elif (directory / "model.safetensors").is_file():
-        wanted = {name: "model.safetensors" for name in _names_in(directory / "model.safetensors") if rename(name)}
+        wanted = {name: file for name, file in read_index(index).items() if rename(name) is not None}
+    elif single.is_file():
+        wanted = {name: single.name for name in read_header(single) if rename(name) is not None}
     elif any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise ValueError(
             f"{directory} must hold its weights as safetensors (got pickled files, which can run code when they are "
@@ -228,44 +174,21 @@ def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[s
         raise ValueError(f"{directory} must hold model.safetensors or model.safetensors.index.json (got neither)")
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(wanted.values())):
-        names = [name for name in wanted if wanted[name] == file]
-        for tensor in _describe_tensors(directory / file, names):
-            new_name = str(rename(tensor.name))
-            if new_name in tensors:
+        header = read_header(directory / file)
+        for name in [name for name in wanted if wanted[name] == file]:
+            if name not in header:
+                raise ValueError(f"{directory / file} must hold {name}, as the index says (got a file without it)")
+            dtype, shape = header[name]
+            if dtype not in DTYPES:
                 raise ValueError(
-                    f"{directory} must hold {new_name} once (got {tensors[new_name].name} and {tensor.name})"
-                )
-            tensors[new_name] = tensor
-    return tensors
-
-
-def _names_in(file: Path) -> list[str]:
-    with _open_weights(file) as weights:
-        return list(weights.keys())
-
-
-def _open_weights(file: Path) -> Any:
-    if not file.is_file():
-        raise ValueError(f"{file.parent} must hold {file.name}, which its index names (got no such file)")
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file} must be a whole safetensors file (got one that is broken: {error})") from error
-
-
-def _describe_tensors(file: Path, names: Iterable[str]) -> Iterator[StoredTensor]:
-    with _open_weights(file) as weights:
-        present = set(weights.keys())
-        for name in names:
-            if name not in present:
-                raise ValueError(f"{file} must hold {name}, as the index says (got a file without it)")
-            header = weights.get_slice(name)
-            if header.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"{name} in {file} must be stored as float32, float16 or bfloat16 (got {header.get_dtype()}): "
+                    f"{name} in {directory / file} must be stored as float32, float16 or bfloat16 (got {dtype}): "
                     "quantized checkpoints cannot be taken apart"
                 )
-            yield StoredTensor(file, name, tuple(header.get_shape()), header.get_dtype())
+            new_name = str(rename(name))
+            if new_name in tensors:
+                raise ValueError(f"{directory} must hold {new_name} once (got {tensors[new_name].name} and {name})")
+            tensors[new_name] = StoredTensor(directory / file, name, shape, dtype)
+    return tensors
 
 
 def _check_type(raw: dict[str, Any], known: tuple[str, ...], what: str) -> None:
@@ -383,51 +306,6 @@ def build_tokenizer(directory: Path) -> DimpleTokenizer:
     return tokenizer
 
 
-def expected_shapes(config: DimpleConfig) -> dict[str, tuple[int, ...]]:
-    """
-    Args:
-        config (`DimpleConfig`):
-            Shape of the model.
-
-    Returns:
-        `dict[str, tuple[int, ...]]`: Name and shape of every weight that a checkpoint of the model holds, in the
-        model's order. A tied head is not stored.
-    """
-    with torch.device("meta"):
-        model = DimpleForConditionalGeneration(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        shapes.pop("lm_head.weight")
-    return shapes
-
-
-def check_tensors(expected: dict[str, tuple[int, ...]], found: dict[str, StoredTensor]) -> None:
-    """
-    Compares what the model needs with what the files hold.
-
-    Args:
-        expected (`dict[str, tuple[int, ...]]`):
-            Name and shape of every needed weight.
-        found (`dict[str, StoredTensor]`):
-            What the files hold, by Dimple's names.
-
-    Raises:
-        ValueError: If a weight is missing, unexpected or of another shape; all of them are named.
-    """
-    problems = [f"missing: {name}" for name in expected if name not in found]
-    problems += [f"unexpected: {found[name].name} ({found[name].file.name})" for name in found if name not in expected]
-    problems += [
-        f"of another shape: {found[name].name} ({found[name].file.name}) has {found[name].shape}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    if problems:
-        raise ValueError(
-            f"the weights must be those that `config.json` describes (got {len(problems)} that differ)\n  "
-            + "\n  ".join(problems)
-        )
-
-
 def new_projector(config: DimpleConfig, seed: int) -> dict[str, torch.Tensor]:
     """
     Draws the projector's weights as the model's own initialisation does: normal matrices, zero biases.
@@ -451,82 +329,24 @@ def new_projector(config: DimpleConfig, seed: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def plan_shards(
-    shapes: dict[str, tuple[int, ...]], bytes_per_element: int, max_shard_bytes: int
-) -> list[tuple[str, list[str]]]:
+def read_weights(stored: dict[str, StoredTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """
-    Shares weights out to files, in order.
-
     Args:
-        shapes (`dict[str, tuple[int, ...]]`):
-            Name and shape of every weight.
-        bytes_per_element (`int`):
-            Size of one number.
-        max_shard_bytes (`int`):
-            Size that a file stays under, unless a single weight is larger.
+        stored (`dict[str, StoredTensor]`):
+            Where the weights are, by Dimple's names.
+        dtype (`torch.dtype`):
+            Type to read them in.
 
     Returns:
-        `list[tuple[str, list[str]]]`: File names, each with its weights' names.
+        `dict[str, torch.Tensor]`: The weights. Those of that type stay in their files until they are used.
     """
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name, shape in shapes.items():
-        size = bytes_per_element * torch.Size(shape).numel()
-        if groups[-1] and filled + size > max_shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    if len(groups) == 1:
-        return [("model.safetensors", groups[0])]
-    return [(f"model-{n:05d}-of-{len(groups):05d}.safetensors", group) for n, group in enumerate(groups, start=1)]
-
-
-def write_weights(
-    directory: Path,
-    shards: list[tuple[str, list[str]]],
-    stored: dict[str, StoredTensor],
-    drawn: dict[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> None:
-    """
-    Copies the weights shard by shard and writes their index.
-
-    Args:
-        directory (`Path`):
-            Where to write.
-        shards (`list[tuple[str, list[str]]]`):
-            File names and what goes into each; see [`plan_shards`].
-        stored (`dict[str, StoredTensor]`):
-            Weights to copy.
-        drawn (`dict[str, torch.Tensor]`):
-            Weights that are in memory already.
-        dtype (`torch.dtype`):
-            Type to write all of them in.
-    """
-    total_size = 0
-    with logging.tqdm(total=sum(len(names) for _, names in shards), desc="weights", disable=None) as bar:
-        for file, names in shards:
-            tensors = {}
-            # Open each source file once per shard, not once per weight.
-            for source in sorted({stored[name].file for name in names if name in stored}):
-                with safe_open(source, framework="pt") as weights:
-                    for name in names:
-                        if name in stored and stored[name].file == source:
-                            tensors[name] = weights.get_tensor(stored[name].name).to(dtype)
-                            bar.update()
-            for name in names:
-                if name in drawn:
-                    tensors[name] = drawn[name].to(dtype)
-                    bar.update()
-            total_size += sum(tensor.nbytes for tensor in tensors.values())
-            save_file(tensors, directory / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": total_size},
-            "weight_map": {name: file for file, names in shards for name in names},
-        }
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    weights = {}
+    for file in sorted({tensor.file for tensor in stored.values()}):
+        with safe_open(file, framework="pt") as content:
+            for name, tensor in stored.items():
+                if tensor.file == file:
+                    weights[name] = content.get_tensor(tensor.name).to(dtype)
+    return weights
 
 
 def initialize_dimple(
@@ -595,8 +415,10 @@ def initialize_dimple(
         shutil.rmtree(partial_dir)
     partial_dir.mkdir(parents=True)
     DimpleProcessor(image_processor, tokenizer).save_pretrained(partial_dir)
-    shards = plan_shards(shapes, dtype.itemsize, max_shard_bytes)
-    write_weights(partial_dir, shards, stored, new_projector(config, seed), dtype)
+    weights = read_weights(stored, dtype) | {
+        name: weight.to(dtype) for name, weight in new_projector(config, seed).items()
+    }
+    save_torch_state_dict(weights, partial_dir, max_shard_size=max_shard_bytes)
     generation_config = DimpleGenerationConfig.from_model_config(config)
     # Answers end with padding, and causal decoding stops at what is named here only.
     generation_config.eos_token_id = [config.eos_token_id, config.pad_token_id]

@@ -30,8 +30,8 @@ ANSWER_LENGTHS = (4, 8, 16)
 #: How many positions a pass unmasks. The order is the same for both: the position that the model is surest of comes
 #: first.
 DECODINGS: dict[str, dict[str, Any]] = {
-    "paper": {"unmasking": "confidence", "parallel_rule": "threshold", "confidence_threshold": None},
-    "confident": {"unmasking": "confidence", "parallel_rule": "threshold", "confidence_threshold": 0.95},
+    "paper": {"unmasking": "confidence", "sampler": "threshold", "confidence_threshold": None},
+    "confident": {"unmasking": "confidence", "sampler": "threshold", "confidence_threshold": 0.95},
 }
 
 #: `"paper-4"` to `"confident-16"`: a decoding and the answer's length.

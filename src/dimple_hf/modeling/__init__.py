@@ -13,16 +13,30 @@
 # limitations under the License.
 """Configuration, model and generation of Dimple.
 
-The files of this folder travel flat to the Hub, so nothing in them may rely on this one. Imported by `dimple_hf`.
+The files of this folder travel flat to the Hub, so nothing in them may rely on this one.
 """
 
+from .cache_dimple import CachePolicy
 from .configuration_dimple import DimpleConfig, DimpleVisionConfig
+from .denoising_dimple import DecodingState
 from .generation_config_dimple import DimpleGenerationConfig
 from .generation_dimple import DimpleGenerationMixin, DimpleGenerationOutput
 from .modeling_dimple import DimpleForConditionalGeneration, DimpleOutput, DimplePreTrainedModel
+from .rules_dimple import (
+    EntropyBoundConfig,
+    FactorConfig,
+    KlassConfig,
+    ProphetConfig,
+    SamplerConfig,
+    SamplerRule,
+    ThresholdConfig,
+    WinoConfig,
+)
 from .streaming_dimple import DimpleGenerationStep
 
 __all__ = [
+    "CachePolicy",
+    "DecodingState",
     "DimpleConfig",
     "DimpleForConditionalGeneration",
     "DimpleGenerationConfig",
@@ -32,4 +46,12 @@ __all__ = [
     "DimpleOutput",
     "DimplePreTrainedModel",
     "DimpleVisionConfig",
+    "EntropyBoundConfig",
+    "FactorConfig",
+    "KlassConfig",
+    "ProphetConfig",
+    "SamplerConfig",
+    "SamplerRule",
+    "ThresholdConfig",
+    "WinoConfig",
 ]

@@ -11,36 +11,34 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs the model over a prompt and an answer canvas, as often as denoising asks, computing only what a step needs.
+"""Runs the model over a prompt and an answer canvas, computing only what a step needs.
 
-Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Knows the prompt, the cache, the attention mask and how
-much of the canvas each row uses; knows nothing of how tokens are chosen. Imported by `denoising_dimple`,
-`length_dimple` and `generation_dimple`.
+Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Holds the prompt, the cache, the attention mask and the
+length of each row's canvas; how tokens are chosen is no subject here.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import CompileConfig, PreTrainedModel
 
 from .adapter_dimple import RowAdapters
-from .cache_dimple import CachePolicy, CanvasCache
-from .cuda_graph_dimple import RecordedPass, without_graphs
-from .unmasking_dimple import position_indices
+from .cache_dimple import CachePolicy, CanvasCache, WindowPolicy
+from .cuda_graph_dimple import PassGraph, without_graphs
 
 
 class CanvasRunner:
     """
-    One prompt batch with room for an answer.
+    One batch of prompts and their answer canvases.
 
     The images are encoded before, once, and the prompt is embedded once: an image placeholder that the model writes
-    into the answer is a token like any other. A whole pass runs all positions of a row and fills its part of the
-    cache; any other pass runs a window of each row: what the policy does not keep, and the position before it, whose
-    output predicts the first of these. Each row is renewed on its own account, so that it does not depend on its
-    neighbours: in a step in which only some rows are due, a whole pass of these comes before the window of all.
+    into the answer is a token like any other. A full pass runs all positions of a row and fills its part of the cache;
+    any other pass runs a window of each row: what the policy does not keep, and the position before it, whose output
+    predicts the first of these. Each row is refreshed by itself, so that it does not depend on its neighbours: in a
+    step in which only some rows are stale, a full pass of these comes before the window of all.
 
     Positions after the longest canvas of the batch are not run. The attention mask of each kind of pass is prepared
     once; without padding there is none, which lets sdpa take its fastest kernels.
@@ -56,11 +54,11 @@ class CanvasRunner:
             Positions on the three axes.
         image_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
             Features of all images, in the order of their placeholders.
-        cache_policy (`CachePolicy`):
-            Which keys and values to keep, and for how long.
+        cache_policy ([`CachePolicy`], *optional*):
+            Which keys and values to keep, and for how long; none when missing.
         is_static (`bool`, defaults to `False`):
             Whether every window has the shape of the first: the rows stay until the end. Only under a policy without
-            blocks, whose canvases keep their lengths.
+            blocks.
     """
 
     def __init__(
@@ -70,14 +68,14 @@ class CanvasRunner:
         attention_mask: torch.LongTensor,
         position_ids: torch.LongTensor,
         image_features: torch.FloatTensor | None,
-        cache_policy: CachePolicy,
+        cache_policy: CachePolicy | None,
         is_static: bool = False,
     ):
         self.model = model
         self._row_adapters = RowAdapters(model)
         self.is_static = is_static
         self._compiled_text_model: Callable[..., Any] | None = None
-        self._recorded: RecordedPass | None = None
+        self._graph: PassGraph | None = None
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
@@ -85,31 +83,31 @@ class CanvasRunner:
         self.prompt_embeds = model.embed(input_ids, image_features)
         self.policy = cache_policy
         self.cache: CanvasCache | None = None
-        if cache_policy.interval != 1:  # with 1, every pass is whole and nothing is kept
+        if cache_policy is not None:
             self.cache = CanvasCache(
                 model.config.num_hidden_layers, len(input_ids), attention_mask.shape[1], is_static
             )
         self.canvas_lengths = _canvas_lengths(attention_mask[:, self.prompt_length :])
-        # What each row was renewed for, its block and the length of its canvas; and the passes that this has served.
-        self._renewed_for: list[tuple[int, int] | None] = [None] * len(input_ids)
+        # The block in which each row was last refreshed, and the passes that its keys and values have served since.
+        self._refreshed_in: list[int | None] = [None] * len(input_ids)
         self._ages = [0] * len(input_ids)
         self._masks: dict[tuple[int, int], dict[str, torch.Tensor | None]] = {}
         self._last_window: tuple[list[int], list[int], torch.Tensor] | None = None
-        self._seen: dict[int, torch.Tensor] = {}  # row -> scores of its whole canvas, until the first call of `logits`
+        self._probed: dict[int, torch.Tensor] = {}  # row -> logits of its canvas, until the first call of `logits`
 
     def compile(self, compile_config: CompileConfig | None) -> None:
         """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
-        records the pass over a window, where CUDA graphs are wanted. The whole pass comes once in an answer; the head
-        runs at another number of positions in each pass."""
+        captures the pass over a window as a CUDA graph, where the mode has one. The full pass comes once in an answer;
+        the head runs at another number of positions in each pass."""
         text_model = self.model.model
-        unrecorded = without_graphs(compile_config, text_model)
-        self._recorded = None if unrecorded is None else RecordedPass()
-        self._compiled_text_model = text_model.get_compiled_call(unrecorded or compile_config)
+        without_graph = without_graphs(compile_config, text_model)
+        self._graph = None if without_graph is None else PassGraph()
+        self._compiled_text_model = text_model.get_compiled_call(without_graph or compile_config)
 
-    def look(self, answer: torch.LongTensor, rows: list[int]) -> tuple[torch.BoolTensor, torch.FloatTensor]:
+    def probe(self, answer: torch.LongTensor, rows: list[int]) -> tuple[torch.BoolTensor, torch.FloatTensor]:
         """
-        Scores of the whole canvases of some rows, in which nothing is decided yet. The first call of
-        [`CanvasRunner.logits`] does not run a row again whose canvas has stayed as it was.
+        Logits of the whole canvases of some rows, all of whose positions are masked. The first call of
+        [`CanvasRunner.logits`] does not run a row again whose canvas has kept its length.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
@@ -125,65 +123,63 @@ class CanvasRunner:
         positions = (
             torch.arange(answer.shape[1], device=answer.device) < torch.tensor(lengths, device=answer.device)[:, None]
         )
-        logits = self.whole_logits(answer, positions, rows, [0] * len(answer), sum(lengths))
-        self._seen.update(zip(rows, logits.split([lengths[row] for row in rows]), strict=True))
+        logits = self.full_logits(answer, positions, rows, [0] * len(answer), sum(lengths))
+        self._probed.update(zip(rows, logits.split([lengths[row] for row in rows]), strict=True))
         return positions, logits
 
     def logits(
         self, answer: torch.LongTensor, positions: torch.BoolTensor, num_positions: int | None = None
     ) -> torch.FloatTensor:
         """
-        Scores for some positions of the answer, from one pass over each row.
+        Logits of some positions of the answer, from one pass over each row.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-                Answer tokens, masked where not yet decided.
+                Answer tokens, the mask token at masked positions.
             positions (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-                `True` where scores are wanted. The first of a row is in its present block.
+                `True` where logits are wanted. The first of a row is in its present block.
             num_positions (`int`, *optional*):
-                How many they are, if that is known: then the device need not be waited for.
+                Their number, if it is known: then nothing waits for the device.
 
         Returns:
             `torch.FloatTensor` of shape `(num_positions, vocab_size)`: Logits in the model's dtype, row by row.
         """
-        blocks, last_blocks = self._blocks(positions)
-        if self._seen:
-            return self._logits_after_looks(answer, positions, blocks)
-        due = [row for row, block in enumerate(blocks) if self._is_due(row, block)]
-        if self.policy.keeps_suffix:  # the window ends with the block
-            due = [row for row, block in enumerate(blocks) if row in due or last_blocks[row] > block]
-        are_all_due = len(due) == len(answer)
-        whole_logits = None
-        if due:
-            whole_logits = self.whole_logits(answer, positions, due, blocks, num_positions if are_all_due else None)
+        blocks, last_positions = self._blocks(positions)
+        if self._probed:
+            return self._logits_after_probes(answer, positions, blocks)
+        stale = [row for row in range(len(answer)) if self._is_stale(row, blocks[row], last_positions[row])]
+        are_all_stale = len(stale) == len(answer)
+        full_logits = None
+        if stale:
+            full_logits = self.full_logits(answer, positions, stale, blocks, num_positions if are_all_stale else None)
         self._ages = [age + 1 for age in self._ages]
-        if are_all_due:
-            return whole_logits
-        if whole_logits is None:
+        if are_all_stale:
+            return full_logits
+        if full_logits is None:
             return self._run_window(answer, positions, blocks, num_positions)
-        # The rows that are due run once more with the others, for nothing: else the others' cache had to be copied.
+        # The stale rows run once more with the others, for nothing: else the others' cache had to be copied.
         of_others = positions.clone()
-        of_others[due] = False
+        of_others[stale] = False
         window_logits = self._run_window(answer, of_others, blocks)
         is_window = of_others[positions]
         logits = window_logits.new_empty(len(is_window), window_logits.shape[1])
-        logits[is_window], logits[~is_window] = window_logits, whole_logits
+        logits[is_window], logits[~is_window] = window_logits, full_logits
         return logits
 
-    def _logits_after_looks(
+    def _logits_after_probes(
         self, answer: torch.LongTensor, positions: torch.BoolTensor, blocks: list[int]
     ) -> torch.FloatTensor:
-        """As `logits`, for rows that were looked at and for others, whose canvases have grown since."""
-        of_row = {row: logits[positions[row, : len(logits)]] for row, logits in self._seen.items()}
-        due = [row for row in range(len(answer)) if row not in of_row]
-        if due:
-            whole_logits = self.whole_logits(answer, positions, due, blocks)
-            of_row.update(zip(due, whole_logits.split(positions[due].sum(dim=1).tolist()), strict=True))
-        self._seen.clear()
+        """As `logits`, for rows that have been probed and for others, whose canvases have grown since."""
+        of_row = {row: logits[positions[row, : len(logits)]] for row, logits in self._probed.items()}
+        stale = [row for row in range(len(answer)) if row not in of_row]
+        if stale:
+            full_logits = self.full_logits(answer, positions, stale, blocks)
+            of_row.update(zip(stale, full_logits.split(positions[stale].sum(dim=1).tolist()), strict=True))
+        self._probed.clear()
         self._ages = [age + 1 for age in self._ages]
         return torch.cat([of_row[row] for row in range(len(answer))])
 
-    def whole_logits(
+    def full_logits(
         self,
         answer: torch.LongTensor,
         positions: torch.BoolTensor,
@@ -192,13 +188,13 @@ class CanvasRunner:
         num_positions: int | None = None,
     ) -> torch.FloatTensor:
         """
-        Scores for some positions of some rows' answers, from a pass that renews these rows' keys and values.
+        Logits of some positions of some rows' answers, from a pass that refreshes these rows' keys and values.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-                Answer tokens, masked where not yet decided.
+                Answer tokens, the mask token at masked positions.
             positions (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-                `True` where scores are wanted; of other rows than `rows` nothing is returned.
+                `True` where logits are wanted; of other rows than `rows` nothing is returned.
             rows (`list[int]`):
                 The rows to run, in ascending order.
             blocks (`list[int]`):
@@ -210,18 +206,18 @@ class CanvasRunner:
             `torch.FloatTensor` of shape `(num_positions, vocab_size)`: Logits in the model's dtype, row by row.
         """
         for row in rows:
-            self._renewed_for[row], self._ages[row] = (blocks[row], self.canvas_lengths[row]), 0
+            self._refreshed_in[row], self._ages[row] = blocks[row], 0
         width = self._width()
-        return self._run_whole(answer, width, rows, self._predictors(positions, width), num_positions)
+        return self._run_full(answer, width, rows, self._predictors(positions, width), num_positions)
 
     def all_logits(self, answer: torch.LongTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """
-        Scores for every position that this pass runs: the whole sequence, or with a filled cache its end. Only under
+        Logits of every position that this pass runs: the whole sequence, or with a filled cache its end. Only under
         policies without blocks.
 
         Args:
             answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-                Answer tokens, masked where not yet decided.
+                Answer tokens, the mask token at masked positions.
 
         Returns:
             `tuple(torch.LongTensor, torch.FloatTensor)` of shapes `(batch_size, length)` and
@@ -229,9 +225,9 @@ class CanvasRunner:
             the token at position j (the first position keeps its own).
         """
         rows, width = list(range(len(answer))), self.attention_mask.shape[1]
-        if self._is_due(0, 0):  # then all are: they have run together since the first pass
-            self._renewed_for, self._ages = [(0, length) for length in self.canvas_lengths], [1 for _ in rows]
-            start, logits = 0, self._run_whole(answer, width, rows, None)
+        if self._is_stale(0, 0, 0):  # then all are: they have run together since the first pass
+            self._refreshed_in, self._ages = [0 for _ in rows], [1 for _ in rows]
+            start, logits = 0, self._run_full(answer, width, rows, None)
         else:
             self._ages = [age + 1 for age in self._ages]
             start, logits = self.prompt_length - 1, self._run_window(answer, None, [0 for _ in rows])
@@ -247,20 +243,58 @@ class CanvasRunner:
         kept = rows.tolist()
         self._row_adapters.select_rows(kept)
         self.canvas_lengths = [self.canvas_lengths[row] for row in kept]
-        self._renewed_for = [self._renewed_for[row] for row in kept]
+        self._refreshed_in = [self._refreshed_in[row] for row in kept]
         self._ages = [self._ages[row] for row in kept]
-        self._seen.clear()
+        self._probed = {index: self._probed[row] for index, row in enumerate(kept) if row in self._probed}
         self._masks.clear()
 
+    def append_rows(self, other: "CanvasRunner") -> None:
+        """
+        Takes in the rows of another runner, after its own. Those that have not run yet are stale, so the next call of
+        [`CanvasRunner.logits`] runs them whole. Not where rows must stay.
+
+        Args:
+            other ([`CanvasRunner`]):
+                Of the same model and cache policy; not used any more.
+        """
+        prompt_length = max(self._longest_prompt(), other._longest_prompt())
+        answer_length = max(*self.canvas_lengths, *other.canvas_lengths)
+        for runner in (self, other):
+            runner._fit(prompt_length, answer_length)
+        if self.cache is not None and other.cache is not None:
+            self.cache.append_rows(other.cache)
+        for name in ("input_ids", "attention_mask", "prompt_embeds"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.position_ids = torch.cat([self.position_ids, other.position_ids], dim=1)
+        self._probed |= {len(self._ages) + row: logits for row, logits in other._probed.items()}
+        self.canvas_lengths = self.canvas_lengths + other.canvas_lengths
+        self._refreshed_in += other._refreshed_in
+        self._ages += other._ages
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt, without the padding before it."""
+        return int(self.attention_mask[:, : self.prompt_length].sum(dim=1).amax())
+
+    def _fit(self, prompt_length: int, answer_length: int) -> None:
+        """Pads or crops, where only padding is, prompts on the left and answers on the right to these lengths."""
+        left = prompt_length - self.prompt_length
+        right = answer_length - (self.attention_mask.shape[1] - self.prompt_length)
+        if self.cache is not None:
+            self.cache.pad_positions(left, right)
+        self.input_ids = pad(self.input_ids, (left, 0))
+        self.prompt_embeds = pad(self.prompt_embeds, (0, 0, left, 0))
+        self.attention_mask = pad(self.attention_mask, (left, right))
+        self.position_ids = pad(self.position_ids, (left, right))
+        self.prompt_length = prompt_length
+        self._masks.clear()
+        self._last_window = None
+
     def resize_canvases(self, lengths: list[int]) -> None:
-        """Gives each row a canvas of its length in `lengths`, in positions. One that has grown is renewed in its next
-        pass; the keys and values of one that has shrunk stay, though they have seen what is now gone."""
+        """Gives each row a canvas of its length in `lengths`, in positions, before the first call of `logits`."""
         for row, (before, after) in enumerate(zip(self.canvas_lengths, lengths, strict=True)):
             if after != before:
-                self._seen.pop(row, None)
-            renewed_for = self._renewed_for[row]
-            if renewed_for is not None and after < before:
-                self._renewed_for[row] = (renewed_for[0], after)
+                self._probed.pop(row, None)
+                self._refreshed_in[row] = None
         self.canvas_lengths = lengths
         prompt_mask, answer_mask = self.attention_mask.tensor_split([self.prompt_length], dim=1)
         positions = torch.arange(answer_mask.shape[1], device=answer_mask.device)
@@ -269,19 +303,21 @@ class CanvasRunner:
         self._masks.clear()
 
     def _blocks(self, positions: torch.BoolTensor) -> tuple[list[int], list[int]]:
-        """The blocks of each row's first and last position; one for all without blocks."""
-        if self.policy.block_length is None:
+        """Each row's block, that of its first position, and its last position; zeros without blocks."""
+        if self.policy is None or self.policy.block_length is None:
             return [0] * len(positions), [0] * len(positions)
         first, last = positions.int().argmax(dim=1), positions.shape[1] - 1 - positions.flip(1).int().argmax(dim=1)
-        first_blocks, last_blocks = (torch.stack([first, last]) // self.policy.block_length).tolist()
-        return first_blocks, last_blocks
+        blocks, last_positions = torch.stack([first // self.policy.block_length, last]).tolist()
+        return blocks, last_positions
 
-    def _is_due(self, row: int, block: int) -> bool:
-        is_old = self.cache is None or (self.policy.interval or math.inf) <= self._ages[row]
-        return is_old or self._renewed_for[row] != (block, self.canvas_lengths[row])
+    def _is_stale(self, row: int, block: int, last_position: int) -> bool:
+        if self.policy is None or self._refreshed_in[row] is None:
+            return True
+        _, stop = self.policy.window(block, self._width() - self.prompt_length)
+        return last_position >= stop or self.policy.is_stale(self._ages[row], self._refreshed_in[row] != block)
 
     def _width(self) -> int:
-        """Positions of the prompt and of the longest canvas: what lies after is nothing to anybody."""
+        """Positions of the prompt and of the longest canvas; what comes after is neither run nor seen."""
         return self.prompt_length + max(self.canvas_lengths)
 
     def _predictors(self, positions: torch.BoolTensor, width: int) -> torch.BoolTensor:
@@ -292,19 +328,20 @@ class CanvasRunner:
         return predictors
 
     def _window(self, blocks: list[int], width: int) -> torch.LongTensor:
-        """Which positions of each row to run, `(batch_size, length)`; a row that has fewer repeats its last one."""
-        block_length = self.policy.block_length or 0
-        starts = [self.prompt_length - 1 + block * block_length for block in blocks]
-        stops = [min(start + 1 + block_length, width) if self.policy.keeps_suffix else width for start in starts]
+        """The positions of each row to run, `(batch_size, length)`; a row that has fewer repeats its last one."""
+        policy = self.policy or WindowPolicy()
+        bounds = [policy.window(block, width - self.prompt_length) for block in blocks]
+        starts = [self.prompt_length - 1 + start for start, _ in bounds]
+        stops = [self.prompt_length + stop for _, stop in bounds]
         if self._last_window is not None and self._last_window[:2] == (starts, stops):
             return self._last_window[2]  # without blocks it stays the same, and making it waits for the device
         length = max(stop - start for start, stop in zip(starts, stops, strict=True))
-        bounds = torch.tensor([starts, stops], device=self.input_ids.device)[..., None]
-        window = (bounds[0] + torch.arange(length, device=bounds.device)).minimum(bounds[1] - 1)
+        ends = torch.tensor([starts, stops], device=self.input_ids.device)[..., None]
+        window = (ends[0] + torch.arange(length, device=ends.device)).minimum(ends[1] - 1)
         self._last_window = starts, stops, window
         return window
 
-    def _run_whole(
+    def _run_full(
         self,
         answer: torch.LongTensor,
         width: int,
@@ -312,13 +349,12 @@ class CanvasRunner:
         predictors: torch.BoolTensor | None,
         num_positions: int | None = None,
     ) -> torch.FloatTensor:
-        """Runs `width` positions of some rows; scores where `predictors`, which is for all rows, says, or
-        everywhere."""
+        """Runs `width` positions of some rows; logits at `predictors`, which is for all rows, or everywhere."""
         is_whole_batch = len(rows) == len(answer)
         index = torch.arange(len(answer), device=answer.device)
         if not is_whole_batch:
             index = torch.tensor(rows, device=answer.device)
-        self._direct(index, torch.arange(width, device=answer.device).expand(len(rows), -1), None)
+        self._set_positions(index, torch.arange(width, device=answer.device).expand(len(rows), -1), None)
         answer_embeds = self.model.embed(answer[index, : width - self.prompt_length])
         if is_whole_batch:
             mask = self._mask(width, width)
@@ -340,8 +376,7 @@ class CanvasRunner:
         blocks: list[int],
         num_positions: int | None = None,
     ) -> torch.FloatTensor:
-        """Runs a window of all rows; scores some positions of the answer, or what predicts each position of the
-        window."""
+        """Runs a window of all rows; logits of some positions of the answer, or at each position of the window."""
         width = self._width()
         window = self._window(blocks, width)
         if positions is None:
@@ -349,9 +384,9 @@ class CanvasRunner:
         if self._compiled_text_model is None:
             keep = self._predictors(positions, width).gather(1, window)
             return self._run(self._window_inputs(answer, width, window), keep, num_positions)
-        # The layers first, so that the device has something to do while it is told which positions to score.
+        # The layers first, so that the device has work while the positions to score are prepared.
         run = partial(self._static_states, self._compiled_text_model)
-        states = run(answer) if self._recorded is None else self._recorded(run, answer)
+        states = run(answer) if self._graph is None else self._graph(run, answer)
         kept = _kept(self._predictors(positions, width).gather(1, window), num_positions)
         return self.model.lm_head(states[kept]).to(self.input_ids.device)
 
@@ -364,7 +399,7 @@ class CanvasRunner:
     def _window_inputs(self, answer: torch.LongTensor, width: int, window: torch.LongTensor) -> dict[str, Any]:
         """What the text model is called with for the positions `window` of all rows, which see `width`."""
         index = torch.arange(len(answer), device=answer.device)
-        self._direct(index, window, width)
+        self._set_positions(index, window, width)
         start = self.prompt_length - 1  # no window begins before
         answer_embeds = self.model.embed(answer[:, : width - self.prompt_length])
         embeds = torch.cat([self.prompt_embeds[:, start:], answer_embeds], dim=1)
@@ -376,13 +411,13 @@ class CanvasRunner:
             "is_causal": False,
         }
 
-    def _direct(self, rows: torch.LongTensor, positions: torch.LongTensor, width: int | None) -> None:
+    def _set_positions(self, rows: torch.LongTensor, positions: torch.LongTensor, width: int | None) -> None:
         self._row_adapters.run_rows(rows)
         if self.cache is not None:
-            self.cache.direct(rows, positions, width)
+            self.cache.set_positions(rows, positions, width)
 
     def _run(self, inputs: dict[str, Any], keep: torch.BoolTensor | None, num_kept: int | None) -> torch.FloatTensor:
-        """Runs the model; scores what `keep`, which has the shape of its tokens, says, or everything."""
+        """Runs the model; logits where `keep`, of the shape of its tokens, is `True`, or everywhere."""
         kept = None if keep is None else _kept(keep, num_kept)
         return self.model(**inputs, logits_to_keep=kept).logits.to(self.input_ids.device)
 
@@ -410,7 +445,4 @@ def _canvas_lengths(answer_mask: torch.LongTensor) -> list[int]:
 
 def _kept(keep: torch.BoolTensor, num_kept: int | None) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """An index of the positions where `keep`, of two dimensions, is `True`."""
-    if num_kept is None:
-        return keep
-    flat = position_indices(keep, num_kept)
-    return flat // keep.shape[1], flat % keep.shape[1]
+    return keep if num_kept is None else torch.nonzero_static(keep, size=num_kept).unbind(1)

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
@@ -36,9 +38,16 @@ MODEL_AUTO_CLASSES = (
 )  # fmt: skip
 
 
-def _check_positive(config: PreTrainedConfig, name: str) -> None:
-    if getattr(config, name) < 1:
-        raise ValueError(f"`{name}` must be >= 1 (got {getattr(config, name)})")
+#: More layers than any model of this kind has. A file that asks for a billion must not be built for an hour.
+MAX_LAYERS = 1024
+
+
+def _check_positive(config: PreTrainedConfig, name: str, most: int | None = None) -> None:
+    value = getattr(config, name)
+    if value < 1:
+        raise ValueError(f"`{name}` must be >= 1 (got {value})")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}` must be <= {most} (got {value})")
 
 
 @strict
@@ -69,7 +78,8 @@ class DimpleVisionConfig(Qwen2_5_VLVisionConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for name in ("depth", "hidden_size", "num_heads", "patch_size", "spatial_merge_size"):
+        _check_positive(self, "depth", MAX_LAYERS)
+        for name in ("hidden_size", "num_heads", "patch_size", "spatial_merge_size", "temporal_patch_size"):
             _check_positive(self, name)
         # Rows and columns each turn pairs of channels of a head.
         if self.hidden_size % (4 * self.num_heads):
@@ -182,8 +192,18 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         if isinstance(self.vision_config, dict):
             # The original writes "dimple" as the tower's type too; the class knows its own.
             self.vision_config = {k: v for k, v in self.vision_config.items() if k != "model_type"}
+        if isinstance(self.num_hidden_layers, int):  # before the parent lists the layers
+            _check_positive(self, "num_hidden_layers", MAX_LAYERS)
         super().__post_init__(**kwargs)
         self._check_consistency()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DimpleConfig":
+        """See `PreTrainedConfig.from_dict`. CHANGED: an invalid value is refused in one line that names the file."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+            raise ValueError(f"config.json must hold valid values: {' '.join(str(error).split())}") from error
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super().convert_rope_params_to_dict(**kwargs)
@@ -194,8 +214,12 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         return kwargs
 
     def _check_consistency(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        for name in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads"):
             _check_positive(self, name)
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {', '.join(ACT2FN)} (got {self.hidden_act!r})")
+        if not self.rope_parameters.get("rope_theta", 1.0) > 0:
+            raise ValueError(f"`rope_theta` must be positive (got {self.rope_parameters['rope_theta']})")
         for name, known in LOSS_OPTIONS.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)} (got {getattr(self, name)!r})")
@@ -214,7 +238,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
                 f"`hidden_size` must be a multiple of `num_attention_heads` (got {self.hidden_size} and "
                 f"{self.num_attention_heads})"
             )
-        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
             raise ValueError(
                 "`num_attention_heads` must be a multiple of `num_key_value_heads` "
                 f"(got {self.num_attention_heads} and {self.num_key_value_heads})"

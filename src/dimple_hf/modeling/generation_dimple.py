@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation with Dimple: confident diffusion decoding after `generate`, and the original's call after an adapter.
+"""Generation with Dimple: `generate`, `generate_steps`, the original's `diffusion_generate`, and their preparation.
 
-Source: Dimple, section 4 (arXiv 2505.16990) and the released `diffusion_generate`. Options are in
-`generation_config_dimple` and `original_dimple`; both calls end in the one loop of `denoising_dimple`. Imported by
-`modeling_dimple`.
+Source: Dimple, section 4 (arXiv 2505.16990). The options are in `generation_config_dimple`, the loop is in
+`denoising_dimple`, the original's call in `original_dimple`.
 """
 
+import copy
 import json
 import math
 import os
@@ -31,23 +31,22 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
-from .cache_dimple import CACHE_POLICIES, CachePolicy
+from .cache_dimple import CachePolicy
 from .canvas_dimple import CanvasRunner
 from .causal_generation_dimple import CANVAS_INPUTS, DimpleCausalGenerationMixin, check_prompt, end_token_ids
 from .constraint_dimple import AnswerConstraint
-from .denoising_dimple import DenoisingPlan, denoise, denoising_states
+from .denoising_dimple import DecodingResult, DecodingState, Sampler, denoise
 from .generation_config_dimple import (
-    DEFAULT_MAX_NEW_TOKENS,
     DIFFUSION_OPTIONS,
-    RULE_OPTIONS,
     SHARED_OPTIONS,
     DimpleGenerationConfig,
     nearest_name,
+    set_options,
 )
-from .length_dimple import LengthPlan
-from .original_dimple import REPLACEMENTS, UpstreamOptions
+from .length_dimple import grow_canvases
+from .original_dimple import REPLACEMENTS, OriginalOptions, denoise_as_original
+from .sampling_dimple import after_first, sampling_filters
 from .streaming_dimple import DimpleGenerationStep, DraftStreamer
-from .unmasking_dimple import pad_after_end
 
 #: What trainers, servers and processors pass to every model.
 NEUTRAL_INPUTS = ("labels", "mm_token_type_ids", "tokenizer")
@@ -70,48 +69,88 @@ class DimpleGenerationOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(batch_size * num_return_sequences, prompt_length + answer_length)`):
             Prompt and answer; padding after an answer's end.
         history (`tuple(torch.LongTensor)`, *optional*):
-            The sequences after each step, with mask tokens at positions not yet decided. On request.
+            The sequences after each step, with mask tokens at masked positions. On request.
         tokens_per_forward (`torch.FloatTensor` of shape `(batch_size * num_return_sequences,)`, *optional*):
-            Answer tokens that were generated, up to and with the end token, by passes of the model, for each row.
+            Answer tokens that were generated, up to and with the end token, by forward passes, for each row.
         num_forward_passes (`torch.LongTensor` of shape `(batch_size * num_return_sequences,)`, *optional*):
-            Passes of the model over each row until it was finished.
+            Forward passes of the model over each row until it was finished.
+        token_logprobs (`torch.FloatTensor` of shape `(batch_size * num_return_sequences, answer_length)`, *optional*):
+            Log-probability of each answer token in the distribution that it was committed from: after logits
+            processors and constraints, before temperature, top-p and top-k. 0 at given tokens, NaN after the end. A
+            token that was remasked has the value of its last commit; padding that fills an answer under a constraint
+            is generated like any other token.
+        commit_steps (`torch.LongTensor` of shape `(batch_size * num_return_sequences, answer_length)`, *optional*):
+            The step, from 0, that last committed each answer token; -1 at given tokens and after the end.
+        logits (`torch.FloatTensor` of shape `(batch_size * num_return_sequences, answer_length, vocab_size)`, \
+            *optional*):
+            The logits that each position was committed from, after logits processors and constraints; NaN where none
+            was. With `output_logits=True`.
     """
 
     sequences: torch.LongTensor | None = None
     history: tuple[torch.LongTensor, ...] | None = None
     tokens_per_forward: torch.FloatTensor | None = None
     num_forward_passes: torch.LongTensor | None = None
+    token_logprobs: torch.FloatTensor | None = None
+    commit_steps: torch.LongTensor | None = None
+    logits: torch.FloatTensor | None = None
 
 
 @dataclass(frozen=True)
-class _PreparedCall:
-    """A call of `generate` with options and inputs checked and images encoded; `answer` is the canvas of each row."""
+class PreparedCall:
+    """A call of `generate` with options and inputs checked and images encoded; `canvas` has a row for each sequence
+    that is returned."""
 
     config: DimpleGenerationConfig
     runner: CanvasRunner
-    answer: torch.LongTensor
-    plan: DenoisingPlan
-    processors: LogitsProcessorList
+    canvas: torch.LongTensor
+    sampler: Sampler
     criteria: StoppingCriteriaList
-    constraint: AnswerConstraint | None
+    initial_length: int | None
     pad_token_id: int
 
-    def after_end(self, decoded: torch.LongTensor) -> torch.BoolTensor:
-        """`True` at what is no part of a row's answer any more; both of shape `(batch_size, answer_length)`."""
-        is_end = torch.isin(decoded, self.plan.end_token_ids)
-        return torch.where(self._filled_to_end(decoded), is_end, _after_first(is_end))
+    def start(self) -> tuple[torch.LongTensor, torch.LongTensor | None]:
+        """Grows the canvases, where they start shorter. Returns them, and the passes that this took, per row."""
+        if self.initial_length is None:
+            return self.canvas, None
+        return grow_canvases(self.runner, self.canvas, self.sampler, self.initial_length, self.pad_token_id)
 
-    def padded(self, decoded: torch.LongTensor) -> torch.LongTensor:
-        """The answers of finished rows as they are returned: padding after the end, and where nothing is decided."""
-        padded = pad_after_end(decoded, self.plan.end_token_ids, self.pad_token_id)
-        decoded = torch.where(self._filled_to_end(decoded), decoded, padded)
-        return decoded.masked_fill(decoded == self.plan.mask_token_id, self.pad_token_id)
+    def states(self) -> Iterator[DecodingState]:
+        """Grows the canvases, where they start shorter, and decodes."""
+        canvas, num_passes = self.start()
+        yield from denoise(self.runner, canvas, self.sampler, self.criteria, num_passes)
 
-    def _filled_to_end(self, decoded: torch.LongTensor) -> torch.BoolTensor:
-        """`True`, of shape `(batch_size, 1)`, for rows under a constraint, in which an end token is a filler."""
-        if self.constraint is None:
-            return torch.zeros_like(decoded[:, :1], dtype=torch.bool)
-        return self.constraint.constrained_rows.to(decoded.device)[:, None]
+    def answers(self, answer_ids: torch.LongTensor) -> torch.LongTensor:
+        """Answers of finished rows as they are returned: padding after the end, and where nothing was committed."""
+        hidden = self._after_end(answer_ids) | (answer_ids == self.sampler.mask_token_id)
+        return answer_ids.masked_fill(hidden, self.pad_token_id)
+
+    def num_generated(self, result: DecodingResult) -> torch.LongTensor:
+        """Generated tokens of each row, `(batch_size,)`; an end token that fills a row under a constraint is none."""
+        is_end = torch.isin(result.answer_ids, self.sampler.end_token_ids)
+        hidden = torch.where(self._filled_to_end(), is_end, self._after_end(result.answer_ids))
+        return (self._committed(result) & ~hidden).sum(dim=1)
+
+    def commits(self, result: DecodingResult) -> tuple[torch.FloatTensor, torch.LongTensor]:
+        """`token_logprobs` and `commit_steps` of [`DimpleGenerationOutput`]; as after the end where nothing is
+        committed yet."""
+        is_generated = self._committed(result) & ~self._after_end(result.answer_ids)
+        is_given = (self.canvas != self.sampler.mask_token_id) & ~self._after_end(result.answer_ids)
+        logprobs = result.token_logprobs.masked_fill(~is_generated, torch.nan).masked_fill(is_given, 0)
+        return logprobs, result.commit_steps.masked_fill(~is_generated, -1)
+
+    def _committed(self, result: DecodingResult) -> torch.BoolTensor:
+        return (result.commit_steps >= 0) & (result.answer_ids != self.sampler.mask_token_id)
+
+    def _after_end(self, answer_ids: torch.LongTensor) -> torch.BoolTensor:
+        """`True` after a row's first end token; both of shape `(batch_size, answer_length)`."""
+        return after_first(torch.isin(answer_ids, self.sampler.end_token_ids)) & ~self._filled_to_end()
+
+    def _filled_to_end(self) -> torch.BoolTensor:
+        """`True`, of shape `(batch_size, 1)`, for rows under a constraint, in which an end token is padding."""
+        if self.sampler.constraint is None:
+            return torch.zeros_like(self.canvas[:, :1], dtype=torch.bool)
+        return self.sampler.constraint.constrained_rows.to(self.canvas.device)[:, None]
 
 
 class DimpleGenerationMixin(DimpleCausalGenerationMixin):
@@ -125,7 +164,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
       model -> logits at masked positions -> token and confidence of each
          ^                                                |
          |                                                v
-         |                        above the threshold, else what the schedule says: unmask
+         |                        above the threshold, else what the schedule sets: unmask
          |                                                |
          +--- some still masked --- prompt | a mask c mask mask
                                                           |
@@ -147,8 +186,8 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         Answers prompts. Each row of a batch is decoded as if it were alone.
 
         In bidirectional mode (`config.full_attn_mask`), by confident diffusion decoding, which keeps the prompt's keys
-        and values and leaves a row as soon as its end is decided. In causal mode, by transformers' own `generate` with
-        all its options.
+        and values and leaves a row as soon as its end is committed. In causal mode, by transformers' own `generate`
+        with all its options.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
@@ -162,7 +201,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
                 Called after each step with the sequences of the unfinished rows (with static shapes, of all rows); a
                 row that is stopped keeps what is unmasked, and padding elsewhere.
             streamer (`BaseStreamer`, *optional*):
-                Gets the prompt, then the answer as it is decided (see [`DraftStreamer`]).
+                Gets the prompt, then the answer as it is decoded (see [`DraftStreamer`]).
             attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
                 1 at tokens, 0 at padding, which must be on the left. All ones when missing.
             pixel_values, image_grid_thw (`torch.Tensor`, *optional*):
@@ -174,7 +213,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
                 1 at the canvas, 0 at padding after a canvas that is shorter than its neighbours'. All ones when
                 missing.
             answer_constraint (`AnswerConstraint`, *optional*):
-                What the processor makes of a structure prior, together with `answer_ids`: says which tokens a position
+                What the processor makes of a structure prior, together with `answer_ids`: the tokens that a position
                 can still take. Rows under it are filled to their last position.
             kwargs:
                 Options of [`DimpleGenerationConfig`], which win over `generation_config`. `tokenizer` is accepted and
@@ -199,43 +238,41 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
                 **kwargs,
             )
         inputs = self._take_prompt(inputs, kwargs)
+
         # 1. Options and inputs, checked before any work; images once; a row for each returned sequence
-        call = self._prepare_call(
-            inputs, generation_config, logits_processor, stopping_criteria, streamer is not None, kwargs
-        )
+        call = self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, streamer, kwargs)
+        config, prompt, sampler = call.config, call.runner.input_ids, call.sampler
 
         # 2. Denoising
-        plan, prompt, drafts = call.plan, call.runner.input_ids, None
+        drafts, history = None, []
         if streamer is not None:
             streamer.put(inputs.cpu())
-            # Under a constraint an end token is a filler, which does not end the answer.
-            ends = plan.end_token_ids if call.constraint is None else plan.end_token_ids[:0]
-            drafts = DraftStreamer(streamer, plan.mask_token_id, ends)
-        decoded, num_passes, history = denoise(
-            call.runner,
-            call.answer,
-            plan,
-            call.processors,
-            call.criteria,
-            drafts,
-            keep_history=call.config.output_history,
-            constraint=call.constraint,
-        )
+            # Under a constraint an end token is padding, which does not end the answer.
+            ends = sampler.end_token_ids if sampler.constraint is None else sampler.end_token_ids[:0]
+            drafts = DraftStreamer(streamer, sampler.mask_token_id, ends)
+        for state in call.states():
+            result = state.result
+            if state.step > 0 and config.output_history:
+                history.append(torch.cat([prompt, result.answer_ids], dim=1))
+            if state.step > 0 and drafts is not None:
+                drafts.put_answer(result.answer_ids, result.is_final)
 
         # 3. Padding after the end
-        is_generated = (call.answer == plan.mask_token_id) & (decoded != plan.mask_token_id)
-        is_generated &= ~call.after_end(decoded)
-        decoded = call.padded(decoded)
+        answers = call.answers(result.answer_ids)
         if drafts is not None:
-            drafts.end(decoded)
-        sequences = torch.cat([prompt, decoded], dim=1)
-        if not call.config.return_dict_in_generate:
+            drafts.end(answers)
+        sequences = torch.cat([prompt, answers], dim=1)
+        if not config.return_dict_in_generate:
             return sequences
+        token_logprobs, commit_steps = call.commits(result)
         return DimpleGenerationOutput(
             sequences=sequences,
-            history=_with_prompt(prompt, history) if call.config.output_history else None,
-            tokens_per_forward=is_generated.sum(dim=1) / num_passes.clamp(min=1),
-            num_forward_passes=num_passes,
+            history=tuple(history) if config.output_history else None,
+            tokens_per_forward=call.num_generated(result) / result.num_forward_passes.clamp(min=1),
+            num_forward_passes=result.num_forward_passes,
+            token_logprobs=token_logprobs,
+            commit_steps=commit_steps,
+            logits=result.logits,
         )
 
     @torch.no_grad()
@@ -249,7 +286,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     ) -> Iterator[DimpleGenerationStep]:
         r"""
         `generate`, step by step, for any number of rows: an iterator over the answers as they come into being. Each
-        step is run when the next item is asked for, so leaving the loop ends the work. Bidirectional mode only.
+        step is run when the next item is requested, so leaving the loop ends the work. Bidirectional mode only.
 
         Args:
             inputs, generation_config, logits_processor, stopping_criteria, kwargs:
@@ -275,19 +312,40 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
             raise ValueError("`generate_steps` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
         return self._steps(
-            self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, False, kwargs)
+            self._prepare_call(inputs, generation_config, logits_processor, stopping_criteria, None, kwargs)
         )
 
-    def _steps(self, call: _PreparedCall) -> Iterator[DimpleGenerationStep]:
-        for state in denoising_states(
-            call.runner, call.answer, call.plan, call.processors, call.criteria, constraint=call.constraint
-        ):
+    @torch.no_grad()
+    def prepare_generation(self, inputs: torch.LongTensor | None = None, **kwargs: Any) -> PreparedCall:
+        """
+        What `generate` does before its first step, for those who run the steps themselves, as the server does.
+
+        Args:
+            inputs, kwargs:
+                As for [`~DimpleGenerationMixin.generate`].
+
+        Returns:
+            [`PreparedCall`]: Options and inputs checked, images encoded.
+
+        Raises:
+            ValueError: As `generate`.
+        """
+        inputs = self._take_prompt(inputs, kwargs)
+        return self._prepare_call(inputs, None, None, None, None, kwargs)
+
+    def _steps(self, call: PreparedCall) -> Iterator[DimpleGenerationStep]:
+        for state in call.states():
+            result = state.result
+            token_logprobs, commit_steps = call.commits(result)
+            answers = call.answers(result.answer_ids)
             yield DimpleGenerationStep(
-                step=state.num_steps,
-                answer_ids=torch.where(state.finished[:, None], call.padded(state.answer), state.answer),
-                settled=state.settled.clone(),
-                finished=state.finished.clone(),
-                num_forward_passes=state.num_passes.clone(),
+                step=state.step,
+                answer_ids=torch.where(result.finished[:, None], answers, result.answer_ids),
+                is_final=result.is_final.clone(),
+                finished=result.finished.clone(),
+                num_forward_passes=result.num_forward_passes.clone(),
+                token_logprobs=token_logprobs,
+                commit_steps=commit_steps,
             )
 
     @torch.no_grad()
@@ -296,7 +354,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     ) -> torch.LongTensor | DimpleGenerationOutput:
         r"""
         The original's call, with its argument names, defaults and habits: no early stop, tokens taken after the end,
-        no cache unless asked for. At batch 1 it gives the original's tokens; unlike there, a row of a batch does not
+        no cache unless it is set. At batch 1 it gives the original's tokens; unlike there, a row of a batch does not
         depend on its neighbours.
 
         Args:
@@ -333,7 +391,9 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
             output_history, return_dict_in_generate (`bool`, defaults to `False`):
                 Return the sequences after each step; return a [`DimpleGenerationOutput`].
             generation_tokens_hook_func, generation_logits_hook_func (`Callable`, *optional*):
-                See [`DenoisingHooks`].
+                Functions called inside the loop: `tokens(step, sequences, logits) -> sequences`, first with
+                `(None, sequences, None)`, then after each step, may rewrite the answer, not the prompt;
+                `logits(step, sequences, logits) -> logits`, over the positions that the pass ran.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size * num_return_sequences, prompt_length + answer_length)`, or
@@ -346,37 +406,28 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         if not self.config.full_attn_mask:
             raise ValueError("`diffusion_generate` must be used in bidirectional mode (got `full_attn_mask=False`)")
         inputs = self._take_prompt(inputs, kwargs)
-        options = UpstreamOptions.collect(generation_config, kwargs)
+        options = OriginalOptions.collect(generation_config, kwargs)
         mask_token_id = self.config.mask_token_id if options.mask_token_id is None else options.mask_token_id
-        answer = self._checked_answer(inputs, kwargs.pop("answer_ids", None))
-        if answer is None:
-            answer = inputs.new_full((len(inputs), options.answer_length(inputs.shape[1])), mask_token_id)
-        attention_mask = self._check_prompt(inputs, kwargs.pop("attention_mask", None), mask_token_id, answer.shape[1])
-        constraint = self._answer_constraint(inputs, kwargs, options.num_return_sequences)
-        plan = options.plan(mask_token_id, inputs.new_empty(0))
-        cache_policy = CACHE_POLICIES["prompt" if options.use_cache else "none"](None, None)
-
-        runner = self._prepare_canvas(
-            inputs, attention_mask, answer, mask_token_id, options.num_return_sequences, cache_policy, **kwargs
+        canvas = _checked_canvas(inputs, kwargs.pop("answer_ids", None))
+        if canvas is None:
+            canvas = inputs.new_full((len(inputs), options.answer_length(inputs.shape[1])), mask_token_id)
+        attention_mask = self._check_prompt(inputs, kwargs.pop("attention_mask", None), mask_token_id, canvas.shape[1])
+        constraint = _answer_constraint(inputs, kwargs, options.num_return_sequences)
+        runner = self._prepare_runner(
+            inputs, attention_mask, canvas, mask_token_id, options.num_return_sequences, options.policy(), **kwargs
         )
+        canvas = canvas.repeat_interleave(options.num_return_sequences, dim=0)
+        canvas, history, num_passes = denoise_as_original(runner, canvas, mask_token_id, options, constraint)
+        answer = history[-1] if history else canvas
         prompt = runner.input_ids
-        answer = answer.repeat_interleave(options.num_return_sequences, dim=0)
-        hooks = options.hooks()
-        if hooks is not None:
-            answer = hooks.rewrite(None, prompt, answer, None)
-        decoded, num_passes, history = denoise(
-            runner, answer, plan, LogitsProcessorList(), StoppingCriteriaList(), None, hooks, options.output_history,
-            constraint,
-        )  # fmt: skip
-
-        sequences = torch.cat([prompt, decoded], dim=1)
+        sequences = torch.cat([prompt, answer], dim=1)
         if not options.return_dict_in_generate:
             return sequences
+        num_generated = ((canvas == mask_token_id) & (answer != mask_token_id)).sum(dim=1)
         return DimpleGenerationOutput(
             sequences=sequences,
-            history=_with_prompt(prompt, history) if options.output_history else None,
-            tokens_per_forward=((answer == mask_token_id) & (decoded != mask_token_id)).sum(dim=1)
-            / num_passes.clamp(min=1),
+            history=tuple(torch.cat([prompt, step], dim=1) for step in history) if options.output_history else None,
+            tokens_per_forward=num_generated / num_passes.clamp(min=1),
             num_forward_passes=num_passes,
         )
 
@@ -386,81 +437,78 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         generation_config: GenerationConfig | None,
         logits_processor: LogitsProcessorList | None,
         stopping_criteria: StoppingCriteriaList | None,
-        has_streamer: bool,
+        streamer: BaseStreamer | None,
         kwargs: dict[str, Any],
-    ) -> _PreparedCall:
+    ) -> PreparedCall:
         """Checks options and inputs, which are in `kwargs`, before any work; then encodes the images."""
         config, model_inputs = self._prepare_generation_config(generation_config, **kwargs)
         self._check_options(config, model_inputs)
-        num_return_sequences = config.num_return_sequences or 1
-        if has_streamer and len(inputs) * num_return_sequences > 1:
+        num_rows = len(inputs) * config.num_return_sequences
+        if streamer is not None and num_rows > 1:
             raise ValueError(
-                f"`streamer` must be used with one sequence at a time (got {len(inputs) * num_return_sequences}); "
-                "`generate_steps` shows any number"
+                f"`streamer` must be used with one sequence at a time (got {num_rows}); `generate_steps` shows any "
+                "number"
             )
         mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
-        has_canvas = model_inputs.get("answer_ids") is not None
-        answer = self._initial_answer(config, inputs, model_inputs.pop("answer_ids", None), mask_token_id)
-        asked_length = kwargs.get("max_new_tokens") or (generation_config and generation_config.max_new_tokens)
-        if asked_length and answer.shape[1] > asked_length:
+        canvas = _checked_canvas(inputs, model_inputs.pop("answer_ids", None))
+        given_length = kwargs.get("max_new_tokens") or (generation_config and generation_config.max_new_tokens)
+        if canvas is not None and given_length and canvas.shape[1] > given_length:
             raise ValueError(
-                f"`answer_ids` must not be longer than `max_new_tokens`={asked_length} (got {answer.shape[1]} tokens)"
+                f"`answer_ids` must not be longer than `max_new_tokens`={given_length} (got {canvas.shape[1]} tokens)"
             )
+        initial_length = config.initial_answer_length if canvas is None else None
+        if canvas is None:
+            canvas = inputs.new_full((len(inputs), _answer_length(config, inputs.shape[1])), mask_token_id)
+        if initial_length is not None and initial_length >= canvas.shape[1]:
+            initial_length = None
         attention_mask = self._check_prompt(
-            inputs, model_inputs.pop("attention_mask", None), mask_token_id, answer.shape[1]
+            inputs, model_inputs.pop("attention_mask", None), mask_token_id, canvas.shape[1]
         )
-        constraint = self._answer_constraint(inputs, model_inputs, num_return_sequences)
-        pad_token_id = self._pad_token_id(config)
-        plan = DenoisingPlan(
-            num_steps=config.max_denoising_steps or answer.shape[1],
+        sampler = Sampler(
+            num_steps=config.max_denoising_steps or canvas.shape[1],
             mask_token_id=mask_token_id,
             end_token_ids=self._end_token_ids(config, inputs.device),
-            unmasking=config.unmasking,
-            unmasking_schedule=config.unmasking_schedule,
-            confidence_threshold=config.confidence_threshold,
-            do_sample=bool(config.do_sample),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k or None,
+            unmasking=str(config.unmasking),
+            schedule=str(config.unmasking_schedule),
+            rule=config.rule(),
             block_length=config.block_length,
-            parallel_rule=config.parallel_rule,
-            rule_options=config.rule_options(),
-            lengths=self._length_plan(config, answer, has_canvas, pad_token_id),
+            do_sample=config.do_sample,
+            filters=sampling_filters(config.temperature, config.top_p, config.top_k or None),
+            processors=LogitsProcessorList(logits_processor or []),
+            constraint=_answer_constraint(inputs, model_inputs, config.num_return_sequences),
+            keeps_logits=config.output_logits,
         )
-        self._check_plan(plan, answer, constraint)
-        processors = LogitsProcessorList(logits_processor or [])
+        _check_sampler(sampler, canvas.shape[1], initial_length)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(max_time=config.max_time))
+        policy = config.policy()
+        self._check_windows(policy, initial_length is not None, model_inputs.get("answer_attention_mask"))
+        pad_token_id = self._pad_token_id(config)
 
-        cache_policy = self._cache_policy(config)
-        self._check_windows(cache_policy, plan, model_inputs.get("answer_attention_mask"))
-
-        # A row for each returned sequence
-        is_static = config.cache_implementation == "static"
-        runner = self._prepare_canvas(
+        runner = self._prepare_runner(
             inputs,
             attention_mask,
-            answer,
+            canvas,
             mask_token_id,
-            num_return_sequences,
-            cache_policy,
-            is_static,
+            config.num_return_sequences,
+            policy,
+            config.cache_implementation == "static",
             **model_inputs,
         )
-        if is_static and self._valid_auto_compile_criteria({"past_key_values": runner.cache}, config):
+        if runner.is_static and self._valid_auto_compile_criteria({"past_key_values": runner.cache}, config):
             runner.compile(config.compile_config)
-        answer = answer.repeat_interleave(num_return_sequences, dim=0)
-        return _PreparedCall(config, runner, answer, plan, processors, criteria, constraint, pad_token_id)
+        canvas = canvas.repeat_interleave(config.num_return_sequences, dim=0)
+        return PreparedCall(config, runner, canvas, sampler, criteria, initial_length, pad_token_id)
 
-    def _prepare_canvas(
+    def _prepare_runner(
         self,
         inputs: torch.LongTensor,
         attention_mask: torch.LongTensor,
-        answer: torch.LongTensor,
+        canvas: torch.LongTensor,
         mask_token_id: int,
         num_return_sequences: int,
-        cache_policy: CachePolicy,
+        cache_policy: CachePolicy | None,
         is_static: bool = False,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
@@ -468,13 +516,13 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     ) -> CanvasRunner:
         """Encodes the images, once, and repeats each prompt with its features for each returned sequence."""
         if answer_attention_mask is None:
-            answer_attention_mask = torch.ones_like(answer)
-        if answer_attention_mask.shape != answer.shape:
+            answer_attention_mask = torch.ones_like(canvas)
+        if answer_attention_mask.shape != canvas.shape:
             raise ValueError(
-                f"`answer_attention_mask` must have the shape of `answer_ids`, {tuple(answer.shape)} "
+                f"`answer_attention_mask` must have the shape of `answer_ids`, {tuple(canvas.shape)} "
                 f"(got {tuple(answer_attention_mask.shape)})"
             )
-        hidden_masks = (answer == mask_token_id) & (answer_attention_mask == 0)
+        hidden_masks = (canvas == mask_token_id) & (answer_attention_mask == 0)
         for row in hidden_masks.any(dim=1).nonzero()[:1, 0].tolist():
             raise ValueError(
                 f"`answer_ids` must not hold the mask token {mask_token_id} where `answer_attention_mask` is 0 "
@@ -482,8 +530,8 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
             )
         full_mask = torch.cat([attention_mask, answer_attention_mask], dim=1)
         # Where the answer stands is text to the positions, whatever tokens a canvas fixes there.
-        canvas = torch.cat([inputs, torch.full_like(answer, self.config.mask_token_id)], dim=1)
-        position_ids = self.get_rope_index(canvas, image_grid_thw, full_mask)
+        sequences = torch.cat([inputs, torch.full_like(canvas, self.config.mask_token_id)], dim=1)
+        position_ids = self.get_rope_index(sequences, image_grid_thw, full_mask)
         image_features = self._encode_images(pixel_values, image_grid_thw)
         runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, cache_policy, is_static)
         if num_return_sequences > 1:
@@ -505,19 +553,16 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[DimpleGenerationConfig, dict[str, Any]]:
-        """Merges the model's options, those of `generation_config` that are set, and keyword arguments, which win."""
+        """
+        Merges the checkpoint's options, those of `generation_config` that are set, and keyword arguments, which win,
+        with the defaults where nothing is set. Returns what is no option, too. In causal mode as the parent.
+        """
         if not self.config.full_attn_mask:
             return super()._prepare_generation_config(generation_config, **kwargs)
-        config = DimpleGenerationConfig(**self.generation_config.to_dict())
-        if generation_config is not None:
-            given = generation_config.to_dict()
-            # `None` means "not set", but for the threshold, where it means "none".
-            is_set = {k: v for k, v in given.items() if v is not None or k == "confidence_threshold"}
-            _update(config, is_set)
-        model_inputs = {name: value for name, value in _update(config, kwargs).items() if value is not None}
-        if config.max_new_tokens is None and config.max_length is None:
-            config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
-        return config, model_inputs
+        config = copy.copy(self.generation_config)
+        unknown = {} if generation_config is None else config.overlay(set_options(generation_config))
+        unknown |= config.overlay(kwargs)
+        return config.with_defaults(), {name: value for name, value in unknown.items() if value is not None}
 
     def adjust_generation_fn(
         self,
@@ -534,7 +579,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         CHANGED: keeps [`DimpleGenerationConfig`], and never loads a `custom_generate` function from the checkpoint.
         """
         if generation_config is not None:
-            self.generation_config = DimpleGenerationConfig(**generation_config.to_dict())
+            self.generation_config = DimpleGenerationConfig(**set_options(generation_config))
         elif pretrained_model_name_or_path is not None:
             # Fields of the model's configuration have been set there.
             loading_kwargs = {k: v for k, v in loading_kwargs.items() if not hasattr(self.config, k)}
@@ -573,7 +618,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         return inputs.long()
 
     def _check_options(self, config: DimpleGenerationConfig, model_inputs: dict[str, Any]) -> None:
-        """Refuses what diffusion decoding does not know, by name."""
+        """Refuses by name what diffusion decoding does not have."""
         known = {*MODEL_INPUTS, *SHARED_OPTIONS, *DIFFUSION_OPTIONS}
         for name in model_inputs:
             if name in REPLACEMENTS:
@@ -583,87 +628,12 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
             if name not in MODEL_INPUTS:
                 raise ValueError(f"`{name}` must be a generation option or model input{nearest_name(name, known)}")
         defaults = config._get_default_generation_params()
-        for name, value in config.to_dict().items():
+        for name, value in vars(config).items():
             is_off = value is None or value is False or value == defaults.get(name)
             if name in known or name.startswith("_") or is_off:
                 continue
             raise ValueError(f"`{name}` must not be set: diffusion decoding has no such option (got {value!r})")
         config.check_static_shapes()
-
-    def _check_plan(self, plan: DenoisingPlan, answer: torch.LongTensor, constraint: AnswerConstraint | None) -> None:
-        """Refuses what does not go together with this answer."""
-        crops_after_end = plan.lengths is not None and plan.lengths.crops_after_end
-        if plan.rule.takes_back and crops_after_end:
-            raise ValueError(
-                f"`crop_after_end` must not be used with `parallel_rule`={plan.parallel_rule!r}, which may take the "
-                "end back when there is no room left after it"
-            )
-        if crops_after_end and constraint is not None:
-            raise ValueError(
-                "`crop_after_end` must not be used under a structure prior, whose answers are filled to the "
-                "last position"
-            )
-        if plan.lengths is not None and plan.lengths.grows and len(plan.end_token_ids) == 0:
-            raise ValueError(
-                "`initial_answer_length` must be used with an `eos_token_id` or a `pad_token_id`, whose probability "
-                "says whether the canvas is long enough (got neither)"
-            )
-        num_blocks = math.ceil(answer.shape[1] / (plan.block_length or answer.shape[1]))
-        if plan.num_steps < num_blocks:
-            raise ValueError(
-                f"`max_denoising_steps` must be at least the {num_blocks} blocks of {plan.block_length} positions "
-                f"(got {plan.num_steps})"
-            )
-
-    def _initial_answer(
-        self,
-        config: DimpleGenerationConfig,
-        inputs: torch.LongTensor,
-        answer_ids: torch.LongTensor | None,
-        mask_token_id: int,
-    ) -> torch.LongTensor:
-        """Returns the canvas that denoising starts from: `answer_ids`, or mask tokens only."""
-        answer = self._checked_answer(inputs, answer_ids)
-        if answer is not None:
-            return answer
-        length = config.max_new_tokens or config.max_length - inputs.shape[1]
-        if length < 1:
-            raise ValueError(
-                f"`max_length` must leave room for an answer after the prompt of {inputs.shape[1]} tokens "
-                f"(got {config.max_length})"
-            )
-        return inputs.new_full((len(inputs), length), mask_token_id)
-
-    def _checked_answer(
-        self, inputs: torch.LongTensor, answer_ids: torch.LongTensor | None
-    ) -> torch.LongTensor | None:
-        """Checks the shape of `answer_ids`, if they are given."""
-        if answer_ids is None:
-            return None
-        if answer_ids.ndim != 2 or len(answer_ids) != len(inputs) or answer_ids.shape[1] == 0:
-            raise ValueError(
-                f"`answer_ids` must have shape (batch_size={len(inputs)}, answer_length >= 1) "
-                f"(got {tuple(answer_ids.shape)})"
-            )
-        return answer_ids.to(inputs.device)
-
-    def _answer_constraint(
-        self, inputs: torch.LongTensor, model_inputs: dict[str, Any], num_return_sequences: int
-    ) -> AnswerConstraint | None:
-        """Takes the constraint out of the inputs, for the rows of the output."""
-        constraint = model_inputs.pop("answer_constraint", None)
-        if constraint is None:
-            return None
-        if isinstance(constraint, (list, tuple)):  # what `pipeline` makes of several rows
-            raise ValueError(
-                "`answer_constraint` must be one object for all rows, as the processor makes it for a batch (got "
-                f"{len(constraint)} of them; a pipeline cannot join them: leave its `batch_size` at 1)"
-            )
-        if len(constraint.constrained_rows) != len(inputs):
-            raise ValueError(
-                f"`answer_constraint` must be for {len(inputs)} rows (got one for {len(constraint.constrained_rows)})"
-            )
-        return constraint.repeat_interleave(num_return_sequences)
 
     def _check_prompt(
         self,
@@ -682,30 +652,21 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         return check_prompt(inputs, attention_mask, mask_token_id)
 
     def _check_windows(
-        self, cache_policy: CachePolicy, plan: DenoisingPlan, answer_attention_mask: torch.LongTensor | None
+        self,
+        cache_policy: CachePolicy | None,
+        canvases_grow: bool,
+        answer_attention_mask: torch.LongTensor | None,
     ) -> None:
         """Refuses what flash attention would run wrongly: it takes the mask's last columns for those of the positions
         that run, and the windows of a policy with blocks lie elsewhere."""
+        if cache_policy is None or cache_policy.block_length is None:
+            return
         has_padding = answer_attention_mask is not None and not bool(answer_attention_mask.all())
-        lengths_differ = has_padding or plan.lengths is not None
-        if cache_policy.block_length is not None and lengths_differ and is_flash_attention_requested(self.config):
+        if (has_padding or canvases_grow) and is_flash_attention_requested(self.config):
             raise ValueError(
                 "`cache_policy` must not have blocks with canvases of different lengths under flash attention; load "
                 f'the model with attn_implementation="sdpa" (got {self.config._attn_implementation!r})'
             )
-
-    def _length_plan(
-        self, config: DimpleGenerationConfig, answer: torch.LongTensor, has_canvas: bool, pad_token_id: int
-    ) -> LengthPlan | None:
-        initial_length = config.initial_answer_length
-        if has_canvas or (initial_length is not None and initial_length >= answer.shape[1]):
-            initial_length = None
-        if initial_length is None and not config.crop_after_end:
-            return None
-        return LengthPlan(pad_token_id, initial_length, config.crop_after_end)
-
-    def _cache_policy(self, config: DimpleGenerationConfig) -> CachePolicy:
-        return CACHE_POLICIES[config.cache_policy_name](config.cache_refresh_interval, config.block_length)
 
     def _end_token_ids(self, config: DimpleGenerationConfig, device: torch.device) -> torch.LongTensor:
         """The end tokens and the padding token, with which the released model ends its answers."""
@@ -720,13 +681,61 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         )
 
 
-def _update(config: DimpleGenerationConfig, options: dict[str, Any]) -> dict[str, Any]:
-    """Sets `options` in `config` and returns those that it does not know. Another rule than the one that was set
-    before does not inherit its options."""
-    if options.get("parallel_rule", config.parallel_rule) != config.parallel_rule:
-        for name, unset in RULE_OPTIONS.items():
-            setattr(config, name, unset)
-    return config.update(**options)
+def _answer_length(config: DimpleGenerationConfig, prompt_length: int) -> int:
+    """Positions of the answer."""
+    length = config.max_new_tokens or config.max_length - prompt_length
+    if length < 1:
+        raise ValueError(
+            f"`max_length` must leave room for an answer after the prompt of {prompt_length} tokens "
+            f"(got {config.max_length})"
+        )
+    return length
+
+
+def _checked_canvas(inputs: torch.LongTensor, answer_ids: torch.LongTensor | None) -> torch.LongTensor | None:
+    """Checks the shape of `answer_ids`, if they are given."""
+    if answer_ids is None:
+        return None
+    if answer_ids.ndim != 2 or len(answer_ids) != len(inputs) or answer_ids.shape[1] == 0:
+        raise ValueError(
+            f"`answer_ids` must have shape (batch_size={len(inputs)}, answer_length >= 1) "
+            f"(got {tuple(answer_ids.shape)})"
+        )
+    return answer_ids.to(inputs.device, torch.long)
+
+
+def _answer_constraint(
+    inputs: torch.LongTensor, model_inputs: dict[str, Any], num_return_sequences: int
+) -> AnswerConstraint | None:
+    """Takes the constraint out of the inputs, for the rows of the output."""
+    constraint = model_inputs.pop("answer_constraint", None)
+    if constraint is None:
+        return None
+    if isinstance(constraint, (list, tuple)):  # what `pipeline` makes of several rows
+        raise ValueError(
+            "`answer_constraint` must be one object for all rows, as the processor makes it for a batch (got "
+            f"{len(constraint)} of them; a pipeline cannot join them: leave its `batch_size` at 1)"
+        )
+    if len(constraint.constrained_rows) != len(inputs):
+        raise ValueError(
+            f"`answer_constraint` must be for {len(inputs)} rows (got one for {len(constraint.constrained_rows)})"
+        )
+    return constraint.repeat_interleave(num_return_sequences)
+
+
+def _check_sampler(sampler: Sampler, answer_length: int, initial_length: int | None) -> None:
+    """Refuses what does not go together with an answer of this length."""
+    if initial_length is not None and len(sampler.end_token_ids) == 0:
+        raise ValueError(
+            "`initial_answer_length` must be used with an `eos_token_id` or a `pad_token_id`, whose probability "
+            "shows whether the canvas is long enough (got neither)"
+        )
+    num_blocks = math.ceil(answer_length / (sampler.block_length or answer_length))
+    if sampler.num_steps < num_blocks:
+        raise ValueError(
+            f"`max_denoising_steps` must be at least the {num_blocks} blocks of {sampler.block_length} positions "
+            f"(got {sampler.num_steps})"
+        )
 
 
 def check_no_video(inputs: dict[str, Any]) -> None:
@@ -734,13 +743,3 @@ def check_no_video(inputs: dict[str, Any]) -> None:
     for name in ("pixel_values_videos", "video_grid_thw"):
         if inputs.get(name) is not None:
             raise ValueError(f"`{name}` must not be given: Dimple does not support video")
-
-
-def _after_first(flags: torch.BoolTensor) -> torch.BoolTensor:
-    """`True` after the first `True` of each row; both of shape `(batch_size, length)`."""
-    counts = flags.long()
-    return counts.cumsum(dim=1) - counts > 0
-
-
-def _with_prompt(prompt: torch.LongTensor, answers: list[torch.LongTensor]) -> tuple[torch.LongTensor, ...]:
-    return tuple(torch.cat([prompt, answer], dim=1) for answer in answers)

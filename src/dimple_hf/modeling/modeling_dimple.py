@@ -60,7 +60,14 @@ from .position_ids_dimple import (
 from .trl_dimple import FusedHeadOutput, fused_head_output, keeps_own_forward
 from .turns_dimple import branch_offsets, sees_branch
 from .vision_dimple import DimpleProjector, DimpleVisionModel
-from .weight_files_dimple import refuse_damaged_files
+from .weight_files_dimple import (
+    add_end_token,
+    end_token_id,
+    find_folder,
+    refuse_damaged_files,
+    refuse_incomplete,
+    refuse_other_shapes,
+)
 
 
 @dataclass
@@ -186,13 +193,33 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> "DimplePreTrainedModel":
+    ) -> Any:
         """
-        See `PreTrainedModel.from_pretrained`. CHANGED: names the weight files that are cut off or corrupt, which the
-        libraries that download and read them do not.
+        See `PreTrainedModel.from_pretrained`. CHANGED: names the file that is damaged, and refuses weights that are
+        missing or no floating-point numbers, which transformers draws or converts; answers end with the end token of a
+        tokenizer beside the weights, too.
         """
-        with refuse_damaged_files(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir")):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        location: dict[str, Any] = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
+        location |= {"checkpoint": pretrained_model_name_or_path, "subfolder": kwargs.get("subfolder") or ""}
+        returns_info = kwargs.pop("output_loading_info", False)
+        with refuse_damaged_files(**location):
+            try:
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+                )
+            except RuntimeError as error:
+                folder = find_folder(**location)
+                if folder is not None and "ignore_mismatched_sizes" in str(error):
+                    with torch.device("meta"):
+                        empty = cls(kwargs.get("config") or cls.config_class.from_pretrained(folder))
+                    refuse_other_shapes(folder, {name: weight.shape for name, weight in empty.state_dict().items()})
+                raise
+        folder = find_folder(**location)
+        if folder is not None and not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None:
+            refuse_incomplete(folder, info["missing_keys"], getattr(model, "hf_quantizer", None) is not None)
+        if folder is not None and model.can_generate() and "generation_config" not in kwargs:
+            add_end_token(model.generation_config, end_token_id(folder))
+        return (model, info) if returns_info else model
 
     def load_adapter(
         self, peft_model_id: str | None = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
@@ -341,7 +368,6 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         masked_positions: torch.BoolTensor | None = None,
         branch_ids: torch.LongTensor | None = None,
         is_causal: bool | None = None,
@@ -426,6 +452,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
             mm_encoder_outputs, labels, masked_positions, branch_ids, is_causal,
         )  # fmt: skip
+        # Not in the signature: `Trainer` takes all arguments of a name with "label" for ones that a batch must have.
+        shift_labels: torch.LongTensor | None = kwargs.pop("shift_labels", None)
         if shift_labels is not None:
             labels = self._labels_of_shifted(shift_labels, is_causal)
 
@@ -747,8 +775,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         num_patches = int(image_grid_thw.prod(dim=-1).sum())
         if num_patches != len(pixel_values):
             raise ValueError(
-                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts "
-                f"(got {len(pixel_values)})"
+                f"`pixel_values` must hold the {num_patches} patches that `image_grid_thw` counts (got "
+                f"{len(pixel_values)}); with a streaming data set, `TrainingArguments` needs "
+                '`accelerator_config={"dispatch_batches": False}`'
             )
 
     def _check_grid(self, image_grid_thw: torch.Tensor) -> None:

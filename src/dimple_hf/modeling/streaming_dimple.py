@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shows answers while they come into being: the items of `generate_steps`, and what transformers' streamers are fed.
-
-Imported by `denoising_dimple` and `generation_dimple`.
-"""
+"""Shows answers while they are decoded: the items of `generate_steps`, and what transformers' streamers are fed."""
 
 from dataclasses import dataclass
 
@@ -31,22 +28,28 @@ class DimpleGenerationStep:
         step (`int`):
             Denoising steps done, 0 before the first.
         answer_ids (`torch.LongTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
-            Answer tokens, the mask token where none is decided; of finished rows what `generate` returns after the
+            Answer tokens, the mask token at masked positions; of finished rows what `generate` returns after the
             prompt.
-        settled (`torch.BoolTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
-            `True` where no later step changes the token. What stands after a decided end may be settled, too, and is
+        is_final (`torch.BoolTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
+            `True` where no later step changes the token. Tokens after a final end token may be final, too, and are
             replaced by padding when the row is finished.
         finished (`torch.BoolTensor` of shape `(batch_size * num_return_sequences,)`):
-            `True` for rows whose answer is there.
+            `True` for rows whose answer is complete.
         num_forward_passes (`torch.LongTensor` of shape `(batch_size * num_return_sequences,)`):
-            Passes of the model over each row so far.
+            Forward passes of the model over each row so far.
+        token_logprobs (`torch.FloatTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
+            As in [`DimpleGenerationOutput`]; NaN at masked positions.
+        commit_steps (`torch.LongTensor` of shape `(batch_size * num_return_sequences, answer_length)`):
+            As in [`DimpleGenerationOutput`]; -1 at masked positions.
     """
 
     step: int
     answer_ids: torch.LongTensor
-    settled: torch.BoolTensor
+    is_final: torch.BoolTensor
     finished: torch.BoolTensor
     num_forward_passes: torch.LongTensor
+    token_logprobs: torch.FloatTensor
+    commit_steps: torch.LongTensor
 
 
 class DraftStreamer:
@@ -54,8 +57,8 @@ class DraftStreamer:
     Feeds a transformers streamer from a denoising loop.
 
     A streamer with `put_draft` gets the whole answer after each step and the finished one at the end. Any other gets
-    the tokens whose position and all positions before it are decided, as soon as they are; and an empty tensor when
-    there are none, so that a server's streamer can notice that its client has gone.
+    the tokens that are final up to the first that is not, as soon as they are; and an empty tensor when there are
+    none, so that a server's streamer can notice that its client has gone.
 
     Args:
         streamer (`BaseStreamer`):
@@ -73,20 +76,20 @@ class DraftStreamer:
         self.takes_drafts = hasattr(streamer, "put_draft")
         self.num_sent = 0
 
-    def put_answer(self, answer: torch.LongTensor, settled: torch.LongTensor) -> None:
-        """Shows `answer` (`torch.LongTensor` of shape `(batch_size, answer_length)`) as it stands after a step. In
-        `settled`, of the same shape, what a later step may take back is masked."""
+    def put_answer(self, answer: torch.LongTensor, is_final: torch.BoolTensor) -> None:
+        """Shows `answer` (`torch.LongTensor` of shape `(batch_size, answer_length)`) as it stands after a step;
+        `is_final`, of the same shape, is `True` where no later step changes it."""
         if self.takes_drafts:
             self.streamer.put_draft(value=answer.cpu())
         else:
-            self._put_settled(settled[0])
+            self._put_final(answer[0].masked_fill(~is_final[0], self.mask_token_id))
 
     def end(self, answer: torch.LongTensor) -> None:
         """Sends what is left of the finished `answer`, of the same shape, and ends the stream."""
-        self._put_settled(answer[0])
+        self._put_final(answer[0])
         self.streamer.end()
 
-    def _put_settled(self, row: torch.LongTensor) -> None:
+    def _put_final(self, row: torch.LongTensor) -> None:
         masked = (row == self.mask_token_id).nonzero()
         ends = torch.isin(row, self.end_token_ids).nonzero()
         stop = int(masked[0]) if len(masked) else len(row)

@@ -11,22 +11,100 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Weight files that came through a network: cut off, or changed on the way.
+"""Files of a checkpoint that are damaged, incomplete or hostile, named in one line.
 
-The Hub's client compares sizes at most, and the library that reads safetensors names no file. Imported by
-`modeling_dimple` and, for adapters, by the package's `training.adapters`.
+The Hub's client compares sizes at most; the libraries that read JSON and safetensors name no file, and what is missing
+is drawn at random with a warning. Nothing here reads a weight, and nothing is unpickled.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
+
+#: A checkpoint's JSON files are smaller: the tokenizer's is the largest, about 11 MB.
+MAX_JSON_BYTES = 32 * 2**20
+
+INDEX = "model.safetensors.index.json"
+
+#: Types of weights, by their names in safetensors files. Others are a quantization's, or no weights.
+WEIGHT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Args:
+        path (`Path`):
+            A JSON file that holds an object.
+
+    Returns:
+        `dict[str, Any]`: The object.
+
+    Raises:
+        ValueError: If the file is missing, too large, nested too deeply, or holds something else.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("a directory" if path.is_dir() else "no such file")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(type(content).__name__)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} must hold a JSON object (got {error})") from error
+    return content
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """
+    Args:
+        path (`Path`):
+            The index of a checkpoint in several files.
+
+    Returns:
+        `dict[str, str]`: The file name of each weight.
+
+    Raises:
+        ValueError: If it has no such map, or names something else than a file beside it.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} must have a `weight_map` of names to files (got {str(weight_map)[:100]})")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+            raise ValueError(f"{path} must name safetensors files of its own folder (got {file!r} for {name})")
+    return weight_map
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """
+    Args:
+        path (`Path`):
+            A safetensors file.
+
+    Returns:
+        `dict[str, tuple[str, tuple[int, ...]]]`: Type and shape of each weight.
+
+    Raises:
+        ValueError: If the file is missing, cut off, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as weights:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}
+            return {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} must be a whole safetensors file (got {_one_line(error)})") from error
 
 
 @contextmanager
@@ -34,14 +112,16 @@ def refuse_damaged_files(
     checkpoint: str | os.PathLike | None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
+    subfolder: str = "",
     config_name: str = "config.json",
 ) -> Iterator[None]:
     """
-    Surrounds the loading of weights, and names the files that are to blame when they are damaged.
+    Surrounds the loading of a checkpoint, and names the file that is to blame when it fails.
 
-    1. What is downloaded meanwhile must have the SHA-256 sum that the Hub announced, whether it could be read or not.
+    1. An index must name files of its own folder.
+    2. What is downloaded meanwhile must have the SHA-256 sum that the Hub announced, whether it could be read or not.
        A file that has another is removed from the cache, so that it is downloaded again the next time.
-    2. When loading fails, safetensors files that are cut off or unreadable are named.
+    3. When loading fails, the first file that is damaged is named.
 
     Args:
         checkpoint (`str` or `os.PathLike`, *optional*):
@@ -50,20 +130,25 @@ def refuse_damaged_files(
             Branch, tag or commit on the Hub.
         cache_dir (`str` or `Path`, *optional*):
             Where the Hub's client keeps its downloads; its own default when missing.
+        subfolder (`str`, defaults to `""`):
+            Folder within the checkpoint.
         config_name (`str`, defaults to `"config.json"`):
             A file that lies beside the weights and is downloaded before them.
 
     Raises:
         ValueError: If a file is damaged.
     """
-    present = _weight_files(checkpoint, revision, cache_dir, config_name)
+    folder = find_folder(checkpoint, revision, cache_dir, subfolder, config_name)
+    present = _weight_files(folder)
+    if folder is not None and (folder / INDEX).is_file():
+        read_index(folder / INDEX)
     failure = None
     try:
         yield
     except Exception as error:
         failure = error
-    files = _weight_files(checkpoint, revision, cache_dir, config_name)
-    changed = [file for file in sorted(files - present) if not _is_as_announced(file)]
+    folder = find_folder(checkpoint, revision, cache_dir, subfolder, config_name)
+    changed = [file for file in sorted(_weight_files(folder) - present) if not _is_as_announced(file)]
     for file in changed:
         (file.parent / os.readlink(file)).unlink()
         file.unlink()
@@ -73,50 +158,143 @@ def refuse_damaged_files(
             f"(got others for {', '.join(map(str, changed))}: removed, to be downloaded again)"
         ) from failure
     if failure is not None:
-        damaged = [str(file) for file in sorted(files) if not is_whole_safetensors_file(file)]
-        if damaged:
-            raise ValueError(f"safetensors files must be whole (got {', '.join(damaged)}: {failure})") from failure
+        if folder is not None:
+            try:
+                check_files(folder, config_name)
+            except ValueError as error:
+                raise error from failure
         raise failure
 
 
-def is_whole_safetensors_file(path: Path) -> bool:
-    """
-    Whether a safetensors file has a readable header and as many bytes as it announces.
-
-    Its layout: the header's length in 8 bytes, the header in JSON (name -> dtype, shape and position in what follows),
-    and the tensors.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = file.read(min(header_size, size))
-    try:
-        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-        data_size = max((entry["data_offsets"][1] for entry in tensors), default=0)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
-    return size == 8 + header_size + data_size
-
-
-def _weight_files(
+def find_folder(
     checkpoint: str | os.PathLike | None,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    config_name: str,
-) -> set[Path]:
-    """The safetensors files of a checkpoint that are on this machine: in its directory, or in the Hub's cache."""
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str = "",
+    config_name: str = "config.json",
+) -> Path | None:
+    """The folder of a checkpoint on this machine, a directory or in the Hub's cache; the arguments are those above."""
     if checkpoint is None:
-        return set()
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        try:
-            config = try_to_load_from_cache(str(checkpoint), config_name, cache_dir, revision)
-        except HFValidationError:  # a missing directory; what loads it says so
-            return set()
-        if not isinstance(config, str):
-            return set()
-        folder = Path(config).parent
-    return set(folder.glob("*.safetensors"))
+        return None
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint) / subfolder
+    try:
+        name = f"{subfolder}/{config_name}" if subfolder else config_name
+        config = try_to_load_from_cache(str(checkpoint), name, cache_dir, revision)
+    except HFValidationError:  # a missing directory; what loads it says so
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def check_files(folder: Path, config_name: str = "config.json") -> None:
+    """
+    Reads the JSON files and the headers of the weights that a model is loaded from.
+
+    Args:
+        folder (`Path`):
+            A checkpoint.
+        config_name (`str`, defaults to `"config.json"`):
+            Its configuration.
+
+    Raises:
+        ValueError: If one is damaged; the first one is named. Missing files are not looked for.
+    """
+    for name in (config_name, "generation_config.json"):
+        if (folder / name).exists():
+            read_json(folder / name)
+    for path in sorted({*model_files(folder), *_weight_files(folder)}):
+        read_header(path)
+
+
+def refuse_incomplete(folder: Path, missing: Iterable[str], is_quantized: bool) -> None:
+    """
+    Refuses weights that transformers loads with a warning, or without one.
+
+    Args:
+        folder (`Path`):
+            The checkpoint that was loaded.
+        missing (`Iterable[str]`):
+            Names of weights that it lacks.
+        is_quantized (`bool`):
+            Whether a library has packed its weights, whose types are its own.
+
+    Raises:
+        ValueError: If a weight is missing or stored as integers; the file is named.
+    """
+    names = sorted(missing)
+    listed = folder / INDEX if (folder / INDEX).is_file() else folder / "model.safetensors"
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ValueError(f"{listed} must have the weights that config.json describes (got none of {shown})")
+    for path in [] if is_quantized else model_files(folder):
+        for name, (dtype, _) in read_header(path).items():
+            if dtype not in WEIGHT_DTYPES:
+                raise ValueError(f"{path} must hold floating-point numbers (got {dtype} for {name})")
+
+
+def refuse_other_shapes(folder: Path, shapes: Mapping[str, Iterable[int]]) -> None:
+    """
+    Args:
+        folder (`Path`):
+            A checkpoint.
+        shapes (`Mapping[str, Iterable[int]]`):
+            Of the model that its configuration describes, by the weights' names.
+
+    Raises:
+        ValueError: If a weight has another shape; the first one and its file are named.
+    """
+    for path in model_files(folder):
+        for name, (_, shape) in read_header(path).items():
+            if name in shapes and tuple(shapes[name]) != shape:
+                raise ValueError(
+                    f"{path} must hold {name} of shape {tuple(shapes[name])}, as config.json has it (got {shape})"
+                )
+
+
+def end_token_id(folder: Path) -> int | None:
+    """
+    Args:
+        folder (`Path`):
+            A checkpoint.
+
+    Returns:
+        `int`, *optional*: The token that its tokenizer calls the end, if there is a tokenizer and it has one.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        settings = read_json(folder / "tokenizer_config.json")
+        added = settings.get("added_tokens_decoder")
+        if added is None:  # transformers 5 keeps the added tokens here
+            added = {entry["id"]: entry for entry in read_json(folder / "tokenizer.json")["added_tokens"]}
+        end = settings.get("eos_token")
+        end = end["content"] if isinstance(end, dict) else end
+        return next((int(token) for token, entry in added.items() if entry["content"] == end), None)
+    except (ValueError, KeyError, TypeError, AttributeError):  # the tokenizer's own loading says what is wrong
+        return None
+
+
+def add_end_token(generation_config: GenerationConfig, token_id: int | None) -> None:
+    """Adds a token (`int`, *optional*) to those that end an answer: a chat model may end its turn with its own."""
+    ends = generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if token_id is not None and token_id not in ends:
+        generation_config.eos_token_id = [*ends, token_id] if ends else token_id
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The safetensors files that a model is loaded from: those of its index, also if missing, or the only one."""
+    if (folder / INDEX).exists():
+        return [folder / name for name in sorted(set(read_index(folder / INDEX).values()))]
+    return [path for path in [folder / "model.safetensors"] if path.exists()]
+
+
+def _weight_files(folder: Path | None) -> set[Path]:
+    return set() if folder is None else set(folder.glob("*.safetensors"))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _is_as_announced(file: Path) -> bool:

@@ -268,6 +268,15 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
         if isinstance(kwargs.get("size"), dict):
             kwargs["size"] = dict(kwargs["size"])  # the parent writes `min_pixels` and `max_pixels` into it
         super().__init__(**kwargs)
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer (got {value!r})")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            values = value if isinstance(value, (list, tuple)) else [value] * 3
+            if len(values) != 3 or not all(isinstance(entry, (int, float)) for entry in values):
+                raise ValueError(f"`{name}` must be a number, or one for each of the three colours (got {value!r})")
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> "DimpleImageProcessor":

@@ -23,7 +23,8 @@ import json
 import os
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ from .tokenization_dimple import DimpleTokenizer
 #: Stands for one image token in the text. The same for every checkpoint, as the chat template spells it out.
 IMAGE_TOKEN = "<|image_pad|>"
 
+#: Files that the image processor and the tokenizer are loaded from.
+IMAGE_FILES = ("preprocessor_config.json",)
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+
 #: Arguments that `apply_chat_template` takes itself; it passes the rest on to the template or to the processor's call.
 TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
 
@@ -47,6 +52,33 @@ TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_templ
 def _is_nested(images: Any) -> bool:
     """Whether images come as one list per row of the text."""
     return isinstance(images, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in images)
+
+
+@contextmanager
+def _naming_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterator[None]:
+    """Makes one line of what goes wrong while a part is loaded from files: the file, if it can be told, and why."""
+    try:
+        yield
+    except Exception as error:  # libraries raise any of a dozen types, depending on the damage
+        if not os.path.isdir(folder):
+            raise
+        damaged = [
+            name for name in names if os.path.exists(os.path.join(folder, name)) and not _is_readable(folder, name)
+        ]
+        files = ", ".join(damaged or names)
+        raise ValueError(
+            f"{files} in {folder} must be valid (got {type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+
+
+def _is_readable(folder: str | os.PathLike[str], name: str) -> bool:
+    """Whether a file is text, and JSON holds an object."""
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            text = file.read()
+            return not name.endswith(".json") or isinstance(json.loads(text), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 class _PriorClasses:
@@ -128,13 +160,14 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         run the code that a released directory names in its `auto_map`.
         """
         image_settings = DimpleImageProcessor.valid_kwargs.__annotations__
-        return [
-            DimpleImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            DimpleTokenizer.from_pretrained(
+        with _naming_files(pretrained_model_name_or_path, IMAGE_FILES):
+            image_processor = DimpleImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with _naming_files(pretrained_model_name_or_path, TOKENIZER_FILES):
+            tokenizer = DimpleTokenizer.from_pretrained(
                 pretrained_model_name_or_path,
                 **{name: value for name, value in kwargs.items() if name not in image_settings},
-            ),
-        ]
+            )
+        return [image_processor, tokenizer]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:

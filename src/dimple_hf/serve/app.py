@@ -80,10 +80,15 @@ def build_app(
         processes that prepare requests. `app.state.chat` is the [`ChatCompletions`].
 
     Raises:
-        ValueError: If the model is not one that denoises.
+        ValueError: If the model is not one that denoises, or its generation options want static shapes.
     """
     if not model.config.full_attn_mask:
         raise ValueError("`model` must be a diffusion model (got one with `full_attn_mask=False`)")
+    if model.generation_config.cache_implementation is not None:
+        raise ValueError(
+            "`cache_implementation` must not be set in the checkpoint's generation options: rows join and leave the "
+            f"running batch (got {model.generation_config.cache_implementation!r})"
+        )
     metrics = Metrics()
     worker = Worker(model, processor.tokenizer, limits.max_batch_size, metrics)
     processes = TaskProcesses(processor, TaskLimits())

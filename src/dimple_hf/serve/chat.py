@@ -33,13 +33,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from .fetching import fetch
+from .jobs import SHUTTING_DOWN, Job, Progress, ServerFault
 from .limits import MIB, Limits, RefusedRequest, error_body
 from .metrics import Metrics
 from .preparation import Preparation
 from .replies import DONE, GrowingText, Reply, choice_of, event
 from .requests import ChatRequest, parse_request
 from .tools import read_call
-from .worker import SHUTTING_DOWN, Job, Progress, ServerFault, Worker
+from .worker import Worker
 
 #: Longest wait for the whole of a request's body, and for a client to take a piece of its answer.
 BODY_SECONDS, SEND_SECONDS = 60, 60

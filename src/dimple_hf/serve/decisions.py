@@ -32,8 +32,8 @@ from ..decisions.layout import LabelLayout
 from ..decisions.reading import Canvas, CanvasReader
 from .chat import ChatCompletions, failed, model_not_found, read_body
 from .decision_requests import DecisionRequest, chat_about, parse_decision_request
+from .jobs import Job, ServerFault, collate
 from .limits import RefusedRequest
-from .worker import Job, ServerFault, collate
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ import torch
 from ..modeling.generation_config_dimple import DEFAULT_MAX_NEW_TOKENS
 from ..processing import StructurePrior
 from .images import read_images
+from .jobs import Job
 from .limits import Limits, RefusedRequest
 from .processes import TaskProcesses
 from .requests import MIN_TEMPERATURE, ChatRequest, ImagePart, Message, TextPart
 from .tools import call_schema, called_text, functions_text
-from .worker import Job
 
 #: Structure priors that are kept, each with what it remembers of its answers, some MiB.
 NUM_KEPT_PRIORS = 16

@@ -43,7 +43,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.to_thread
 
-from ..processing.token_dfa_dimple import Vocabulary
+from ..processing.vocabulary_dimple import Vocabulary
 from .limits import MIB, RefusedRequest
 
 logger = logging.getLogger(__name__)

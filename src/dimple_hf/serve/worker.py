@@ -11,196 +11,73 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The thread that owns the model: takes waiting jobs in their order, those of one kind together, and runs their steps.
+"""The thread that owns the model, and which rows it decodes.
 
 ```text
-  submit -> waiting -> next_batch -> generate_steps -> progress of each row, after each step
-                                          |
-                                          +-> rows that are finished or whose client is gone leave
+  submit -> waiting --admit--> row of the batch of its length -> steps -> leaves when finished or cancelled
+                 ^                                                 |
+                 +------- between any two steps ------------------+
 ```
-
-A row of a batch is decoded as if it were alone, so that jobs of different clients may share one. Imported by `app` and
-`preparation`.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
-
-from ..processing import StructurePrior
-from ..processing.structure_prior_dimple import canvas_inputs
+from .batch import Batch, Row
+from .jobs import FAILED, SHUTTING_DOWN, Job, ServerFault
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-SHUTTING_DOWN = "the server is shutting down"
+#: A forward pass runs as many positions of each row as the longest answer has, so rows share passes with others of
+#: about their length: these are the upper bounds of the classes; what is longer is another one.
+LENGTH_CLASSES = (64, 128, 256, 512)
+
+#: Most positions of all rows, padding included: as many as the model's context, but at least these.
+MIN_BATCH_POSITIONS = 8192
 
 
-@dataclass(frozen=True)
-class Progress:
+def admit_first(running: Sequence[Job], waiting: Sequence[Job], max_rows: int, max_positions: int) -> int:
     """
-    How far an answer has come.
+    How many of the waiting jobs may join those that run.
 
     Args:
-        tokens (`list[int]`):
-            Its tokens up to the first position that is open, or to its end, which is left out.
-        is_last (`bool`):
-            Whether it is finished.
-        has_ended (`bool`):
-            Whether it came to its end, not only to the end of its positions.
-    """
-
-    tokens: list[int]
-    is_last: bool = False
-    has_ended: bool = False
-
-
-class ServerFault(RuntimeError):
-    """What went wrong with a job and was not its client's fault."""
-
-
-@dataclass(eq=False)
-class Job:
-    """
-    What the model has to do for one request.
-
-    Args:
-        inputs (`dict[str, torch.Tensor]`):
-            One row, as [`DimpleProcessor`] makes it.
-        prior ([`StructurePrior`], *optional*):
-            The form of the answer.
-        answer_length (`int`):
-            Positions of the answer; with a prior those of its canvas.
-        options (`dict[str, Any]`):
-            Options of `generate` that say how tokens are chosen.
-        seed (`int`, *optional*):
-            Seeds what is drawn.
-        put (`Callable`):
-            Takes [`Progress`], or a [`ServerFault`] as the last thing. Called by the worker's thread.
-        is_cancelled (`bool`):
-            Whether nobody waits for the answer any more.
-        submitted (`float`):
-            When it began to wait for its turn.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    prior: StructurePrior | None
-    answer_length: int
-    options: dict[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    put: Callable[[Progress | ServerFault], None] = lambda update: None
-    is_cancelled: bool = False
-    submitted: float = 0.0
-
-    @property
-    def num_tokens(self) -> int:
-        """Positions of prompt and answer."""
-        return self.inputs["input_ids"].shape[1] + self.answer_length
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Jobs of one kind may share a batch: they differ in their prompts and priors only."""
-        # What is drawn with a seed must not depend on others.
-        alone = None if self.seed is None else id(self)
-        return (self.prior is None, self.answer_length, tuple(sorted(self.options.items())), alone)
-
-
-def next_batch(waiting: Sequence[Job], max_batch_size: int, max_tokens: int) -> list[Job]:
-    """
-    Args:
-        waiting (`Sequence[Job]`):
-            At least one job, the first to come first.
-        max_batch_size (`int`):
-            Most jobs.
-        max_tokens (`int`):
-            Most positions of all rows, padding included. The first job is taken whatever its length.
+        running, waiting (`Sequence[Job]`):
+            Jobs, the first to come first.
+        max_rows (`int`):
+            Maximum number of jobs that run.
+        max_positions (`int`):
+            Maximum number of positions of all rows, padding included. A job that runs alone may have more.
 
     Returns:
-        `list[Job]`: The first job, so that nobody waits forever, and others of its kind in their order.
+        `int`: As many as fit, in their order, so that nobody waits forever.
     """
-    batch = [waiting[0]]
-    longest = waiting[0].num_tokens
-    for job in waiting[1:]:
-        if len(batch) == max_batch_size:
-            break
-        width = max(longest, job.num_tokens)
-        if job.kind == waiting[0].kind and (len(batch) + 1) * width <= max_tokens:
-            batch.append(job)
-            longest = width
-    return batch
+    jobs = [*running, *waiting]
+    for number in range(len(running), min(len(jobs), max_rows)):
+        longest = max(job.num_tokens for job in jobs[: number + 1])
+        if number and (number + 1) * longest > max_positions:
+            return number - len(running)
+    return max(min(len(jobs), max_rows) - len(running), 0)
 
 
-def collate(jobs: Sequence[Job], tokenizer: Any) -> dict[str, Any]:
+def length_class(length: int) -> int:
     """
     Args:
-        jobs (`Sequence[Job]`):
-            Jobs of one kind.
-        tokenizer ([`DimpleTokenizer`]):
-            Its padding and mask token are used.
+        length (`int`):
+            Positions of an answer.
 
     Returns:
-        `dict[str, Any]`: Inputs of `generate`, one row for each job: what the processor makes of all their chats.
+        `int`: The index of its class in `LENGTH_CLASSES`.
     """
-    prompts = [job.inputs["input_ids"][0] for job in jobs]
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(jobs), width), tokenizer.pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = prompt
-        attention_mask[row, width - len(prompt) :] = 1
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    for name in ("pixel_values", "image_grid_thw"):
-        images = [job.inputs[name] for job in jobs if name in job.inputs]
-        if images:
-            inputs[name] = torch.cat(images)
-    if jobs[0].prior is not None:
-        inputs |= canvas_inputs([job.prior for job in jobs], len(jobs), tokenizer)
-    return inputs
-
-
-def decided_beginning(
-    tokens: Sequence[int], settled: Sequence[bool], end_token_ids: frozenset[int]
-) -> tuple[list[int], bool]:
-    """
-    Args:
-        tokens (`Sequence[int]`), settled (`Sequence[bool]`):
-            An answer, and which of its positions no later step changes.
-        end_token_ids (`frozenset[int]`):
-            Tokens that end it.
-
-    Returns:
-        `tuple(list[int], bool)`: The tokens before the first open position or end, and whether it was an end.
-    """
-    beginning: list[int] = []
-    for token, is_settled in zip(tokens, settled, strict=True):
-        if not is_settled:
-            return beginning, False
-        if token in end_token_ids:
-            return beginning, True
-        beginning.append(token)
-    return beginning, False
-
-
-class _Cancelled(StoppingCriteria):
-    """Ends the rows of jobs that nobody waits for. `running` are the jobs of the rows that it is asked about."""
-
-    def __init__(self, running: list[Job]):
-        self.running = running
-
-    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
-        return torch.tensor([job.is_cancelled for job in self.running], device=input_ids.device)
+    return sum(length > bound for bound in LENGTH_CLASSES)
 
 
 class Worker:
     """
-    Runs jobs, one batch after the other, in a thread of its own.
+    Decodes jobs in a thread of its own. Jobs join and leave between two denoising steps.
 
     Args:
         model ([`DimpleForConditionalGeneration`]):
@@ -208,7 +85,7 @@ class Worker:
         tokenizer ([`DimpleTokenizer`]):
             Its tokenizer.
         max_batch_size (`int`):
-            Most jobs of a batch. Together they are never longer than one that fills the model's context.
+            Maximum number of rows.
         metrics ([`Metrics`], *optional*):
             Counts steps and answers.
     """
@@ -218,8 +95,10 @@ class Worker:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
+        self.max_positions = max(model.config.max_position_embeddings, MIN_BATCH_POSITIONS)
         self.waiting: list[Job] = []
         self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
+        self.batches: dict[int, Batch] = {}
         self.is_stopping = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="dimple-worker", daemon=True)
@@ -246,7 +125,7 @@ class Worker:
             job.submitted = time.monotonic()
         with self.changed:
             if self.is_stopping:
-                _fail(jobs, SHUTTING_DOWN)
+                fail(jobs, SHUTTING_DOWN)
                 return
             self.waiting.extend(jobs)
             self.changed.notify()
@@ -275,14 +154,32 @@ class Worker:
             if job in self.waiting:
                 self.waiting.remove(job)
 
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that are decoded."""
+        return [row for batch in self.batches.values() for row in batch.rows]
+
     def _run(self) -> None:
         while self._wait():
-            self._run_calls()
-            if batch := self._take():
-                self._try(batch)
-        _fail(self.waiting, SHUTTING_DOWN)  # nothing is added any more
-        for _, fail in self.calls:
-            fail(SHUTTING_DOWN)
+            self.step()
+        fail([*self.waiting, *(row.job for row in self.rows)], SHUTTING_DOWN)  # nothing is added any more
+        for _, fail_call in self.calls:
+            fail_call(SHUTTING_DOWN)
+
+    def _wait(self) -> bool:
+        """Waits for something to do; `False` at the end."""
+        with self.changed:
+            while not (self.waiting or self.calls or self.batches or self.is_stopping):
+                self.changed.wait()
+            return not self.is_stopping
+
+    def step(self) -> None:
+        """Runs the calls that wait, takes in the jobs that may join, and runs a denoising step of every batch."""
+        self._run_calls()
+        for job in self._take():
+            self._add(job)
+        for key in list(self.batches):
+            self._step(key)
 
     def _run_calls(self) -> None:
         with self.changed:
@@ -293,68 +190,56 @@ class Worker:
             except Exception:  # whatever it is, the next clients are to be served
                 logger.exception("a call failed")
 
-    def _try(self, batch: list[Job]) -> None:
-        """Answers a batch. If that fails, its jobs are tried alone: one that cannot be run takes no other with it."""
-        try:
-            self._answer(batch)
-        except Exception:  # whatever it is, the next clients are to be served
-            logger.exception("a batch of %d failed", len(batch))
-            if len(batch) == 1:
-                _fail(batch, "the model failed")
-            else:
-                for job in batch:
-                    self._try([job])
-
-    def _wait(self) -> bool:
-        """Waits for something to do; `False` at the end."""
-        with self.changed:
-            while not self.waiting and not self.calls and not self.is_stopping:
-                self.changed.wait()
-            return not self.is_stopping
-
     def _take(self) -> list[Job]:
-        """The next batch; none if no job waits."""
+        """The jobs that join now. One that has to run alone waits until nothing runs, and others wait for it."""
         with self.changed:
-            if not self.waiting:
-                return []
-            batch = next_batch(self.waiting, self.max_batch_size, self.model.config.max_position_embeddings)
-            self.waiting = [job for job in self.waiting if job not in batch]
-            for job in batch:
-                self.metrics.observe_queue(time.monotonic() - job.submitted)
-            return batch
+            running = [row.job for row in self.rows]
+            number = admit_first(running, self.waiting, self.max_batch_size, self.max_positions)
+            if any(job.runs_alone for job in running):
+                number = 0
+            elif any(job.runs_alone for job in self.waiting[:number]):
+                first = next(index for index, job in enumerate(self.waiting) if job.runs_alone)
+                number = first or (0 if running else 1)
+            taken, self.waiting = self.waiting[:number], self.waiting[number:]
+        for job in taken:
+            self.metrics.observe_queue(time.monotonic() - job.submitted)
+        return taken
 
-    def _answer(self, jobs: list[Job]) -> None:
-        """Runs a batch to its end, or until nobody waits for it any more."""
-        first = jobs[0]
-        end_token_ids = self._end_token_ids() if first.prior is None else frozenset[int]()
-        ends = {"eos_token_id": sorted(end_token_ids)} if end_token_ids else {}
-        inputs = {name: _moved(value, self.model.device) for name, value in collate(jobs, self.tokenizer).items()}
-        cancelled = _Cancelled(jobs)
-        unfinished = dict(enumerate(jobs))
-        with _seeded(first.seed, self.model.device):
-            steps = self.model.generate_steps(
-                **inputs,
-                **first.options,
-                **ends,
-                max_new_tokens=first.answer_length,
-                stopping_criteria=StoppingCriteriaList([cancelled]),
-            )
-            for step in steps:
-                self.metrics.count_step(len(unfinished))
-                answers, settled, finished = step.answer_ids.tolist(), step.settled.tolist(), step.finished.tolist()
-                for row, job in list(unfinished.items()):
-                    beginning, has_ended = decided_beginning(answers[row], settled[row], end_token_ids)
-                    job.put(Progress(beginning, finished[row], has_ended or first.prior is not None))
-                    if finished[row]:
-                        self.metrics.count_answer(len(beginning), int(step.num_forward_passes[row]))
-                        del unfinished[row]
-                cancelled.running = list(unfinished.values())
-                self._run_calls()
-                if self.is_stopping:
-                    _fail(cancelled.running, SHUTTING_DOWN)
-                    return
-                if all(job.is_cancelled for job in cancelled.running):
-                    return
+    def _add(self, job: Job) -> None:
+        """Makes a row of a job; a job that cannot be run takes no other with it."""
+        try:
+            row = Row(job, self.model, self.tokenizer, self._end_token_ids())
+        except Exception:  # whatever it is, the next clients are to be served
+            logger.exception("a request failed")
+            fail([job], FAILED)
+            return
+        key = length_class(job.answer_length)
+        if key not in self.batches:
+            self.batches[key] = Batch(self.tokenizer.pad_token_id)
+        self.batches[key].add(row)
+
+    def _step(self, key: int) -> None:
+        """A step of one batch. If it fails, its jobs are tried again, each alone."""
+        batch = self.batches[key]
+        rows = list(batch.rows)
+        try:
+            left = batch.step()
+            self.metrics.count_step(len(batch.rows))
+            for row in left:
+                self.metrics.count_answer(row.num_tokens, row.step)
+        except Exception:  # out of memory, say
+            logger.exception("a step of %d rows failed", len(rows))
+            jobs = [row.job for row in rows]
+            del rows, batch.rows[:]
+            if len(jobs) == 1 and jobs[0].runs_alone:
+                fail(jobs, FAILED)
+            else:
+                for job in jobs:
+                    job.runs_alone = True
+                with self.changed:
+                    self.waiting[:0] = [job for job in jobs if not job.is_cancelled]
+        if not batch.rows:
+            del self.batches[key]
 
     def _end_token_ids(self) -> frozenset[int]:
         """What ends a free answer: the model's end tokens, the tokenizer's, and padding."""
@@ -364,21 +249,13 @@ class Worker:
         return frozenset(token for token in ends if token is not None)
 
 
-def _fail(jobs: Sequence[Job], reason: str) -> None:
+def fail(jobs: Sequence[Job], reason: str) -> None:
+    """
+    Args:
+        jobs (`Sequence[Job]`):
+            Jobs that come to no end.
+        reason (`str`):
+            What their clients are told.
+    """
     for job in jobs:
         job.put(ServerFault(reason))
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Sets a seed, if there is one; after the block the random numbers of others go on as before."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

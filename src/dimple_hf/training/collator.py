@@ -11,10 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows in, batches out: what stands between any data set of chats with images and `Trainer`.
+"""Examples in, batches out: what stands between any data set of chats with images and `Trainer`.
 
-Source of the answer padding: Dimple's released training code (see [`answer_length_bounds`]). Imported by recipes and
-users.
+Source of the answer padding: Dimple's released training code (see [`answer_length_bounds`]).
 """
 
 import logging
@@ -22,7 +21,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..data.examples import BadRowError, Conversation, naming, read_row
+from ..data.images import open_image
 from ..processing import StructurePrior
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ MIN_KEPT_TOKENS = 16
 
 #: Loading processes whose skipped rows are counted apart, so that they never write to one number at a time.
 MAX_WORKERS = 256
+
+#: Rows that a share of bad ones is at least a share of, so that one bad row among the first stops no run.
+MIN_SEEN_ROWS = 20
+
+#: Bad rows that an error lists.
+MAX_REASONS = 20
 
 
 def answer_length_bounds(num_tokens: int) -> tuple[int, int]:
@@ -69,26 +75,66 @@ def answer_length_bounds(num_tokens: int) -> tuple[int, int]:
 @dataclass(frozen=True)
 class TrainingSequence:
     """
-    One answer with all that comes before it.
+    One row of a batch: an answer with all that comes before it, or several answers of one conversation.
 
     Args:
         input_ids (`list[int]`):
-            Tokens.
-        num_prompt_tokens (`int`):
-            How many of them are not learned.
-        pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
+            Prompt, answer and the padding that ends it.
+        labels (`list[int]`):
+            The same at what is learned, `IGNORED` elsewhere.
+        pixel_values (`torch.FloatTensor`, *optional*):
             Patches of its images.
-        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
-            Patches of each image along time, height and width.
-        is_learned (`list[bool]`, *optional*):
-            Which of the answer's tokens are learned; all of them when missing.
+        image_grid_thw (`torch.LongTensor`, *optional*):
+            Their grids.
+        num_padding (`int`, defaults to 0):
+            Length of the run of padding at its end.
+        branch_ids (`list[int]`, *optional*):
+            With several answers, 1, 2, ... at the runs of padding of all but the last, and 0 elsewhere.
     """
 
     input_ids: list[int]
-    num_prompt_tokens: int
-    pixel_values: torch.Tensor | None
-    image_grid_thw: torch.Tensor | None
-    is_learned: list[bool] | None = None
+    labels: list[int]
+    pixel_values: torch.Tensor | None = None
+    image_grid_thw: torch.Tensor | None = None
+    num_padding: int = 0
+    branch_ids: list[int] | None = None
+
+    def joined(self, later: "TrainingSequence") -> "TrainingSequence | None":
+        """This sequence and a later answer of its conversation in one, or `None` if that one does not go on here."""
+        branches = self.branch_ids or [0] * len(self.input_ids)
+        end = len(self.input_ids) - self.num_padding
+        trunk = [token for token, branch in zip(self.input_ids[:end], branches, strict=False) if branch == 0]
+        if self.num_padding == 0 or later.num_padding == 0 or later.input_ids[: len(trunk)] != trunk:
+            return None
+        rest = later.input_ids[len(trunk) :]
+        return replace(
+            later,
+            input_ids=self.input_ids + rest,
+            labels=self.labels + later.labels[len(trunk) :],
+            branch_ids=branches[:end] + [max(branches) + 1] * self.num_padding + [0] * len(rest),
+        )
+
+
+def join_turns(sequences: Sequence[TrainingSequence], max_length: int | None) -> list[TrainingSequence]:
+    """
+    Args:
+        sequences (`Sequence[TrainingSequence]`):
+            One for each answer of a conversation, in order.
+        max_length (`int`, *optional*):
+            Most tokens of a sequence.
+
+    Returns:
+        `list[TrainingSequence]`: As few as hold the same answers: an answer is joined to the one before it if the chat
+        template writes the conversation up to there as it was written for that one.
+    """
+    joined: list[TrainingSequence] = []
+    for sequence in sequences:
+        both = joined[-1].joined(sequence) if joined else None
+        if both is None or (max_length is not None and len(both.input_ids) > max_length):
+            joined.append(sequence)
+        else:
+            joined[-1] = both
+    return joined
 
 
 class DimpleDataCollator:
@@ -100,12 +146,11 @@ class DimpleDataCollator:
     `canvas_length`, from `seed` and the row's own tokens. So a row gives the same tensors whenever, and in whichever
     process, it is read.
 
-    **Several turns**: each answer becomes a sequence of its own, cut after it, with the images up to there. In such a
-    sequence earlier answers are given, whole and unmasked, and later turns do not exist, as when the model
-    generates. That is exact under causal and under full attention alike, so a batch fits the phase that it meets
-    (batches are made ahead of the step that uses them). A block attention mask over one sequence would not do: each
-    answer would have to be there twice, noised to be learned and clean for the turns after it, and not every attention
-    backend takes such a mask. The price is that what the turns share, images included, is computed once for each.
+    **Several turns** are one row: the conversation, with a run of padding after each answer that the rest does not see
+    (`branch_ids`, see [`~modeling.turns_dimple.turn_copies`]). A causal model reads it as it is. In bidirectional mode
+    the model makes one sequence of each answer, in which earlier answers are given and later turns do not exist, as
+    when it generates; images are encoded once. So a batch fits the phase that it meets, and batches may be made ahead.
+    Turns that do not fit `max_length` together, or that the chat template rewrites later, are rows of their own.
 
     **Structure priors**: the answers of a row with a `structure_prior` ([`StructurePrior`]) lie on its canvas, as when
     they are generated under it. The fixed text is given, never masked and not learned; values and fillers are. No
@@ -133,8 +178,16 @@ class DimpleDataCollator:
         on_bad_row (`str`, defaults to `"raise"`):
             `"raise"`, or `"skip"`: leave the row out, log why (level INFO), and warn with the number of such rows when
             the collator is disposed of or the process ends.
+        max_bad_share (`float`, defaults to 0.1):
+            With `on_bad_row="skip"`, the share of bad rows above which a [`BadRowError`] lists them and stops the run
+            (of the first 20 rows, their share of 20).
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative image paths are relative to.
+        join_turns (`bool`, defaults to `True`):
+            Whether the turns of a conversation share a row of the batch. Not with flash attention, which takes no such
+            mask.
+        allow_urls (`bool`, defaults to `False`):
+            Whether images may be fetched from `http` and `https` addresses.
 
     Raises:
         ValueError: If an argument is out of range; when called, [`BadRowError`] for a bad row.
@@ -177,6 +230,9 @@ class DimpleDataCollator:
         seed: int = 0,
         on_bad_row: str = "raise",
         image_folder: str | os.PathLike[str] | None = None,
+        join_turns: bool = True,
+        max_bad_share: float = 0.1,
+        allow_urls: bool = False,
     ) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"`max_length` must be >= 2 (got {max_length})")
@@ -186,15 +242,22 @@ class DimpleDataCollator:
             raise ValueError(f"`seed` must be >= 0 (got {seed})")
         if on_bad_row not in ("raise", "skip"):
             raise ValueError(f"`on_bad_row` must be 'raise' or 'skip' (got {on_bad_row!r})")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"`max_bad_share` must be in [0, 1] (got {max_bad_share})")
         self.processor = processor
         self.max_length = max_length
         self.canvas_length = canvas_length
         self.seed = seed
         self.on_bad_row = on_bad_row
         self.image_folder = image_folder
+        self.join_turns = join_turns
+        self.max_bad_share = max_bad_share
+        self.allow_urls = allow_urls
+        self._reasons: list[str] = []
         self._markers = frozenset(processor.tokenizer.added_tokens_decoder)
         # In shared memory, because rows are mostly read by other processes.
         self._num_skipped = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
+        self._num_seen = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
         if on_bad_row == "skip":
             weakref.finalize(self, _warn_of_skipped_rows, self._num_skipped, os.getpid())
 
@@ -214,6 +277,8 @@ class DimpleDataCollator:
             - **input_ids** (int64 of shape `(num_sequences, length)`): tokens, padded on the right.
             - **attention_mask** (int64, same shape): 1 at tokens, also at those of an answer's padding; 0 after.
             - **labels** (int64, same shape): the tokens of answers and their padding; -100 elsewhere.
+            - **branch_ids** (int64, same shape), if a row holds several answers: 1, 2, ... at the padding of all but
+              the last, 0 elsewhere.
             - **pixel_values**, **image_grid_thw**: the images of all sequences in order, if there are any.
         """
         sequences: list[TrainingSequence] = []
@@ -224,10 +289,20 @@ class DimpleDataCollator:
             except BadRowError as error:
                 if self.on_bad_row == "raise":
                     raise
-                logger.info("%s", str(error))
-                worker = get_worker_info()
-                self._num_skipped[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += 1
+                self._skip(error)
+            self._num_seen[_worker_slot()] += 1
         return self._join(sequences or [self._empty_sequence()])
+
+    def _skip(self, error: BadRowError) -> None:
+        logger.info("%s", str(error))
+        self._num_skipped[_worker_slot()] += 1
+        self._reasons = [*self._reasons[-MAX_REASONS + 1 :], str(error)]
+        num_skipped, num_seen = int(self._num_skipped.sum()), int(self._num_seen.sum()) + 1
+        if num_skipped > self.max_bad_share * max(num_seen, MIN_SEEN_ROWS):
+            raise BadRowError(
+                f"{num_skipped} of {num_seen} rows are bad, more than `max_bad_share`={self.max_bad_share}:\n"
+                + "\n".join(self._reasons)
+            )
 
     def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
         """
@@ -236,20 +311,25 @@ class DimpleDataCollator:
                 A row as [`read_row`] takes it.
 
         Returns:
-            `list[TrainingSequence]`: One for each answer, in order.
+            `list[TrainingSequence]`: Rows of a batch, with one answer or several.
 
         Raises:
             BadRowError: If the row is bad.
         """
         conversation = read_row(row, self.image_folder)
         features = self._process_images(conversation.images)
-        return [self._make_sequence(conversation, index, features) for index in conversation.answer_indices]
+        sequences = [self._make_sequence(conversation, index, features) for index in conversation.answer_indices]
+        return join_turns(sequences, self.max_length) if self.join_turns else sequences
 
     def _process_images(self, images: list[Any]) -> BatchFeature | None:
         if not images:
             return None
+        for index, image in enumerate(images):
+            if isinstance(image, str) and image.startswith(("http://", "https://")) and not self.allow_urls:
+                raise BadRowError(f"image {index} must be a file, not {image!r}: `allow_urls=True` lets it be fetched")
         try:
-            return self.processor.image_processor(images, return_tensors="pt")
+            opened = [open_image(image, index=index) for index, image in enumerate(images)]
+            return self.processor.image_processor(opened, return_tensors="pt")
         except ValueError as error:  # names the image by its index
             raise BadRowError(str(error)) from error
 
@@ -264,17 +344,22 @@ class DimpleDataCollator:
             raise BadRowError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
         if self.processor.image_token_id in answer:
             raise BadRowError(f"answers must not hold the image placeholder {self.processor.image_token}")
-        is_learned = None
+        num_padding = 0
         if conversation.structure_prior is None:
-            prompt, answer = self._fit(prompt, self._pad_answer(prompt, answer))
+            padded = self._pad_answer(prompt, answer)
+            prompt, fitted = self._fit(prompt, padded)
+            num_padding = max(0, len(fitted) - len(answer))
+            learned = fitted
         else:
             text = conversation.answer(answer_index)
-            answer, is_learned = self._fill_canvas(conversation.structure_prior, text, len(prompt))
+            fitted, is_learned = self._fill_canvas(conversation.structure_prior, text, len(prompt))
+            learned = [token if flag else IGNORED for token, flag in zip(fitted, is_learned, strict=True)]
         pixel_values = grid = None
         if features is not None and num_images:
             grid = features["image_grid_thw"][:num_images]
             pixel_values = features["pixel_values"][: int(grid.prod(dim=-1).sum())]
-        return TrainingSequence(prompt + answer, len(prompt), pixel_values, grid, is_learned)
+        labels = [IGNORED] * len(prompt) + learned
+        return TrainingSequence(prompt + fitted, labels, pixel_values, grid, num_padding)
 
     def _write_prompt(self, messages: list[dict[str, Any]], num_images: int, features: BatchFeature | None) -> str:
         """The chat before an answer as the model gets it when it generates, each placeholder grown to its image."""
@@ -337,27 +422,32 @@ class DimpleDataCollator:
 
     def _empty_sequence(self) -> TrainingSequence:
         """Stands for a batch without good rows: two tokens, none of them learned, since batches cannot be empty."""
-        return TrainingSequence([self.processor.tokenizer.pad_token_id] * 2, 2, None, None)
+        return TrainingSequence([self.processor.tokenizer.pad_token_id] * 2, [IGNORED] * 2)
 
     def _join(self, sequences: list[TrainingSequence]) -> dict[str, torch.Tensor]:
-        tokens = [torch.tensor(sequence.input_ids) for sequence in sequences]
-        labels = [ids.clone() for ids in tokens]
-        for sequence, label in zip(sequences, labels, strict=True):
-            label[: sequence.num_prompt_tokens] = IGNORED
-            if sequence.is_learned is not None:
-                label[sequence.num_prompt_tokens :][~torch.tensor(sequence.is_learned)] = IGNORED
-        pad_token_id = self.processor.tokenizer.pad_token_id
+        def stack(values: list[list[int]], padding: int) -> torch.Tensor:
+            return pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=padding)
+
+        tokens = [sequence.input_ids for sequence in sequences]
         # The Trainer takes the batch size from the first entry.
         batch = {
-            "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            "input_ids": stack(tokens, self.processor.tokenizer.pad_token_id),
+            "attention_mask": stack([[1] * len(row) for row in tokens], 0),
+            "labels": stack([sequence.labels for sequence in sequences], IGNORED),
         }
+        if any(sequence.branch_ids for sequence in sequences):
+            batch["branch_ids"] = stack([row.branch_ids or [0] * len(row.input_ids) for row in sequences], 0)
         with_images = [sequence for sequence in sequences if sequence.pixel_values is not None]
         if with_images:
             batch["pixel_values"] = torch.cat([sequence.pixel_values for sequence in with_images])
             batch["image_grid_thw"] = torch.cat([sequence.image_grid_thw for sequence in with_images])
         return batch
+
+
+def _worker_slot() -> int:
+    """Where this process counts its rows."""
+    worker = get_worker_info()
+    return 0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)
 
 
 def _warn_of_skipped_rows(num_skipped: torch.Tensor, process_id: int) -> None:

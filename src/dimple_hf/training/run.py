@@ -14,7 +14,7 @@
 """Runs a recipe: the stages in order, each with a plain `Trainer`, each from what the one before it left.
 
 What was done is read from the stages' directories, so the same command goes on wherever it was interrupted: finished
-stages are skipped, the current one resumes from its last whole checkpoint. Imported by `dimple-hf train`.
+stages are skipped, the current one resumes from its last whole checkpoint.
 """
 
 import gc
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from peft import PeftModel, get_peft_model
 from torch.utils.data import Subset
 from transformers import (
     AutoProcessor,
-    BitsAndBytesConfig,
     PreTrainedModel,
     ProcessorMixin,
     Trainer,
@@ -39,14 +39,18 @@ from transformers import (
 from transformers.utils import logging
 
 from ..modeling import DimpleForConditionalGeneration
+from ..quantization import quantization_config
 from .adapters import freeze_other_modules, load_adapter, lora_config, remember_mode
 from .checkpoints import is_at_end, last_complete_checkpoint
 from .collator import DimpleDataCollator
+from .data_check import refuse_bad_data
+from .finite import FiniteLossCallback
 from .held_out import GenerationCallback
 from .metrics import MetricsCallback, add_before_reporters
 from .recipe import Recipe, StagePlan
 from .seeding import derive_seed
 from .stages import PARTS, freeze_other_parts, set_mode
+from .trainer import StageTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -125,6 +129,8 @@ def trainer_settings(recipe: Recipe, plan: StagePlan, num_processes: int) -> dic
             "per_device_train_batch_size": per_device,
             "gradient_accumulation_steps": num_micro_batches,
             "remove_unused_columns": False,
+            # A stream is read by each process; accelerate's other way cuts all tensors to the number of rows.
+            "accelerator_config": {"dispatch_batches": False} | (plan.trainer.get("accelerator_config") or {}),
             # Other data order and other masks in each stage; numpy takes seeds below 2**32.
             "seed": derive_seed(recipe.seed, index) % 2**32,
         }
@@ -259,8 +265,11 @@ def train_recipe(recipe: Recipe, num_processes: int = 1) -> Path:
     processor = AutoProcessor.from_pretrained(recipe.model)
     recipe_dir = recipe.path.resolve().parent
     # All of them before the first model, so that nothing is refused after hours of training.
-    collators = [DimpleDataCollator(processor, **plan.collator) for plan in todo]
+    joins = not (recipe.attn_implementation or "").startswith("flash")
+    collators = [DimpleDataCollator(processor, **{"join_turns": joins} | plan.collator) for plan in todo]
     rows = [(plan.train.load(recipe_dir), plan.eval and plan.eval.load(recipe_dir)) for plan in todo]
+    for plan, collator, (train_rows, _) in zip(todo, collators, rows, strict=True):
+        refuse_bad_data(train_rows, collator, f"{recipe.path}: stage {plan.stage.name}: data.train")
     for plan, collator, (train_rows, eval_rows) in zip(todo, collators, rows, strict=True):
         run_stage(recipe, plan, num_processes, collator, train_rows, eval_rows)
     return result
@@ -309,15 +318,16 @@ def run_stage(
     # 3. Trainer. One that resumes after the last of `max_steps` would take another step, because it looks for the end
     # after each step and epoch only. With a single row, as many epochs are over as steps, and there is nothing to do.
     if checkpoint is not None and is_at_end(checkpoint):
-        train_rows = Subset(train_rows, [0])
-    trainer = Trainer(
+        train_rows = train_rows.take(1) if isinstance(train_rows, IterableDataset) else Subset(train_rows, [0])
+    trainer = StageTrainer(
+        plan.stage.learning_rate_multipliers or {},
         model=model,
         args=args,
         data_collator=collator,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=collator.processor,
-        callbacks=[plan.stage.phase_callback()],
+        callbacks=[plan.stage.phase_callback(), FiniteLossCallback()],
     )
     add_before_reporters(trainer, MetricsCallback(), *_held_out_callbacks(recipe, plan, collator.processor, eval_rows))
 
@@ -387,28 +397,6 @@ def load_model(recipe: Recipe, plan: StagePlan) -> PreTrainedModel | PeftModel:
     remember_mode(model)
     freeze_other_modules(model, modules)
     return model
-
-
-def quantization_config(quantization: str) -> BitsAndBytesConfig:
-    """
-    Args:
-        quantization (`str`):
-            `"nf4"` (QLoRA, arXiv 2305.14314: 4-bit NormalFloat, constants quantized again) or `"int8"`.
-
-    Returns:
-        `BitsAndBytesConfig`: For the language model's layers; the vision tower, the projector and the head stay whole.
-    """
-    # bitsandbytes skips the same modules in both formats, whatever the option's name says.
-    skipped = ["visual", "img_projector", "lm_head"]
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=skipped,
-    )
 
 
 def _held_out_callbacks(

@@ -14,7 +14,7 @@
 """The stages of training: which parts of the model move, in which attention mode, and how fast.
 
 Source: Dimple, section 4 (arXiv 2505.16990): alignment and instruction tuning are causal, diffusion tuning is
-bidirectional, the vision tower stays frozen. Imported by `recipe` and `run`, and by users who train without a recipe.
+bidirectional, the vision tower stays frozen.
 """
 
 import math
@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from ..modeling.configuration_dimple import LOSS_OPTIONS
 from ..modeling.generation_config_dimple import nearest_name
 from .phases import Phase, PhaseCallback
 
@@ -67,6 +68,14 @@ class Stage:
         complementary_masks (`bool`, *optional*):
             Bidirectional stages only: whether each row is trained on with a mask and with its complement (`False` by
             default).
+        noise_schedule (`str`, *optional*):
+            Bidirectional stages only: `"linear"` (the default) or `"cosine"`; see [`DimpleConfig`].
+        causal_loss_weight (`float`, *optional*):
+            Bidirectional stages only: weight of the next-token loss that is added (0 by default).
+        loss_normalization (`str`, *optional*):
+            `"token"` (the default) or `"sequence"`; see [`DimpleConfig`].
+        learning_rate_multipliers (`dict[str, float]`, *optional*):
+            What the learning rate of a part is multiplied by, such as `{"vision": 0.1}`.
 
     Raises:
         ValueError: If a value is out of range or contradicts another.
@@ -84,6 +93,10 @@ class Stage:
     decay_ratio: float = 1.0
     loss_weighting: str | None = None
     complementary_masks: bool | None = None
+    noise_schedule: str | None = None
+    causal_loss_weight: float | None = None
+    loss_normalization: str | None = None
+    learning_rate_multipliers: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not all(char.isalnum() or char in "-_." for char in self.name) or self.name[0] == ".":
@@ -101,16 +114,27 @@ class Stage:
                 f"exactly one of `num_epochs` and `max_steps` must be given (got {self.num_epochs} and "
                 f"{self.max_steps})"
             )
-        for name in ("loss_weighting", "complementary_masks"):
+        for name in ("loss_weighting", "complementary_masks", "noise_schedule", "causal_loss_weight"):
             if self.mode == "causal" and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must not be given in a causal stage (got {getattr(self, name)!r})")
-        if self.loss_weighting not in (None, "uniform", "elbo"):
-            raise ValueError(f"`loss_weighting` must be 'uniform' or 'elbo' (got {self.loss_weighting!r})")
+        for name, known in LOSS_OPTIONS.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"`{name}` must be {' or '.join(map(repr, known))} (got {value!r})")
+        for part, multiplier in (self.learning_rate_multipliers or {}).items():
+            if part not in self.train:
+                raise ValueError(
+                    f"`learning_rate_multipliers` must name parts of `train`, {', '.join(self.train)} (got {part!r})"
+                )
+            if not _is_number(multiplier) or not 0 < multiplier < math.inf:
+                raise ValueError(f"`learning_rate_multipliers` must be > 0 (got {multiplier!r} for {part})")
         if self.complementary_masks not in (None, True, False):
             raise ValueError(f"`complementary_masks` must be true or false (got {self.complementary_masks!r})")
 
     def _check_numbers(self) -> None:
-        for name in ("learning_rate", "max_grad_norm", "num_epochs", "warmup_ratio", "decay_ratio"):
+        for name in (
+            "learning_rate", "max_grad_norm", "num_epochs", "warmup_ratio", "decay_ratio", "causal_loss_weight",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or not math.isfinite(value)):
                 raise ValueError(f"`{name}` must be a number (got {value!r})")
@@ -192,6 +216,9 @@ def set_mode(model: nn.Module, stage: Stage) -> None:
     if stage.full_attn_mask:
         model.config.loss_weighting = stage.loss_weighting or "uniform"
         model.config.complementary_masks = bool(stage.complementary_masks)
+        model.config.noise_schedule = stage.noise_schedule or "linear"
+        model.config.causal_loss_weight = stage.causal_loss_weight or 0.0
+    model.config.loss_normalization = stage.loss_normalization or "token"
 
 
 def freeze_other_parts(model: nn.Module, parts: tuple[str, ...]) -> None:

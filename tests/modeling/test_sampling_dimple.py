@@ -14,30 +14,29 @@
 """The reverse process as pure functions: confidences, filters, schedules, ranking, unmasking, ends."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimple_hf.modeling.unmasking_dimple import (
+from dimple_hf.modeling.sampling_dimple import (
     CONFIDENCE_MEASURES,
-    SCORES_PER_PART,
+    SCORES_PER_CHUNK,
     TOKENS_PER_GROUP,
-    active_positions,
     adaptive_fraction,
+    after_first,
+    argmax,
     block_steps,
+    chunked,
+    current_block,
     denoising_times,
     entropy,
-    filter_logits,
     finished_rows,
     fixed_fraction,
-    in_parts,
-    most_probable,
-    pad_after_end,
-    position_indices,
-    present_block,
     rank_positions,
+    sampling_filters,
     steps_per_block,
 )
 
@@ -59,24 +58,22 @@ def logits_of(*probabilities: list[float]) -> torch.Tensor:
     num_values=st.integers(1, 1000),
     seed=st.integers(0, 999),
 )
-def test_most_probable_token_is_that_of_argmax(
-    num_positions: int, vocab_size: int, num_values: int, seed: int
-) -> None:
+def test_argmax_token_is_that_of_argmax(num_positions: int, vocab_size: int, num_values: int, seed: int) -> None:
     """Of equal scores the first, whether groups divide the vocabulary or not; few values make many ties."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(num_values, (num_positions, vocab_size), generator=generator).float()
-    assert torch.equal(most_probable(logits), logits.argmax(dim=-1))
+    assert torch.equal(argmax(logits), logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("position", [0, TOKENS_PER_GROUP - 1, TOKENS_PER_GROUP, 2 * TOKENS_PER_GROUP + 6])
-def test_most_probable_token_at_the_borders_of_groups(position: int) -> None:
+def test_argmax_token_at_the_borders_of_groups(position: int) -> None:
     """Also where all others are impossible, and where a score is no number, which is found for its check."""
     for value in (-3.0, math.nan, INF):
         logits = torch.full((1, 2 * TOKENS_PER_GROUP + 7), -INF)
         logits[0, position] = value
-        assert most_probable(logits).tolist() == [position]
+        assert argmax(logits).tolist() == [position]
     nothing = torch.full((1, 2 * TOKENS_PER_GROUP + 7), -INF)
-    assert most_probable(nothing).tolist() == [0] == nothing.argmax(dim=-1).tolist()  # control
+    assert argmax(nothing).tolist() == [0] == nothing.argmax(dim=-1).tolist()  # control
 
 
 # Confidences
@@ -116,9 +113,9 @@ def test_entropy_of_known_distributions_is_in_nats() -> None:
 
 @pytest.mark.parametrize("unmasking", ["confidence", "margin", "entropy"])
 @pytest.mark.parametrize(("num_positions", "sizes"), [(0, [0]), (1, [1]), (3, [3]), (7, [3, 3, 1])])
-def test_confidence_in_parts_is_that_of_all_at_once(unmasking: str, num_positions: int, sizes: list[int]) -> None:
+def test_confidence_chunked_is_that_of_all_at_once(unmasking: str, num_positions: int, sizes: list[int]) -> None:
     """To the bit, because histories must not depend on where a part ends."""
-    logits = torch.randn(num_positions, SCORES_PER_PART // 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(num_positions, SCORES_PER_CHUNK // 3, generator=torch.Generator().manual_seed(0))
     tokens = logits.argmax(dim=-1)
     seen = []
 
@@ -126,18 +123,22 @@ def test_confidence_in_parts_is_that_of_all_at_once(unmasking: str, num_position
         seen.append(len(part))
         return CONFIDENCE_MEASURES[unmasking](part, part_tokens)
 
-    assert torch.equal(in_parts(measure, logits, tokens), CONFIDENCE_MEASURES[unmasking](logits, tokens))
+    assert torch.equal(chunked(measure, logits, tokens), CONFIDENCE_MEASURES[unmasking](logits, tokens))
     assert seen == sizes
     # A vocabulary that no part holds goes position by position; what is not on a CPU in one call.
     seen.clear()
-    in_parts(measure, torch.zeros(2, SCORES_PER_PART + 1), torch.zeros(2, dtype=torch.long))
+    chunked(measure, torch.zeros(2, SCORES_PER_CHUNK + 1), torch.zeros(2, dtype=torch.long))
     assert seen == [1, 1]
     seen.clear()
-    in_parts(measure, torch.zeros(7, SCORES_PER_PART, device="meta"), torch.zeros(7, dtype=torch.long, device="meta"))
+    chunked(measure, torch.zeros(7, SCORES_PER_CHUNK, device="meta"), torch.zeros(7, dtype=torch.long, device="meta"))
     assert seen == [7]
 
 
 # Filters
+
+
+def filtered(logits: torch.Tensor, **options: Any) -> torch.Tensor:
+    return sampling_filters(**options)(None, logits)
 
 
 def kept(logits: torch.Tensor) -> list[list[int]]:
@@ -148,46 +149,44 @@ def kept(logits: torch.Tensor) -> list[list[int]]:
     ("top_p", "expected"),
     [(None, [0, 1, 2, 3]), (1.0, [0, 1, 2, 3]), (0.9, [0, 1, 2]), (0.65, [1, 2]), (0.3, [1]), (1e-6, [1])],
 )
-def test_top_p_keeps_tokens_until_their_sum_exceeds_it(top_p: float | None, expected: list[int]) -> None:
-    """Of 0.15, 0.6, 0.2, 0.05: the sums by rank are 0.6, 0.8, 0.95, 1; the first that exceeds still stays."""
+def test_top_p_keeps_tokens_until_their_sum_reaches_it(top_p: float | None, expected: list[int]) -> None:
+    """Of 0.15, 0.6, 0.2, 0.05: the sums by rank are 0.6, 0.8, 0.95, 1; the first that reaches still stays."""
     logits = logits_of([0.15, 0.6, 0.2, 0.05])
-    filtered = filter_logits(logits, top_p=top_p)
-    assert kept(filtered) == [expected]
-    assert torch.equal(filtered[0, expected], logits[0, expected])
+    found = filtered(logits, top_p=top_p)
+    assert kept(found) == [expected]
+    assert torch.equal(found[0, expected], logits[0, expected])
 
 
-def test_top_k_keeps_the_most_probable_tokens() -> None:
+def test_top_k_keeps_the_argmax_tokens() -> None:
     """Row by row; a k beyond the vocabulary keeps all."""
     logits = logits_of([0.1, 0.6, 0.3], [0.5, 0.2, 0.3])
-    assert kept(filter_logits(logits, top_k=2)) == [[1, 2], [0, 2]]
-    assert kept(filter_logits(logits, top_k=1)) == [[1], [0]]
-    assert kept(filter_logits(logits, top_k=5)) == [[0, 1, 2]] * 2
+    assert kept(filtered(logits, top_k=2)) == [[1, 2], [0, 2]]
+    assert kept(filtered(logits, top_k=1)) == [[1], [0]]
+    assert kept(filtered(logits, top_k=5)) == [[0, 1, 2]] * 2
 
 
 def test_temperature_comes_before_top_p() -> None:
     """At temperature 0.5 probabilities are squared: (0.6, 0.4) becomes (0.692, 0.308)."""
     logits = logits_of([0.6, 0.4])
-    assert kept(filter_logits(logits, top_p=0.65)) == [[0, 1]]  # control: 0.6 alone does not exceed 0.65
-    assert kept(filter_logits(logits, temperature=0.5, top_p=0.65)) == [[0]]
-    torch.testing.assert_close(filter_logits(logits, temperature=0.5), logits * 2)
-    assert filter_logits(logits, temperature=1.0) is logits
+    assert kept(filtered(logits, top_p=0.65)) == [[0, 1]]  # control: 0.6 alone does not exceed 0.65
+    assert kept(filtered(logits, temperature=0.5, top_p=0.65)) == [[0]]
+    torch.testing.assert_close(filtered(logits, temperature=0.5), logits * 2)
+    assert filtered(logits, temperature=1.0) is logits
 
 
 # Blocks
 
 
-def test_active_positions_are_the_masked_ones_of_each_rows_leftmost_unfinished_block() -> None:
-    """Blocks of 3 over 8 positions: the last has two. A row with nothing masked has no active position."""
+def test_current_block_is_each_rows_leftmost_one_with_a_masked_position() -> None:
+    """Blocks of 3 over 8 positions: the last has two. A row with nothing masked is in its first."""
     masked = torch.tensor(
         [[1, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1, 1], [0] * 8], dtype=torch.bool
     )
-    active = [row.nonzero().flatten().tolist() for row in active_positions(masked, 3)]
-    assert active == [[0, 2], [4, 5], [6, 7], []]
-    block = [row.nonzero().flatten().tolist() for row in present_block(masked, 3)]
+    block = [row.nonzero().flatten().tolist() for row in current_block(masked, 3)]
     assert block == [[0, 1, 2], [3, 4, 5], [6, 7], [0, 1, 2]]
     for whole in (None, 8, 100):
-        assert torch.equal(active_positions(masked, whole), masked)
-    assert torch.equal(active_positions(masked[1:2], 3), active_positions(masked, 3)[1:2])
+        assert current_block(masked, whole).all()
+    assert torch.equal(current_block(masked[1:2], 3), current_block(masked, 3)[1:2])
 
 
 @pytest.mark.parametrize(
@@ -297,7 +296,7 @@ def test_rank_of_decided_positions_is_after_all_masked_ones() -> None:
     """Whatever their confidence; otherwise a budget would be spent on them."""
     masked = torch.tensor([[True, False, True, False]])
     for unmasking in CONFIDENCE_MEASURES:
-        ranks = rank_positions(unmasking, CONFIDENCE, masked, ranking_temperature=1.0)
+        ranks = rank_positions(unmasking, CONFIDENCE, masked)
         assert sorted(ranks[masked].tolist()) == [0, 1], unmasking
         assert sorted(ranks[~masked].tolist()) == [2, 3], unmasking
 
@@ -314,29 +313,6 @@ def test_random_ranks_give_every_position_the_same_chance() -> None:
     ranks = rank_positions("random", CONFIDENCE.expand(4000, 4), ALL_MASKED.expand(4000, 4))
     first = (ranks == 0).float().mean(dim=0)
     torch.testing.assert_close(first, torch.full((4,), 0.25), rtol=0, atol=0.03)
-
-
-def test_ranking_temperature_draws_by_the_softmax_of_the_confidences() -> None:
-    """Positions are drawn without replacement with weights softmax(c / T); T = 0.2 makes the odds of 0.9 to 0.7 e."""
-    weights = (CONFIDENCE / 0.2).softmax(dim=-1)[0]
-    ranks = rank_positions(
-        "confidence", CONFIDENCE.expand(8000, 4), ALL_MASKED.expand(8000, 4), ranking_temperature=0.2
-    )
-    first = (ranks == 0).float().mean(dim=0)
-    torch.testing.assert_close(first, weights, rtol=0, atol=0.025)
-    # The second is drawn from what is left: given that position 1 came first, by the weights of the others.
-    second = (ranks[ranks[:, 1] == 0] == 1).float().mean(dim=0)
-    rest = weights.clone()
-    rest[1] = 0
-    torch.testing.assert_close(second, rest / rest.sum(), rtol=0, atol=0.03)
-
-
-def test_ranking_temperature_of_entropy_takes_the_negative_entropy() -> None:
-    """The original's weights are softmax(-H / T), and our confidence is exp(-H)."""
-    confidence = torch.tensor([[0.9, 0.3]]).expand(8000, 2)
-    ranks = rank_positions("entropy", confidence, torch.ones(8000, 2, dtype=torch.bool), ranking_temperature=1.0)
-    first = (ranks == 0).float().mean(dim=0)
-    torch.testing.assert_close(first, torch.tensor([0.75, 0.25]), rtol=0, atol=0.02)  # 0.9 to 0.3
 
 
 # Ends
@@ -368,15 +344,7 @@ def test_row_without_end_tokens_is_finished_when_nothing_is_masked() -> None:
     assert finished_rows(rows, MASK, torch.empty(0, dtype=torch.long)).tolist() == [False, True]
 
 
-def test_padding_replaces_what_follows_the_first_end() -> None:
-    """Not the end itself, and whatever was decided after it, mask tokens included."""
-    rows = torch.tensor([[1, END, 2, END], [1, 2, 3, 4], [PAD, 1, MASK, 2], [1, 2, 3, END]])
-    assert pad_after_end(rows, ENDS, PAD).tolist() == [
-        [1, END, PAD, PAD], [1, 2, 3, 4], [PAD, PAD, PAD, PAD], [1, 2, 3, END],
-    ]  # fmt: skip
-
-
-def test_position_indices_are_those_of_nonzero_without_asking() -> None:
-    """In the order in which logits are packed."""
-    positions = torch.tensor([[False, True, True], [True, False, False], [False, False, True]])
-    assert position_indices(positions, 4).tolist() == positions.flatten().nonzero().flatten().tolist() == [1, 2, 3, 8]
+def test_what_follows_the_first_end_is_not_the_end_itself() -> None:
+    """In a row without one, nothing does."""
+    flags = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
+    assert after_first(flags).int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 1]]

@@ -11,30 +11,33 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The reverse process of masked diffusion: how sure the model is of each position, and which positions it decides now.
+"""What a denoising step computes from logits: confidences, tokens, schedules, rankings, blocks and ends.
 
 Pure functions of tensors; every budget, ranking and fallback is per row. Source: Dimple, sections 4.1 and 4.2 (arXiv
-2505.16990); MaskGIT (arXiv 2202.04200) for ranking by confidence, Dream (arXiv 2508.15487) for margin and entropy. The
-schedules are the released code's. Imported by `denoising_dimple`, `rules_dimple`, `canvas_dimple` and, for its names,
-by `generation_config_dimple`.
+2505.16990) and its released code for the schedules; MaskGIT (arXiv 2202.04200) for ranking by confidence; Dream (arXiv
+2508.15487) for margin and entropy.
 """
 
 from collections.abc import Callable
 
 import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-#: Tokens that `most_probable` looks at together.
+#: Last value of the schedules' time grid, the original's default.
+DEFAULT_EPS = 1e-3
+
+#: Tokens that `argmax` compares as one group.
 TOKENS_PER_GROUP = 512
 
-#: Scores that `in_parts` hands on together: 4 MiB, which a CPU's memory allocator keeps for the next part.
-SCORES_PER_PART = 2**20
+#: Logits per chunk of `chunked`: 4 MiB, which a CPU's memory allocator keeps for the next chunk.
+SCORES_PER_CHUNK = 2**20
 
 
-def most_probable(logits: torch.Tensor) -> torch.Tensor:
+def argmax(logits: torch.Tensor) -> torch.Tensor:
     """
-    What `argmax` returns, found in two steps: the group of tokens that holds the largest score, then its position
-    there. On a CPU `argmax` reads one score at a time and takes longer than the softmax, the largest of a group is
-    found by vector instructions.
+    What `torch.argmax` returns, found in two steps: the group of tokens that holds the largest score, then its
+    position there. On a CPU `argmax` reads one score at a time and takes longer than the softmax; the largest score of
+    a group is found by vector instructions.
 
     Args:
         logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
@@ -55,9 +58,9 @@ def most_probable(logits: torch.Tensor) -> torch.Tensor:
     return (start + logits.gather(-1, tokens).argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
-def in_parts(function: Callable[..., torch.Tensor], logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+def chunked(function: Callable[..., torch.Tensor], logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """
-    What `function` says about each position, called with a few positions at a time where `logits` are on a CPU. Fresh
+    `function` of each position, called with a few positions at a time where `logits` are on a CPU. Fresh
     memory for a whole vocabulary at every position costs more there than the arithmetic; elsewhere many calls do.
 
     Args:
@@ -74,8 +77,8 @@ def in_parts(function: Callable[..., torch.Tensor], logits: torch.Tensor, *other
     """
     if logits.device.type != "cpu":
         return function(logits.float(), *others)
-    positions_per_part = max(1, SCORES_PER_PART // logits.shape[-1])
-    parts = zip(*(tensor.split(positions_per_part) for tensor in (logits, *others)), strict=True)
+    positions_per_chunk = max(1, SCORES_PER_CHUNK // logits.shape[-1])
+    parts = zip(*(tensor.split(positions_per_chunk) for tensor in (logits, *others)), strict=True)
     return torch.cat([function(scores.float(), *rest) for scores, *rest in parts])
 
 
@@ -118,60 +121,82 @@ CONFIDENCE_MEASURES = {
 }
 
 
-def filter_logits(
-    logits: torch.Tensor, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None
-) -> torch.Tensor:
+def sampling_filters(
+    temperature: float | None = None, top_p: float | None = None, top_k: int | None = None
+) -> LogitsProcessorList:
     """
-    Shapes the distribution that tokens are drawn from: temperature, then top-p, then top-k.
+    What shapes the distribution that tokens are drawn from: temperature, then top-p, then top-k (the original's
+    order), as transformers' own warpers.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
-            Scores of all tokens.
         temperature (`float`, *optional*):
             Divides the logits; positive.
         top_p (`float`, *optional*):
-            Keeps the most probable tokens whose summed probability first exceeds it, at least one; in (0, 1].
+            Keeps the fewest most probable tokens whose summed probability reaches it, at least one; in [0, 1].
         top_k (`int`, *optional*):
             Keeps the k most probable tokens; positive.
 
     Returns:
-        `torch.FloatTensor` of shape `(num_positions, vocab_size)`: Logits, -inf at dropped tokens.
+        `LogitsProcessorList`: Functions of `(None, logits)`; empty where nothing changes.
     """
-    if temperature is not None and temperature != 1.0:
-        logits = logits / temperature
+    filters = LogitsProcessorList()
+    if temperature is not None and temperature != 1:
+        filters.append(TemperatureLogitsWarper(float(temperature)))
     if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        exceeded = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
-        # A token falls when those before it already exceed the bound; the first always stays.
-        dropped = torch.cat([torch.zeros_like(exceeded[..., :1]), exceeded[..., :-1]], dim=-1)
-        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
-    if top_k is not None and top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    return logits
+        filters.append(TopPLogitsWarper(top_p))
+    if top_k is not None:
+        filters.append(TopKLogitsWarper(top_k))
+    return filters
 
 
-def active_positions(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
+def check_finite(is_finite: bool) -> None:
+    """Refuses logits that are not finite. An argmax over NaN is a token like any other."""
+    if not is_finite:
+        raise ValueError(
+            "the logits must never be NaN or +inf, and finite for at least one token of each position; "
+            "check the weights, the dtype and custom logits processors"
+        )
+
+
+def draw_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """
+    Args:
+        logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
+            Scores of all tokens, after [`sampling_filters`].
+
+    Returns:
+        `torch.LongTensor` of shape `(num_positions,)`: A token for each position, drawn by its probability.
+
+    Raises:
+        ValueError: If they are not finite.
+    """
+    probabilities = logits.softmax(dim=-1)
+    check_finite(bool(probabilities.isfinite().all()))
+    return probabilities.multinomial(1).squeeze(-1)
+
+
+def scatter(positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Puts `values`, `(num_positions,)`, where `positions`, `(batch_size, answer_length)`, is `True`, and 0
+    elsewhere."""
+    return torch.zeros_like(positions, dtype=values.dtype).masked_scatter(positions, values)
+
+
+def current_block(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
     """
     Blocks from left to right (semi-autoregressive decoding: LLaDA, arXiv 2502.09992, section 2.4): only the leftmost
     block that still has a masked position is worked on.
 
     Args:
         masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` where a position is not yet decided.
+            `True` at masked positions.
         block_length (`int`, *optional*):
             Positions of a block, counted from the first answer position; the last block may be shorter. `None`: the
             whole canvas is one block.
 
     Returns:
-        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at the masked positions of each row's block.
+        `torch.BoolTensor` of shape `(batch_size, answer_length)`: `True` at all positions of each row's block, the
+        first block in a row without masked positions.
     """
-    return masked & present_block(masked, block_length)
-
-
-def present_block(masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
-    """All positions of the block that [`active_positions`] works on, `torch.BoolTensor` of shape
-    `(batch_size, answer_length)`; the first block's in a row with nothing masked."""
     if block_length is None:
         return torch.ones_like(masked)
     blocks = torch.arange(masked.shape[1], device=masked.device) // block_length
@@ -192,7 +217,7 @@ def steps_per_block(num_steps: int, answer_length: int, block_length: int | None
         answer_length (`int`):
             Its positions; positive.
         block_length (`int`, *optional*):
-            See [`active_positions`].
+            See [`current_block`].
 
     Returns:
         `int`: At least 1.
@@ -205,7 +230,7 @@ def steps_per_block(num_steps: int, answer_length: int, block_length: int | None
 def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
     """
     Where each row stands in its block's schedule. Block b's steps begin at step b * num_block_steps of the answer; a
-    row that gets to it earlier waits at its first one, and decides at least what that unmasks.
+    row that comes to it earlier stays at its first one, and commits at least what that unmasks.
 
     Args:
         step (`int`):
@@ -213,7 +238,7 @@ def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_len
         num_block_steps (`int`):
             Of [`steps_per_block`].
         masked, block_length:
-            See [`active_positions`].
+            See [`current_block`].
 
     Returns:
         `torch.LongTensor` of shape `(batch_size,)`: Indices from 0 to `num_block_steps` - 1.
@@ -257,7 +282,7 @@ def adaptive_fraction(
         times (`torch.FloatTensor` of shape `(num_steps + 1,)`):
             The time grid of [`denoising_times`].
         num_masked (`torch.LongTensor` of shape `(batch_size,)`):
-            Masked positions of each row, or of its present block, now.
+            Masked positions of each row, or of its block, now.
         num_maskable (`torch.LongTensor` of shape `(batch_size,)`):
             Masked positions of the same before the first step.
 
@@ -295,9 +320,7 @@ def fixed_fraction(
 SCHEDULES = {"adaptive": adaptive_fraction, "fixed": fixed_fraction}
 
 
-def rank_positions(
-    unmasking: str, confidence: torch.Tensor, masked: torch.Tensor, ranking_temperature: float | None = None
-) -> torch.Tensor:
+def rank_positions(unmasking: str, confidence: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     """
     Orders the masked positions of each row, the first to be unmasked first.
 
@@ -305,28 +328,19 @@ def rank_positions(
         unmasking (`str`):
             A key of `CONFIDENCE_MEASURES`.
         confidence (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
-            How sure the model is of each masked position.
+            Confidence of each masked position.
         masked (`torch.BoolTensor` of shape `(batch_size, answer_length)`):
-            `True` where a position is not yet decided.
-        ranking_temperature (`float`, *optional*):
-            Draws the order without replacement, with weights softmax(confidence / ranking_temperature) (by the Gumbel
-            trick), instead of sorting by confidence; positive.
+            `True` at masked positions.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, answer_length)`: Rank of each position, from 0; positions that are
-        not masked rank after all masked ones.
+        `torch.LongTensor` of shape `(batch_size, answer_length)`: Rank of each position, from 0; other positions rank
+        after all masked ones.
     """
-    if unmasking == "entropy":
-        # exp(-H) and -H order alike; a drawn order takes -H for its weights, as the original does.
-        confidence = confidence.log()
+    score = confidence
     if unmasking == "left_to_right":
         score = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float32).expand(masked.shape)
     elif unmasking == "random":
         score = torch.rand(masked.shape, device=masked.device)
-    elif ranking_temperature is not None:
-        score = confidence / ranking_temperature - torch.empty_like(confidence).exponential_().log()
-    else:
-        score = confidence
     order = score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     ranks = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape)
     return torch.empty_like(order).scatter_(1, order, ranks)
@@ -339,7 +353,7 @@ def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch
 
     Args:
         answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-            Answer tokens, masked where not yet decided.
+            Answer tokens, the mask token at masked positions.
         mask_token_id (`int`):
             The mask token.
         end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
@@ -353,27 +367,7 @@ def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch
     return ended | ~masked_before[:, -1]
 
 
-def pad_after_end(answer: torch.Tensor, end_token_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """
-    Replaces what follows each row's first end token by padding.
-
-    Args:
-        answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-            Answer tokens.
-        end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):
-            Tokens that end an answer.
-        pad_token_id (`int`):
-            The padding token.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size, answer_length)`
-    """
-    ends = torch.isin(answer, end_token_ids).long()
-    after_end = ends.cumsum(dim=1) - ends > 0
-    return answer.masked_fill(after_end, pad_token_id)
-
-
-def position_indices(positions: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """Where the `True` of `positions` lie when it is flattened, `torch.LongTensor` of shape `(num_positions,)`. Their
-    number is given, so that the device need not be waited for."""
-    return positions.flatten().int().sort(descending=True, stable=True).indices[:num_positions]
+def after_first(flags: torch.Tensor) -> torch.Tensor:
+    """`True` after the first `True` of each row; both `torch.BoolTensor` of shape `(batch_size, length)`."""
+    counts = flags.long()
+    return counts.cumsum(dim=1) - counts > 0

@@ -1,0 +1,135 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`dimple-hf decide` and `dimple-hf calibrate` on the small model of the package."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
+from dimple_hf.cli.main import main
+from dimple_hf.decisions import Calibration, decide, questions_from_json
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"},
+    {"type": "choice", "instructions": "Which is largest?", "choices": ["price", "qty"]},
+    {"type": "score", "instructions": "How full is it?", "levels": [{"label": "empty"}, {"label": "full"}]},
+]
+
+
+@pytest.fixture
+def questions_file(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"questions": QUESTIONS}))
+    return path
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_decide_writes_the_answers_of_each_image(
+    questions_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Equal to `decide`; a broken image is an error of its own line; the same command goes on."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shutil.copy(FORMS_SAMPLE, folder / "a.png")
+    (folder / "b.png").write_bytes(FORMS_SAMPLE.read_bytes()[:50])
+    shutil.copy(FORMS_SAMPLE, folder / "c.png")
+    output = tmp_path / "answers.jsonl"
+    command = ["decide", "--questions", str(questions_file), "--image", str(folder), "--output", str(output)]
+    assert main(command) == 0
+    lines = lines_of(output.read_text())
+    assert ["error" in line for line in lines] == [False, True, False]
+    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype="auto").eval()
+    processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+    expected: Any = decide(model, processor, FORMS_SAMPLE, questions_from_json(QUESTIONS))
+    for found, own in zip(lines[0]["answers"], expected, strict=True):
+        assert found["type"] == own.to_dict()["type"]
+        assert found.get("probability", 0) == pytest.approx(own.to_dict().get("probability", 0), abs=1e-2)
+    assert lines[0]["answers"] == lines[2]["answers"]
+    before = output.read_bytes()
+    assert main(command) == 0
+    assert output.read_bytes() == before
+    assert "2 answered, 1 failed, 0 left" in capsys.readouterr().err
+
+
+def test_decide_refuses_another_question_on_the_same_output(
+    questions_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE), "--output", str(output)]
+    assert main(command) == 0
+    questions_file.write_text(json.dumps(QUESTIONS[:1]))
+    assert main(command) == 1
+    assert "must be a new file for other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "must be a file with JSON"), ("[]", "1 to 400 questions"), ('[{"type": "vote"}]', "questions[0].type")],
+)
+def test_decide_names_what_is_wrong_with_questions(
+    questions_file: Path, content: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    questions_file.write_text(content)
+    assert main(["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of each type of question; what it leaves is what `decide --calibrated` reads."""
+    shutil.copy(FORMS_SAMPLE, tmp_path / "form.png")
+    examples = [
+        {"image": "form.png", "questions": QUESTIONS, "answers": [True, "qty", "full"]},
+        {"text": "The price is 3.", "questions": QUESTIONS, "answers": [False, "price", "empty"]},
+    ] * 2
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    output, diagram = tmp_path / "calibrated", tmp_path / "reliability.svg"
+    assert main(["calibrate", str(data), "--output", str(output), "--diagram", str(diagram), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["before"]["number"] == 6
+    assert 0 <= report["after"]["ece"] <= 1
+    assert Calibration.from_pretrained(output).temperatures == report["temperatures"]
+    assert set(report["temperatures"]) == {"predicate", "choice", "score"}
+    assert diagram.read_text().startswith("<?xml")
+    assert main(["calibrate", str(data), "--output", str(output)]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"questions": QUESTIONS[:1], "answers": [True]}, "either `image` or `text`"),
+        ({"text": "", "questions": QUESTIONS[:1], "answers": []}, "`answers` must be a list of 1 answers"),
+        ({"text": "", "questions": QUESTIONS[:1], "answers": ["yes"]}, "must be true or false"),
+        ({"text": "", "questions": QUESTIONS[1:2], "answers": ["age"]}, "must be one of its options"),
+        ({"text": "", "questions": [], "answers": []}, "1 to 400 questions"),
+    ],
+)
+def test_calibrate_names_the_line_of_a_bad_example(
+    tmp_path: Path, example: dict[str, Any], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("\n" + json.dumps(example) + "\n")
+    assert main(["calibrate", str(data), "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"{data}, line 2: " in error
+    assert message in error
