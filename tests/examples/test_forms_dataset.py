@@ -187,7 +187,7 @@ def open_positions(row):
 
 @pytest.mark.parametrize(("kind", "num_images"), [("worked", 1), ("add", 0)])
 def test_forms_row_to_add_gives_the_terms(kind, num_images):
-    """But for up to two digits beside an image, which shows them; then open are the digits of the sum and the padding."""
+    """But for up to two digits beside an image, which shows them; then the digits of the sum and padding are open."""
     nums_open = Counter()
     for index in range(60):
         row = forms_row("train", index, kind=kind)
