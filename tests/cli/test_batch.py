@@ -260,3 +260,59 @@ def test_batch_refuses_a_process_that_is_none(
         monkeypatch.setenv("WORLD_SIZE", world_size)
     assert main(command) == 1
     assert f"(got {rank} of {world_size or 1})" in capsys.readouterr().err
+
+
+def test_batch_row_that_is_nested_too_deeply_fails_alone(
+    command: list[str], dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where the brackets stand in an `id`, which a line repeats; the same command again reads its lines."""
+    brackets = "[" * 1000 + "]" * 1000
+    row = {"role": "user", "content": "Which?"}
+    lines = [
+        '{"messages": ' + brackets + "}",
+        '{"messages": [' + json.dumps(row) + '], "id": ' + "[" * 300 + "]" * 300 + "}",
+        json.dumps({"messages": [row]}),
+    ]
+    dataset.write_text("\n".join(lines) + "\n")
+    for _ in range(2):
+        assert main([*command, "--max-new-tokens", "4"]) == 0
+        assert "left" in capsys.readouterr().err
+    found = lines_of(tmp_path / "answers.jsonl")
+    assert ["error" in line for line in found] == [True, False, False]
+
+
+def test_batch_settings_that_are_broken_name_their_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A run that was begun cannot be compared with them."""
+    (tmp_path / "answers.jsonl.settings.json").write_text('{"rows": ')
+    assert main(command) == 1
+    assert "answers.jsonl.settings.json must be the settings of a run, in JSON" in capsys.readouterr().err
+    (tmp_path / "answers.jsonl.settings.json").write_text("[]")
+    assert main(command) == 1
+    assert "must be the settings of a run, a JSON object (got list)" in capsys.readouterr().err
+
+
+def test_batch_refuses_rows_that_have_changed_under_the_same_name(
+    command: list[str], dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Their answers would be mixed with those of the old ones; all failed rows, by themselves, are a status of 1."""
+    assert main([*command, "--max-new-tokens", "4"]) == 0
+    written = (tmp_path / "answers.jsonl").read_bytes()
+    capsys.readouterr()
+    dataset.write_text(dataset.read_text().replace("What is it?", "What was it?"))
+    assert main([*command, "--max-new-tokens", "4"]) == 1
+    assert "1 row has changed since the answer (got other texts or images in 0)" in capsys.readouterr().err
+    assert (tmp_path / "answers.jsonl").read_bytes() == written
+
+
+def test_batch_to_standard_output_keeps_the_order_of_the_rows(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept, so several processes have nothing to share."""
+    assert main([*command, "--max-new-tokens", "4", "--output", "-"]) == 0
+    assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == list(range(5))
+    assert not (tmp_path / "-").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*command, "--output", "-"]) == 1
+    assert "`--output` must be a file with several processes (got -)" in capsys.readouterr().err

@@ -31,7 +31,7 @@ import jsonschema
 import PIL.Image
 import pytest
 from demo_screenshots import write_screenshots
-from page_browser import PHONE, ask, choose, chromium, open_page, served_page, show_example, upload
+from page_browser import DESKTOP, PHONE, ask, choose, chromium, open_page, served_page, show_example, upload
 from playwright.sync_api import Browser, Page, expect
 
 from dimple_hf.checkpoints import FORMS_SAMPLE
@@ -311,3 +311,59 @@ def test_screenshots_of_the_documentation_can_be_renewed(
         with PIL.Image.open(path) as image, PIL.Image.open(repo_root / "docs" / "figures" / path.name) as committed:
             assert image.size[0] == committed.size[0]
             assert len(set(image.convert("L").resize((40, 40)).get_flattened_data())) > 10  # not a blank page
+
+
+#: The contrast of every text on the canvas with what it stands on (WCAG 2.1), the lowest first.
+CONTRASTS = """() => {
+  const rgb = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    const chain = [];
+    for (let e = element; e; e = e.parentElement) chain.unshift(rgb(getComputedStyle(e).backgroundColor));
+    return chain.reduce(
+      (below, [r, g, b, a = 1]) => [r, g, b].map((c, i) => c * a + below[i] * (1 - a)), [255, 255, 255]);
+  };
+  return [...document.querySelectorAll('.dimple-canvas span:not([hidden])')].filter((e) => e.textContent.trim())
+    .map((e) => [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((a, b) => b - a))
+    .map(([high, low]) => (high + 0.05) / (low + 0.05)).sort((a, b) => a - b);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_answer_can_be_read_and_replayed_in_light_and_dark(
+    served: tuple[Any, Any, str], browser: Browser, scheme: str, size: dict[str, int]
+) -> None:
+    """Contrast of at least 4.5 on the canvas, the answer on the first screen, and the slider shows each step."""
+    page = open_page(browser, served[2], size, color_scheme=scheme)
+    assert page.evaluate(CONTRASTS)[0] > 4.5  # of the hint
+    show_example(page, "A form, freely", "Read the form.")
+    choose(page, "Answer length", 24)
+    ask(page)
+    expect(status(page)).to_have_text(re.compile("^Done"))
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 2
+    assert contrasts[0] > 4.5
+    assert page.locator("#canvas").bounding_box()["y"] < size["height"]
+    slider = page.get_by_role("slider", name="Step that is shown")
+    last = int(slider.get_attribute("max"))
+    hidden = ".dimple-canvas .unmasked[hidden]"
+    assert page.locator(hidden).count() == 0
+    slider.fill("0")
+    assert page.locator(".dimple-canvas .unmasked:not([hidden])").count() == 0
+    assert page.locator(".dimple-answer output").inner_text() == f"step 0 of {last}"
+    page.get_by_role("button", name="Replay").click()
+    expect(page.locator(".dimple-answer output")).to_have_text(f"step {last} of {last}")
+    assert page.locator(hidden).count() == 0
+    page.close()
+
+
+def test_file_that_is_no_image_is_refused_after_an_example(page: Page, tmp_path: Path) -> None:
+    """The component was made anew by the example, and must still not open the file itself."""
+    show_example(page, "A form, freely", "Read the form.")
+    page.get_by_role("button", name="Remove Image").click()
+    (tmp_path / "text.png").write_text("Dear reader")
+    upload(page, tmp_path / "text.png")
+    expect(status(page)).to_contain_text("This file is not an image")

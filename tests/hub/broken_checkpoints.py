@@ -226,7 +226,9 @@ kind("numbers for files", INDEX)(lambda folder: edit(INDEX, weight_map={"model.n
 kind("no map", INDEX)(edit(INDEX, weight_map=...))
 kind("map as a list", INDEX)(edit(INDEX, weight_map=["a"]))
 kind("empty map", INDEX)(edit(INDEX, weight_map={}))
-kind("missing file", INDEX)(edit(INDEX, weight_map__lm_head="model-00009-of-00003.safetensors"))
+kind("missing", "model-00009-of-00003.safetensors")(
+    edit(INDEX, weight_map__lm_head="model-00009-of-00003.safetensors")
+)
 
 kind("missing", SHARD)(remove(SHARD))
 kind("empty", SHARD)(write(SHARD, b""))

@@ -260,6 +260,7 @@ def test_quantized_model_loads_and_its_logits_are_near(
     checkpoint: Path, tmp_path: Path, quantization: str, error: float
 ) -> None:
     """Through transformers; the layers are packed, the tower and the head are not."""
+    pytest.importorskip(QUANTIZATIONS[quantization][0])
     out = convert_checkpoint(str(checkpoint), tmp_path / "out", quantization=quantization, max_shard_bytes=300_000)
     assert len(list(out.glob("*.safetensors"))) > 1
     assert is_healthy(out)
@@ -280,6 +281,7 @@ def test_quantized_small_model_generates_nearly_what_it_did(
     tmp_path: Path, repo_root: Path, quantization: str, least_equal: float
 ) -> None:
     """A trained model reads an image: most of its tokens stay, and with another head (control) hardly any would."""
+    pytest.importorskip(QUANTIZATIONS[quantization][0])
     out = convert_checkpoint(str(FORMS_CHECKPOINT), tmp_path / "out", quantization=quantization)
     assert (out / "model.safetensors").stat().st_size < 0.8 * (FORMS_CHECKPOINT / "model.safetensors").stat().st_size
     processor = AutoProcessor.from_pretrained(out)

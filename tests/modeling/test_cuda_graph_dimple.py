@@ -23,7 +23,7 @@ from helpers import MIXED_PROMPTS, model_inputs, tiny_model
 from transformers import CompileConfig
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationOutput
-from dimple_hf.modeling.cuda_graph_dimple import RecordedPass, without_graphs
+from dimple_hf.modeling.cuda_graph_dimple import PassGraph, without_graphs
 
 LENGTH = 10
 
@@ -78,7 +78,7 @@ def test_third_call_runs_kernels_alone() -> None:
         calls.append(tokens)
         return table[tokens] * 2
 
-    recorded = RecordedPass()
+    recorded = PassGraph()
     outputs = [recorded(look_up, torch.tensor([n, n + 1], device="cuda")).tolist() for n in range(4)]
     assert outputs == [[0, 2], [2, 4], [4, 6], [6, 8]]
     assert len(calls) == 2

@@ -35,6 +35,7 @@ NAMES = ("a", "qty", "total amount", 'q"', "日付", "tags", "é", "x.y", "$ref2
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
     """A schema of any kind; objects and arrays nest up to three deep."""
     kinds = ["string", "pattern", "format", "integer", "number", "boolean", "null", "literal", "union", "types"]
+    kinds += ["one_of", "not", "conditional", "multiple", "free"]
     kinds += ["object", "array"] * (3 if depth == 0 else 2 if depth < 3 else 0)
     kind = "object" if depth == 0 and rng.random() < 0.6 else rng.choice(kinds)
     return _BUILDERS[kind](rng, depth)
@@ -96,7 +97,48 @@ def _object(rng: random.Random, depth: int) -> dict[str, Any]:
     return schema
 
 
+def _one_of(rng: random.Random, depth: int) -> dict[str, Any]:
+    """Options that overlap or not: what both allow is valid for neither."""
+    return {"oneOf": [{"type": "integer", "minimum": rng.randint(0, 9)}, {"type": "integer", "maximum": 12},
+                      {"type": "string", "pattern": rng.choice(PATTERNS)}][: rng.randint(2, 3)]}  # fmt: skip
+
+
+def _not(rng: random.Random, depth: int) -> dict[str, Any]:
+    others = [{"enum": ["a", "b", 5]}, {"minLength": 3}, {"pattern": "[aeiou]"}, {"type": "object"}, {"maximum": 7}]
+    return {"type": ["string", "integer"], "not": rng.choice(others)}
+
+
+def _conditional(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"k": {"enum": ["x", "y"]}, "v": {"type": ["string", "integer"]}},
+        "required": ["k"],
+        "additionalProperties": False,
+        "if": {"properties": {"k": {"const": "x"}}},
+        "then": {"required": ["v"], "properties": {"v": {"type": "integer"}}},
+        "else": {"properties": {"v": {"type": "string"}}},
+    }
+
+
+def _free(rng: random.Random, depth: int) -> dict[str, Any]:
+    """Generated names and items."""
+    return rng.choice([
+        {"type": "object", "additionalProperties": {"type": "integer"}, "maxProperties": 2},
+        {"type": "object", "patternProperties": {"^x": {"type": "boolean"}}, "additionalProperties": {"type": "null"}},
+        {"type": "array", "items": {"type": "integer"}, "contains": {"const": 5}, "maxItems": 3},
+        {"type": "array", "items": {"enum": [1, "a", None]}, "uniqueItems": True},
+        {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 2},
+        {"type": "object", "properties": {"n": {"type": "integer"}}, "minProperties": 1},
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "boolean"}], "items": False},
+    ])  # fmt: skip
+
+
 _BUILDERS = {
+    "one_of": _one_of,
+    "not": _not,
+    "conditional": _conditional,
+    "multiple": lambda rng, depth: {"type": "number", "multipleOf": rng.choice((3, 0.5, 0.01)), "minimum": 0},
+    "free": _free,
     "string": _string,
     "pattern": _pattern,
     "format": lambda rng, depth: {"type": "string", "format": rng.choice(("date", "time", "date-time"))},

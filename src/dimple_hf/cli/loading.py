@@ -102,6 +102,8 @@ def explain_failure(name: str) -> Iterator[None]:
     except Exception as error:  # libraries raise any of a dozen types, depending on the damage
         if type(error).__name__ == "OutOfMemoryError":  # says nothing about the files
             raise
+        if isinstance(error, ValueError) and str(name) in str(error):  # names the file already
+            raise
         from ..hub.doctor import check_checkpoint
 
         findings = check_checkpoint(name) if Path(name).is_dir() else []

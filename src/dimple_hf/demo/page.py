@@ -64,8 +64,9 @@ PAGE_CSS = (
 #status { min-height: 1.6em; }
 #form textarea { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 #intro h1 { margin: 0; }
-button:disabled { opacity: 1 !important; filter: none !important; color: var(--body-text-color-subdued) !important;
+button:disabled { opacity: 1 !important; filter: none !important; color: var(--neutral-500) !important;
   background: var(--background-fill-secondary) !important; border: 1px dashed var(--border-color-primary) !important; }
+.dark button:disabled { color: var(--neutral-400) !important; }
 @media (max-width: 640px) { #image { height: 150px !important; min-height: 150px !important; } }
 """
 )

@@ -314,11 +314,11 @@ def compare_weights(config: DimpleConfig, stored: dict[str, StoredTensor], quant
         expected = {name: shape for name, shape in expected.items() if _module(name) not in packed}
         stored = {name: tensor for name, tensor in stored.items() if _module(name) not in packed}
     check_tensors(expected, stored)
-    packed_names = [name for name, tensor in stored.items() if tensor.dtype not in DTYPES]
+    packed_names = [f"{name} ({tensor.file.name})" for name, tensor in stored.items() if tensor.dtype not in DTYPES]
     if packed_names:
         raise ValueError(
             f"weights must be stored as {', '.join(DTYPES)} unless `quantization_config` says how they are packed "
-            f"(got others for {', '.join(packed_names)})"
+            f"(got others for {', '.join(packed_names[:5])}{' and more' if len(packed_names) > 5 else ''})"
         )
 
 

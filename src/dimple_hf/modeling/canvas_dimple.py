@@ -27,7 +27,7 @@ from transformers import CompileConfig, PreTrainedModel
 
 from .adapter_dimple import RowAdapters
 from .cache_dimple import CachePolicy, CanvasCache, WindowPolicy
-from .cuda_graph_dimple import RecordedPass, without_graphs
+from .cuda_graph_dimple import PassGraph, without_graphs
 
 
 class CanvasRunner:
@@ -75,7 +75,7 @@ class CanvasRunner:
         self._row_adapters = RowAdapters(model)
         self.is_static = is_static
         self._compiled_text_model: Callable[..., Any] | None = None
-        self._recorded: RecordedPass | None = None
+        self._graph: PassGraph | None = None
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.position_ids = position_ids
@@ -97,12 +97,12 @@ class CanvasRunner:
 
     def compile(self, compile_config: CompileConfig | None) -> None:
         """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
-        records the pass over a window, where CUDA graphs are wanted. The full pass comes once in an answer; the head
-        runs at another number of positions in each pass."""
+        captures the pass over a window as a CUDA graph, where the mode has one. The full pass comes once in an answer;
+        the head runs at another number of positions in each pass."""
         text_model = self.model.model
-        unrecorded = without_graphs(compile_config, text_model)
-        self._recorded = None if unrecorded is None else RecordedPass()
-        self._compiled_text_model = text_model.get_compiled_call(unrecorded or compile_config)
+        without_graph = without_graphs(compile_config, text_model)
+        self._graph = None if without_graph is None else PassGraph()
+        self._compiled_text_model = text_model.get_compiled_call(without_graph or compile_config)
 
     def probe(self, answer: torch.LongTensor, rows: list[int]) -> tuple[torch.BoolTensor, torch.FloatTensor]:
         """
@@ -386,7 +386,7 @@ class CanvasRunner:
             return self._run(self._window_inputs(answer, width, window), keep, num_positions)
         # The layers first, so that the device has work while the positions to score are prepared.
         run = partial(self._static_states, self._compiled_text_model)
-        states = run(answer) if self._recorded is None else self._recorded(run, answer)
+        states = run(answer) if self._graph is None else self._graph(run, answer)
         kept = _kept(self._predictors(positions, width).gather(1, window), num_positions)
         return self.model.lm_head(states[kept]).to(self.input_ids.device)
 

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the denoising loop asks of a constraint on the answer. Imported by `denoising_dimple` and `generation_dimple`.
+"""The protocol of a constraint on the answer.
 
-The processor makes such objects from structure priors; anything with these methods will do.
+The processor makes such objects from structure priors; any object with these methods will do.
 """
 
 from typing import Protocol
@@ -23,10 +23,10 @@ import torch
 
 class AnswerConstraint(Protocol):
     """
-    Says which tokens an answer's positions can still take, given what is decided of it.
+    The tokens that an answer's positions can still take, given those that are committed.
 
-    It must have no dead ends: as long as what is decided was admitted, every masked position has a possible token. And
-    it must answer from what it is given alone, because some rules mask positions again.
+    It must have no dead ends: as long as the committed tokens were accepted, every masked position has a possible
+    token. It must depend on its arguments alone, because some rules remask positions.
     """
 
     @property
@@ -58,11 +58,11 @@ class AnswerConstraint(Protocol):
             answer (`torch.LongTensor` of shape `(num_rows, answer_length)`):
                 Answer tokens.
             masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` where a position is not yet decided.
+                `True` at masked positions.
             logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
                 Scores of `positions`, row by row; may be changed in place.
             positions (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
-                `True` at those of the masked positions that this pass can decide; all of them when missing.
+                `True` at the masked positions that this step scores; all of them when missing.
 
         Returns:
             `torch.FloatTensor` of shape `(num_positions, vocab_size)`: The scores, -inf at impossible tokens.
@@ -79,7 +79,7 @@ class AnswerConstraint(Protocol):
         confidence: torch.FloatTensor,
     ) -> torch.BoolTensor:
         """
-        Called before positions are unmasked, because tokens that are possible one by one may not be so together.
+        Called before positions are committed, because tokens that are possible one by one may not be so together.
 
         Args:
             rows, answer, masked:
@@ -87,7 +87,7 @@ class AnswerConstraint(Protocol):
             proposed (`torch.LongTensor` of shape `(num_rows, answer_length)`):
                 The answer with a token at every position.
             chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` at the masked positions to unmask.
+                `True` at the masked positions to commit.
             confidence (`torch.FloatTensor` of shape `(num_rows, answer_length)`):
                 Confidence of each masked position.
 

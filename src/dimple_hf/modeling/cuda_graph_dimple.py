@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A pass of the model as one CUDA graph: a GPU runs its kernels without being told each of them again.
+"""A pass of the model as one CUDA graph: a GPU replays its kernels without a launch of each.
 
 `torch.compile` records graphs of its own, and checks each time that every weight is where it was, which takes half as
 long as a step of the 7B model. Here a graph belongs to one call of `generate`, during which weights stay where they
-are, so that nothing need be checked. Imported by `canvas_dimple`.
+are, so that nothing need be checked.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ import torch
 from torch import nn
 from transformers import CompileConfig, PreTrainedModel
 
-#: Modes of `torch.compile` that record CUDA graphs -> what they do besides.
-RECORDING_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+#: Modes of `torch.compile` that capture CUDA graphs -> what they do besides.
+GRAPH_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
-#: A process records one graph at a time.
-_RECORDING = threading.Lock()
+#: A process captures one graph at a time.
+_CAPTURING = threading.Lock()
 
 
 def without_graphs(compile_config: CompileConfig | None, model: PreTrainedModel) -> CompileConfig | None:
     """
-    What is left to compile where [`RecordedPass`] records the graph that `compile_config` asks for.
+    What is left to compile where [`PassGraph`] captures the graph that `compile_config` requests.
 
     Args:
         compile_config (`CompileConfig`, *optional*):
-            What the caller asks for; transformers' default, `"reduce-overhead"`, when missing.
+            The caller's; transformers' default, `"reduce-overhead"`, when missing.
         model (`PreTrainedModel`):
             What is compiled.
 
     Returns:
-        `CompileConfig`, *optional*: The same but for graphs. `None` where none is recorded: because the mode asks for
+        `CompileConfig`, *optional*: The same but for graphs. `None` where none is captured: because the mode has
         none, because not all weights lie on one GPU, or because the model may have to wait for the GPU, as quantized
         layers and flash attention with padding do. There all is left to `torch.compile`, which finds such positions.
     """
@@ -56,15 +56,15 @@ def without_graphs(compile_config: CompileConfig | None, model: PreTrainedModel)
         return None
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in weights):
         return None
-    if compile_config.mode not in RECORDING_MODES or model.config._attn_implementation not in ("sdpa", "eager"):
+    if compile_config.mode not in GRAPH_MODES or model.config._attn_implementation not in ("sdpa", "eager"):
         return None
-    return dataclasses.replace(compile_config, mode=RECORDING_MODES[compile_config.mode])
+    return dataclasses.replace(compile_config, mode=GRAPH_MODES[compile_config.mode])
 
 
-class RecordedPass:
+class PassGraph:
     """
     A function that a GPU replays. The first call runs it, which compiles what is to be compiled and lets libraries set
-    themselves up; the second records it; from then on only its kernels run, with the same memory as when recorded.
+    themselves up; the second captures it; from then on only its kernels run, with the same memory as when captured.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class RecordedPass:
             stream = torch.cuda.Stream(tokens.device)
             # Other threads, which may be generating as well, go on allocating memory meanwhile.
             record = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
-            with _RECORDING, _fresh_workspaces(), record:
+            with _CAPTURING, _fresh_workspaces(), record:
                 self._output = function(self._tokens)
         self._tokens.copy_(tokens)
         self._graph.replay()
@@ -102,7 +102,7 @@ class RecordedPass:
 
 @contextmanager
 def _fresh_workspaces() -> Iterator[None]:
-    """cuBLAS keeps a workspace for each stream that it has worked on. One that it gets while a graph is recorded is
+    """cuBLAS keeps a workspace for each stream that it has worked on. One that it gets while a graph is captured is
     part of the graph's memory and must go with it; torch clears them around the graphs of its own, too."""
     torch._C._cuda_clearCublasWorkspaces()
     try:

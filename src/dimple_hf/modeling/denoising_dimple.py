@@ -410,7 +410,7 @@ def denoise(
     num_forward_passes: torch.Tensor | None = None,
 ) -> Iterator[DecodingState]:
     """
-    The reverse process, as far as the caller takes it: nothing runs before the next state is asked for.
+    The reverse process, as far as the caller takes it: nothing runs before the next state is requested.
 
     1. The positions that this step scores: the masked ones of each row's block, the leftmost unresolved one, and under
        a rule that remasks also the generated ones. Finished rows leave the batch or, where rows must stay, score

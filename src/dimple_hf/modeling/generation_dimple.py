@@ -164,7 +164,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
       model -> logits at masked positions -> token and confidence of each
          ^                                                |
          |                                                v
-         |                        above the threshold, else what the schedule says: unmask
+         |                        above the threshold, else what the schedule sets: unmask
          |                                                |
          +--- some still masked --- prompt | a mask c mask mask
                                                           |
@@ -186,8 +186,8 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         Answers prompts. Each row of a batch is decoded as if it were alone.
 
         In bidirectional mode (`config.full_attn_mask`), by confident diffusion decoding, which keeps the prompt's keys
-        and values and leaves a row as soon as its end is decided. In causal mode, by transformers' own `generate` with
-        all its options.
+        and values and leaves a row as soon as its end is committed. In causal mode, by transformers' own `generate`
+        with all its options.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
@@ -201,7 +201,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
                 Called after each step with the sequences of the unfinished rows (with static shapes, of all rows); a
                 row that is stopped keeps what is unmasked, and padding elsewhere.
             streamer (`BaseStreamer`, *optional*):
-                Gets the prompt, then the answer as it is decided (see [`DraftStreamer`]).
+                Gets the prompt, then the answer as it is decoded (see [`DraftStreamer`]).
             attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
                 1 at tokens, 0 at padding, which must be on the left. All ones when missing.
             pixel_values, image_grid_thw (`torch.Tensor`, *optional*):
@@ -213,7 +213,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
                 1 at the canvas, 0 at padding after a canvas that is shorter than its neighbours'. All ones when
                 missing.
             answer_constraint (`AnswerConstraint`, *optional*):
-                What the processor makes of a structure prior, together with `answer_ids`: says which tokens a position
+                What the processor makes of a structure prior, together with `answer_ids`: the tokens that a position
                 can still take. Rows under it are filled to their last position.
             kwargs:
                 Options of [`DimpleGenerationConfig`], which win over `generation_config`. `tokenizer` is accepted and
@@ -286,7 +286,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     ) -> Iterator[DimpleGenerationStep]:
         r"""
         `generate`, step by step, for any number of rows: an iterator over the answers as they come into being. Each
-        step is run when the next item is asked for, so leaving the loop ends the work. Bidirectional mode only.
+        step is run when the next item is requested, so leaving the loop ends the work. Bidirectional mode only.
 
         Args:
             inputs, generation_config, logits_processor, stopping_criteria, kwargs:
@@ -354,7 +354,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
     ) -> torch.LongTensor | DimpleGenerationOutput:
         r"""
         The original's call, with its argument names, defaults and habits: no early stop, tokens taken after the end,
-        no cache unless asked for. At batch 1 it gives the original's tokens; unlike there, a row of a batch does not
+        no cache unless it is set. At batch 1 it gives the original's tokens; unlike there, a row of a batch does not
         depend on its neighbours.
 
         Args:

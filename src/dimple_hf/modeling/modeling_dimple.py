@@ -18,6 +18,7 @@ logits at position i predict the token at position i + 1 in both modes, because 
 first. Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -62,11 +63,11 @@ from .turns_dimple import branch_offsets, sees_branch
 from .vision_dimple import DimpleProjector, DimpleVisionModel
 from .weight_files_dimple import (
     add_end_token,
+    check_weights,
     end_token_id,
     find_folder,
+    model_files,
     refuse_damaged_files,
-    refuse_incomplete,
-    refuse_other_shapes,
 )
 
 
@@ -183,7 +184,6 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -203,21 +203,22 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
         location: dict[str, Any] = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
         location |= {"checkpoint": pretrained_model_name_or_path, "subfolder": kwargs.get("subfolder") or ""}
         returns_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)  # others are pickled
+        is_whole = not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None
         with refuse_damaged_files(**location):
-            try:
-                model, info = super().from_pretrained(
-                    pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-                )
-            except RuntimeError as error:
-                folder = find_folder(**location)
-                if folder is not None and "ignore_mismatched_sizes" in str(error):
-                    with torch.device("meta"):
-                        empty = cls(kwargs.get("config") or cls.config_class.from_pretrained(folder))
-                    refuse_other_shapes(folder, {name: weight.shape for name, weight in empty.state_dict().items()})
-                raise
+            folder = find_folder(**location)
+            if folder is not None and is_whole and model_files(folder):
+                # Before loading, which draws what is missing, whatever size the configuration has.
+                config = kwargs.get("config") or cls.config_class.from_pretrained(folder)
+                with torch.device("meta"):
+                    empty = cls(copy.deepcopy(config))
+                check_weights(folder, empty, "quantization_config" in kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
         folder = find_folder(**location)
-        if folder is not None and not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None:
-            refuse_incomplete(folder, info["missing_keys"], getattr(model, "hf_quantizer", None) is not None)
+        if folder is not None and is_whole and info["missing_keys"]:
+            raise ValueError(f"{folder} must hold all weights (got none of {', '.join(sorted(info['missing_keys']))})")
         if folder is not None and model.can_generate() and "generation_config" not in kwargs:
             add_end_token(model.generation_config, end_token_id(folder))
         return (model, info) if returns_info else model
@@ -293,6 +294,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
 
     def __setattr__(self, name: str, value: Any) -> None:
         """CHANGED: `forward` stays when TRL's `SFTTrainer` would replace it; it takes `fused_lm_head` itself."""
+        # CODEPATH: every checkpoint has both attention modes; training and adapters switch between them.
         if name != "forward" or not keeps_own_forward(value, self.config.full_attn_mask):
             super().__setattr__(name, value)
 
@@ -506,6 +508,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         losses, logits = {}, None
         if labels is not None:
             tokens = [token_losses(hidden_states, self.lm_head, labels, noisy, self.config.vocab_size)]
+            # CODEPATH: hybrid training, of any checkpoint.
             if noisy is not None and self.config.causal_loss_weight:
                 tokens.append(self._causal_losses(labels, branch_ids, **clean, **kwargs))
             if fused_lm_head:

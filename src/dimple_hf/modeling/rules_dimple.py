@@ -15,7 +15,7 @@
 
 A built-in rule is one frozen dataclass of options that is callable, and one row of `SAMPLER_RULES`; the choice itself
 is a pure function of tensors. Every rule is per row; in a row where it chooses nothing, the schedule does. The source
-of each is named at its function, `docs/decoding.md` says when to use which.
+of each is named at its function, `docs/decoding.md` compares them.
 """
 
 import dataclasses
@@ -248,7 +248,7 @@ def count_stable_steps(
         before (`PositionValues`):
             The last step's distributions.
         kl_threshold (`float`):
-            In nats: what the distribution before is further than this from the present one, starts anew.
+            In nats; the count of a position whose divergence is not below it starts again.
     """
     last, has_last = before.at(scored, len(log_probabilities))
     divergence = log_probabilities.exp().mul_(last.sub_(log_probabilities)).sum(dim=-1).neg()
@@ -422,7 +422,7 @@ class WinoConfig(SamplerConfig):
         self, logits: torch.Tensor, confidence: torch.Tensor, masked: torch.Tensor, state: "DecodingState"
     ) -> torch.Tensor:
         """The committed positions to mask again, `torch.BoolTensor` of shape `(num_rows, answer_length)`."""
-        # Masked positions have no token yet; their values are not looked at.
+        # Masked positions have no token yet, and their values are not used.
         tokens = state.answer.flatten()[flat_indices(state.scored, len(logits))]
         probability = scatter(state.scored, chunked(top_probability, logits, tokens))
         num_provisional = state.provisional.sum(dim=1)

@@ -35,9 +35,9 @@ SCORES_PER_CHUNK = 2**20
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
     """
-    What `argmax` returns, found in two steps: the group of tokens that holds the largest score, then its position
-    there. On a CPU `argmax` reads one score at a time and takes longer than the softmax, the largest of a group is
-    found by vector instructions.
+    What `torch.argmax` returns, found in two steps: the group of tokens that holds the largest score, then its
+    position there. On a CPU `argmax` reads one score at a time and takes longer than the softmax; the largest score of
+    a group is found by vector instructions.
 
     Args:
         logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
@@ -60,7 +60,7 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
 
 def chunked(function: Callable[..., torch.Tensor], logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """
-    What `function` says about each position, called with a few positions at a time where `logits` are on a CPU. Fresh
+    `function` of each position, called with a few positions at a time where `logits` are on a CPU. Fresh
     memory for a whole vocabulary at every position costs more there than the arithmetic; elsewhere many calls do.
 
     Args:
@@ -217,7 +217,7 @@ def steps_per_block(num_steps: int, answer_length: int, block_length: int | None
         answer_length (`int`):
             Its positions; positive.
         block_length (`int`, *optional*):
-            See [`active_positions`].
+            See [`current_block`].
 
     Returns:
         `int`: At least 1.
@@ -230,7 +230,7 @@ def steps_per_block(num_steps: int, answer_length: int, block_length: int | None
 def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_length: int | None) -> torch.Tensor:
     """
     Where each row stands in its block's schedule. Block b's steps begin at step b * num_block_steps of the answer; a
-    row that gets to it earlier waits at its first one, and decides at least what that unmasks.
+    row that comes to it earlier stays at its first one, and commits at least what that unmasks.
 
     Args:
         step (`int`):
@@ -238,7 +238,7 @@ def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_len
         num_block_steps (`int`):
             Of [`steps_per_block`].
         masked, block_length:
-            See [`active_positions`].
+            See [`current_block`].
 
     Returns:
         `torch.LongTensor` of shape `(batch_size,)`: Indices from 0 to `num_block_steps` - 1.
@@ -282,7 +282,7 @@ def adaptive_fraction(
         times (`torch.FloatTensor` of shape `(num_steps + 1,)`):
             The time grid of [`denoising_times`].
         num_masked (`torch.LongTensor` of shape `(batch_size,)`):
-            Masked positions of each row, or of its present block, now.
+            Masked positions of each row, or of its block, now.
         num_maskable (`torch.LongTensor` of shape `(batch_size,)`):
             Masked positions of the same before the first step.
 
@@ -353,7 +353,7 @@ def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch
 
     Args:
         answer (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-            Answer tokens, masked where not yet decided.
+            Answer tokens, the mask token at masked positions.
         mask_token_id (`int`):
             The mask token.
         end_token_ids (`torch.LongTensor` of shape `(num_end_tokens,)`):

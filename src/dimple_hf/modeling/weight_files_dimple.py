@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 #: A checkpoint's JSON files are smaller: the tokenizer's is the largest, about 11 MB.
 MAX_JSON_BYTES = 32 * 2**20
+
+#: Options of generation that are numbers, and those that are tokens, or lists of them.
+NUMBERS = ("max_length", "max_new_tokens", "max_denoising_steps", "steps", "temperature", "top_k", "top_p")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id")
 
 INDEX = "model.safetensors.index.json"
 
@@ -107,6 +111,23 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise ValueError(f"{path} must be a whole safetensors file (got {_one_line(error)})") from error
 
 
+def check_generation_config(path: Path) -> None:
+    """
+    Args:
+        path (`Path`):
+            A `generation_config.json`. It need not exist.
+
+    Raises:
+        ValueError: If it is no JSON object, or has text or an object where a number belongs.
+    """
+    options = read_json(path) if path.is_file() else {}
+    for name in (*NUMBERS, *TOKEN_IDS):
+        value = options.get(name)
+        values = value if name in TOKEN_IDS and isinstance(value, list) else [value]
+        if not all(entry is None or isinstance(entry, (int, float)) for entry in values):
+            raise ValueError(f"`{name}` in {path} must be a number (got {value!r})")
+
+
 @contextmanager
 def refuse_damaged_files(
     checkpoint: str | os.PathLike | None,
@@ -142,6 +163,15 @@ def refuse_damaged_files(
     present = _weight_files(folder)
     if folder is not None and (folder / INDEX).is_file():
         read_index(folder / INDEX)
+    if folder is not None:
+        check_generation_config(folder / "generation_config.json")
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        if pickled and not present:
+            raise ValueError(
+                f"{folder} must hold safetensors files (got {', '.join(pickled)}, which can run code when it is read)"
+            )
+    if folder is not None and present and not (folder / "adapter_config.json").is_file():
+        read_json(folder / config_name)  # without it, the class would build its default of 7B
     failure = None
     try:
         yield
@@ -200,55 +230,48 @@ def check_files(folder: Path, config_name: str = "config.json") -> None:
         ValueError: If one is damaged; the first one is named. Missing files are not looked for.
     """
     for name in (config_name, "generation_config.json"):
-        if (folder / name).exists():
+        if (folder / name).is_file():
             read_json(folder / name)
     for path in sorted({*model_files(folder), *_weight_files(folder)}):
         read_header(path)
 
 
-def refuse_incomplete(folder: Path, missing: Iterable[str], is_quantized: bool) -> None:
+def check_weights(folder: Path, model: PreTrainedModel, quantizes: bool = False) -> None:
     """
-    Refuses weights that transformers loads with a warning, or without one.
+    Compares what a checkpoint's files hold with a model, by their headers.
 
     Args:
         folder (`Path`):
-            The checkpoint that was loaded.
-        missing (`Iterable[str]`):
-            Names of weights that it lacks.
-        is_quantized (`bool`):
-            Whether a library has packed its weights, whose types are its own.
+            The checkpoint.
+        model (`PreTrainedModel`):
+            Built from its configuration, on the meta device.
+        quantizes (`bool`, defaults to `False`):
+            Whether a library packs the weights while they are loaded.
 
     Raises:
-        ValueError: If a weight is missing or stored as integers; the file is named.
+        ValueError: If a weight is missing, has another shape, or is no floating-point number; its file is named. What
+            is packed already is left to the library that packed it.
     """
-    names = sorted(missing)
-    listed = folder / INDEX if (folder / INDEX).is_file() else folder / "model.safetensors"
-    if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise ValueError(f"{listed} must have the weights that config.json describes (got none of {shown})")
-    for path in [] if is_quantized else model_files(folder):
-        for name, (dtype, _) in read_header(path).items():
-            if dtype not in WEIGHT_DTYPES:
-                raise ValueError(f"{path} must hold floating-point numbers (got {dtype} for {name})")
-
-
-def refuse_other_shapes(folder: Path, shapes: Mapping[str, Iterable[int]]) -> None:
-    """
-    Args:
-        folder (`Path`):
-            A checkpoint.
-        shapes (`Mapping[str, Iterable[int]]`):
-            Of the model that its configuration describes, by the weights' names.
-
-    Raises:
-        ValueError: If a weight has another shape; the first one and its file are named.
-    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return
+    found: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
     for path in model_files(folder):
-        for name, (_, shape) in read_header(path).items():
-            if name in shapes and tuple(shapes[name]) != shape:
-                raise ValueError(
-                    f"{path} must hold {name} of shape {tuple(shapes[name])}, as config.json has it (got {shape})"
-                )
+        found |= {name: (path, *entry) for name, entry in read_header(path).items()}
+    tied = set(model._tied_weights_keys or {}) if model.config.tie_word_embeddings else set()
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in tied}
+    missing = [name for name in shapes if name not in found]
+    if missing:
+        listed = folder / INDEX if (folder / INDEX).is_file() else folder / "model.safetensors"
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(
+            f"{listed} must have the weights that config.json describes (got none of {', '.join(missing[:5])}{more})"
+        )
+    for name, shape in shapes.items():
+        path, dtype, stored = found[name]
+        if stored != shape:
+            raise ValueError(f"{path} must hold {name} of shape {shape}, as config.json has it (got {stored})")
+        if dtype not in WEIGHT_DTYPES and not quantizes:
+            raise ValueError(f"{path} must hold floating-point numbers (got {dtype} for {name})")
 
 
 def end_token_id(folder: Path) -> int | None:

@@ -419,14 +419,6 @@ class CanvasConstraint:
                 logits[where[:, None], ids] = -torch.inf
         return logits
 
-    def restrict(self, *arguments: Any) -> torch.FloatTensor:
-        """The earlier name of `mask_logits`."""
-        return self.mask_logits(*arguments)
-
-    def admit(self, *arguments: Any) -> torch.BoolTensor:
-        """The earlier name of `accept`."""
-        return self.accept(*arguments)
-
     def _filling(self, canvas: Canvas, tokens: Tokens) -> Filling:
         """The filling of a row: the loop asks for it twice in a step."""
         key = (canvas, *tokens)

@@ -35,6 +35,9 @@ MAX_POSITIONS = 8192
 #: Most positions of a compact canvas whose length is not given; values share them.
 MAX_SHARED_POSITIONS = 2048
 
+#: Positions for properties that a schema does not mention, but does not forbid either.
+OPEN_TOKENS = 24
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -483,7 +486,13 @@ def usual_tokens(part: Part, vocabulary: Vocabulary) -> int:
 
     def size(part: Part) -> int:
         if part not in sizes:
-            sizes[part] = sum(map(size_of, flattened(part)))
+            if isinstance(part, Concat) and any(map(_is_wide, part.parts)):
+                sizes[part] = sum(map(size, part.parts))
+            elif _is_wide(part):
+                assert isinstance(part, Members)
+                sizes[part] = sum(len(key) // 4 + 2 + size(value) for key, value, _ in part.named)
+            else:
+                sizes[part] = sum(map(size_of, flattened(part))) + OPEN_TOKENS * _num_open(part)
         return sizes[part]
 
     def size_of(item: Part) -> int:
@@ -498,6 +507,20 @@ def usual_tokens(part: Part, vocabulary: Vocabulary) -> int:
         return times * (size(item.item) + 1)
 
     return size(part)
+
+
+def _is_wide(part: Part) -> bool:
+    """Whether these are so many members, all of them optional, that their commas are not worth counting one by one."""
+    return (
+        isinstance(part, Members) and len(part.named) > 24 and not any(is_required for _, _, is_required in part.named)
+    )
+
+
+def _num_open(part: Part) -> int:
+    """Objects of this part itself, and not inside its values, that may have properties which no one asked for."""
+    if isinstance(part, Concat):
+        return sum(map(_num_open, part.parts))
+    return int(isinstance(part, Members) and bool(part.generated) and not part.usual_generated)
 
 
 def _slot_size(slot: ValueSlot, vocabulary: Vocabulary) -> int:

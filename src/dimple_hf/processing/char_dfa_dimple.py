@@ -205,18 +205,7 @@ class CharDFA:
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> "CharDFA":
         """Exactly these texts."""
-        children: list[dict[str, int]] = [{}]
-        ends = set()
-        for text in texts:
-            state = 0
-            for char in text:
-                if char not in children[state]:
-                    children[state][char] = len(children)
-                    children.append({})
-                    if len(children) > 16 * MAX_CHAR_STATES:
-                        raise ValueError("the texts must be fewer or shorter (they need too many states)")
-                state = children[state][char]
-            ends.add(state)
+        children, ends = _prefix_tree(texts)
         chars = sorted({char for row in children for char in row})
         starts, columns = _ranges_of([((ord(char), ord(char)),) for char in chars])
         column_of = {char: int(columns[np.searchsorted(starts, ord(char), "right") - 1]) for char in chars}
@@ -225,6 +214,25 @@ class CharDFA:
             for char, target in row.items():
                 table[state, column_of[char]] = target
         return cls(starts, columns, table, np.array([state in ends for state in range(len(children))]))._trimmed()
+
+    @classmethod
+    def all_but(cls, texts: Iterable[str]) -> "CharDFA":
+        """Any text but these."""
+        children, ends = _prefix_tree(texts)
+        free = len(children)  # the state of texts that none of these begins with
+        codes = sorted({ord(char) for row in children for char in row})
+        own = tuple((code, code) for code in codes)
+        others = intersection(TEXT_CHARS, complement(union(own)))
+        starts, columns = _ranges_of([*((pair,) for pair in own), others])
+        column_of = {code: int(columns[np.searchsorted(starts, code, "right") - 1]) for code in codes}
+        table = np.full((free + 1, int(columns.max()) + 1), free, dtype=np.int32)
+        for code in codes:
+            if not intersection(((code, code),), TEXT_CHARS):
+                table[:, column_of[code]] = -1
+        for state, row in enumerate(children):
+            for char, target in row.items():
+                table[state, column_of[ord(char)]] = target
+        return cls(starts, columns, table, np.array([state not in ends for state in range(free + 1)]))
 
     def column_sets(self) -> list[CharSet]:
         """The characters of each column."""
@@ -449,6 +457,23 @@ class _Determinizer:
             self.num_steps += len(self.closures[key])
             reached |= self.closures[key]
         return reached
+
+
+def _prefix_tree(texts: Iterable[str]) -> tuple[list[dict[str, int]], set[int]]:
+    """Of each state the states after a character, and the states where a text ends."""
+    children: list[dict[str, int]] = [{}]
+    ends = set()
+    for text in texts:
+        state = 0
+        for char in text:
+            if char not in children[state]:
+                children[state][char] = len(children)
+                children.append({})
+                if len(children) > 16 * MAX_CHAR_STATES:
+                    raise ValueError("the texts must be fewer or shorter (they need too many states)")
+            state = children[state][char]
+        ends.add(state)
+    return children, ends
 
 
 def _ranges_of(sets: Iterable[CharSet], tracked: Iterable[CharSet] = ()) -> tuple[np.ndarray, np.ndarray]:

@@ -122,6 +122,7 @@ class SchemaReader:
         self.formats_ignored: dict[str, None] = {}
         self.recursive: set[frozenset[tuple[bool, int]]] = set()
         self.parts: dict[tuple[Any, ...], Part | None] = {}
+        self.languages: dict[tuple[Any, ...], Language] = {}
         self.nothing_at: str | None = None
         self.depth = 0
 
@@ -320,7 +321,7 @@ class SchemaReader:
                 dfa = dfa.subtract(other)
             excluded = [value for value in shape.excluded if isinstance(value, str)]
             if excluded:
-                dfa = dfa.subtract(CharDFA.of_texts(excluded))
+                dfa = dfa.intersect(CharDFA.all_but(excluded))
         except EmptyLanguageError:
             self._found_nothing(path)
             return None
@@ -544,7 +545,8 @@ class SchemaReader:
         found: list[tuple[Part, Part]] = []
         for language, conjunction, _ in self._generated_kinds(shape, path):
             if not conjunction:
-                value: Part | None = self._anything(FREE_LEVELS - 1)
+                # Answers have such properties at the top rather than deep inside.
+                value: Part | None = self._anything(FREE_LEVELS if path == "$" else FREE_LEVELS - 1)
             else:
                 value = self._value(conjunction, f"{path}.additionalProperties", left)
             if value is not None and language is not None:
@@ -593,10 +595,15 @@ class SchemaReader:
     def _name_language(self, shape: Shape, pattern: str | None, others: list[str], path: str) -> Language | None:
         """Names that match `pattern` and none of the others, and are no property's of the schema."""
         limit: int | None = None
+        known = frozenset((*names_of(shape.properties), *shape.required))
+        key = ("names", pattern, *others, known)
+        if not shape.names and key in self.languages:
+            return self.languages[key]
         try:
-            dfa = free_text()
+            dfa = CharDFA.all_but(sorted(known))
             if pattern is not None:
-                dfa, limit = compiled(pattern, f"{path}.patternProperties")
+                own, limit = compiled(pattern, f"{path}.patternProperties")
+                dfa = own.intersect(dfa)
             for other in others:
                 excluded, most = compiled(other, f"{path}.patternProperties")
                 if most is not None:
@@ -608,12 +615,10 @@ class SchemaReader:
                     return None
                 dfa = dfa.intersect(allowed.dfa)
                 limit = min((x for x in (limit, allowed.max_chars) if x is not None), default=None)
-            known = list(dict.fromkeys((*names_of(shape.properties), *shape.required)))
-            if known:
-                dfa = dfa.subtract(CharDFA.of_texts(known))
         except EmptyLanguageError:
             return None
-        return Language(dfa, limit, True)
+        self.languages[key] = Language(dfa, limit, True)
+        return self.languages[key] if not shape.names else self.languages.pop(key)
 
     def _names(self, conjunction: Conjunction, path: str) -> Language | None:
         """The strings that a conjunction allows."""

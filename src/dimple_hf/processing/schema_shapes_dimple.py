@@ -34,7 +34,7 @@ from .patterns_dimple import pattern_dfa
 MAX_ALTERNATIVES = 256
 
 #: Most atoms that are looked at for one schema; nested `anyOf` multiply.
-MAX_ATOMS = 60_000
+MAX_ATOMS = 20_000
 
 TYPES = ("object", "array", "string", "number", "boolean", "null")
 
@@ -144,12 +144,15 @@ class Atom:
             Whether it must hold.
         owners (`tuple[int, ...]`):
             The schemas that brought it, by identity, for `unevaluatedProperties`.
+        order (`tuple[int, ...]`):
+            Where it stands among others about the same value: properties come in the order in which they are written.
     """
 
     schema: Any
     path: str
     holds: bool = True
     owners: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[bool, int]:
@@ -174,6 +177,7 @@ class Entry:
     patterns: dict[str, Conjunction]
     rest: Conjunction | None  # `None`: nothing is said
     owners: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -402,11 +406,11 @@ class Expander:
         found = []
         if "$ref" in schema:
             target = self.references.resolve(schema["$ref"], schema, path)
-            found.append(Atom(target, path if path != "$" else "$", owners=owners))
+            found.append(Atom(target, path, owners=owners, order=_order(atom, "$ref")))
             if self.draft <= 7:
                 return found
         for index, inner in enumerate(schema.get("allOf", [])):
-            found.append(Atom(inner, f"{path}.allOf[{index}]", owners=owners))
+            found.append(Atom(inner, f"{path}.allOf[{index}]", True, owners, _order(atom, "allOf", index)))
         return found
 
     def _choices(self, atom: Atom) -> list[list[list[Atom]]]:
@@ -419,16 +423,19 @@ class Expander:
         owners = (*atom.owners, id(schema))
         found = []
         if "anyOf" in schema:
-            found.append([[Atom(s, f"{path}.anyOf[{i}]", owners=owners)] for i, s in enumerate(schema["anyOf"])])
+            order = _order(atom, "anyOf")
+            found.append([[Atom(s, f"{path}.anyOf[{i}]", True, owners, order)] for i, s in enumerate(schema["anyOf"])])
         if "oneOf" in schema:
-            found.append(self._one_of(schema["oneOf"], f"{path}.oneOf", owners))
+            found.append(self._one_of(schema["oneOf"], f"{path}.oneOf", owners, _order(atom, "oneOf")))
         if "not" in schema:
             found.append([[Atom(schema["not"], f"{path}.not", holds=False)]])
         if "if" in schema and ("then" in schema or "else" in schema):
             condition, path_if = schema["if"], f"{path}.if"
-            then = Atom(schema.get("then", True), f"{path}.then", owners=owners)
-            other = Atom(schema.get("else", True), f"{path}.else", owners=owners)
-            found.append([[Atom(condition, path_if, owners=owners), then], [Atom(condition, path_if, False), other]])
+            order = (*atom.order, len(schema))
+            then = Atom(schema.get("then", True), f"{path}.then", True, owners, order)
+            other = Atom(schema.get("else", True), f"{path}.else", True, owners, order)
+            first = Atom(condition, path_if, True, owners, order)
+            found.append([[first, then], [Atom(condition, path_if, False), other]])
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             for name, needed in schema.get(keyword, {}).items():
                 needed = [needed] if isinstance(needed, str) else needed
@@ -436,12 +443,19 @@ class Expander:
                     needed = self.make(("required", *needed), {"required": needed})
                 has = self.make(("required", name), {"required": [name]})
                 path_of = f"{path}.{keyword}.{name}"
-                found.append([[Atom(has, path_of), Atom(needed, path_of, owners=owners)], [Atom(has, path_of, False)]])
+                found.append(
+                    [
+                        [Atom(has, path_of), Atom(needed, path_of, True, owners, (*atom.order, len(schema)))],
+                        [Atom(has, path_of, False)],
+                    ]
+                )
         return found
 
-    def _one_of(self, options: list[Any], path: str, owners: tuple[int, ...]) -> list[list[Atom]]:
+    def _one_of(
+        self, options: list[Any], path: str, owners: tuple[int, ...], order: tuple[int, ...]
+    ) -> list[list[Atom]]:
         """Each option alone; the others need not be excluded where it is plain that they do not overlap."""
-        atoms = [Atom(option, f"{path}[{index}]", owners=owners) for index, option in enumerate(options)]
+        atoms = [Atom(option, f"{path}[{index}]", True, owners, order) for index, option in enumerate(options)]
         alone = [self.shapes((atom,)) for atom in atoms]
         branches = []
         for index, atom in enumerate(atoms):
@@ -644,8 +658,9 @@ class Expander:
         rest = schema.get("additionalProperties")
         if named or patterns or rest is not None:
             rest_atoms = None if rest is None else (Atom(rest, f"{path}.additionalProperties"),)
-            entry = Entry(named, patterns, rest_atoms, (*atom.owners, id(schema)))
-            changes["properties"] = (*shape.properties, entry)
+            order = _order(atom, "properties") if "properties" in schema else (*atom.order, len(schema))
+            entry = Entry(named, patterns, rest_atoms, (*atom.owners, id(schema)), order)
+            changes["properties"] = tuple(sorted((*shape.properties, entry), key=lambda entry: entry.order))
         if required:
             changes["required"] = tuple(dict.fromkeys((*shape.required, *required)))
         if "propertyNames" in schema:
@@ -702,7 +717,8 @@ class Expander:
         """Of enumerated values, those that the other keywords allow; of excluded ones, nothing else."""
         if shape.values is None:
             return shape
-        return replace(shape, values=tuple(value for value in shape.values if self.allows(shape, value)))
+        others = replace(shape, values=None)
+        return replace(shape, values=tuple(value for value in shape.values if self.allows(others, value)))
 
     def holds(self, conjunction: Conjunction, value: Any) -> bool:
         """Whether a JSON value satisfies a conjunction, as far as its shapes say."""
@@ -773,6 +789,11 @@ class Expander:
                 for conjunction in (self.property_conjunction(shape, name) for name in shape.required)
             )
         return False
+
+
+def _order(atom: Atom, keyword: str, index: int = 0) -> tuple[int, ...]:
+    """Where a keyword of an atom's schema stands."""
+    return (*atom.order, list(atom.schema).index(keyword), index)
 
 
 def search(pattern: str, text: str, path: str) -> bool:

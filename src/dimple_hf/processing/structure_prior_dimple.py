@@ -57,7 +57,7 @@ from .vocabulary_dimple import Vocabulary
 LAYOUTS = {"padded": padded_canvas, "compact": compact_canvas}
 
 #: How often a schema that refers to itself is entered, the first that is small enough.
-RECURSIONS = (3, 2, 1)
+RECURSIONS = (3, 1)
 
 #: Priors of schemas that are remembered.
 MAX_REMEMBERED = 16
@@ -584,14 +584,26 @@ def _schema_of(schema: Any) -> tuple[Any, Any]:
     if isinstance(schema, (dict, bool)):
         return None, schema
     try:
-        from pydantic import PydanticUserError, TypeAdapter
+        from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
+        from pydantic.json_schema import GenerateJsonSchema
     except ImportError as error:
         raise ValueError(f"`schema` must be a dict, or pydantic be installed (got {schema!r})") from error
     if isinstance(schema, (list, tuple, str, int, float)) or schema is None:
         raise ValueError(f"`schema` must be a dict or a pydantic model class (got {type(schema).__name__})")
+
+    class WithDecimalsAsNumbers(GenerateJsonSchema):
+        """Pydantic's own schemas of decimals and of JSON in strings take any string, but its validators do not."""
+
+        def json_schema(self, schema: Any) -> dict[str, Any]:
+            raise PydanticInvalidForJsonSchema("a string that holds JSON is not supported")
+
+        def decimal_schema(self, schema: Any) -> dict[str, Any]:
+            options = super().decimal_schema(schema)
+            return next((one for one in options.get("anyOf", []) if one.get("type") == "number"), options)
+
     try:
         adapter = schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
-        return adapter, adapter.json_schema(mode="validation")
+        return adapter, adapter.json_schema(mode="validation", schema_generator=WithDecimalsAsNumbers)
     except (PydanticUserError, TypeError) as error:
         raise ValueError(f"`schema` must be a dict or what pydantic has a JSON schema for ({error})") from error
 

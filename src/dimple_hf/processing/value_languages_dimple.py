@@ -278,6 +278,9 @@ def _multiples_dfa(multiple: Fraction, is_integer: bool) -> CharDFA:
             nfa.edges[state].append((((48 + digit, 48 + digit),), following))
         if rest == 0:
             nfa.free[state].append(nfa.end)
+    if not is_integer:  # 1000.0
+        tail = _char(nfa, ".", nfa.repeat(lambda target: _char(nfa, "0", target), 1, 2, nfa.end))
+        nfa.free[whole[0]].append(tail)
     if not is_integer and places:
         for count in range(1, min(places, 4) + 1):
             for numerator in range(1, 2**count):
