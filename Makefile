@@ -3,6 +3,7 @@
 #   make test     run the tests (ARGS="-k cache" is passed on to pytest)
 #   make style    put the code in form
 #   make quality  check form, lint and types
+#   make peer-tests  run transformers' own model tests and linter on our models (downloads them, about five minutes)
 #   make docs     build the documentation as a site, site/index.html; a broken link fails
 #   make bench    time the decoding loop at toy size (ARGS="--shape small" for another)
 
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test style quality docs bench clean
+.PHONY: demo test peer-tests style quality docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/generate.py $(ARGS)
@@ -19,6 +20,10 @@ demo: $(INSTALLED)
 # Two workers of one thread each are faster here than one worker of two threads: toy models have no work to split.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+peer-tests: $(INSTALLED)
+	$(BIN)/python tests/peers/sources.py
+	PEER_TESTS=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -c tests/peers/pytest.ini -n 2 tests/peers $(ARGS)
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -213,7 +213,7 @@ def section(report: Mapping[str, Any]) -> str:
         decoding_table(runs, "autoregressive_then_diffusion"),
         "Trained by diffusion only:",
         decoding_table(runs, "diffusion"),
-        "![Whole forms read right, by passes of the model](figures/claims-decoding.svg)",
+        "![Whole forms read right, by forward passes](figures/claims-decoding.svg)",
         END,
     )
     return "\n\n".join(parts)

@@ -70,7 +70,7 @@ _MARGIN = 16
 
 @dataclass(frozen=True)
 class Jitter:
-    """How far images vary; each value is the half width of a uniform range unless it says otherwise.
+    """How far images vary; each value is the half width of a uniform range unless stated otherwise.
 
     Args:
         angle (`float`): Rotation of one digit in degrees.

@@ -17,7 +17,7 @@
 """Write a folder of images and two files of answers, as you may have them of your own: the material of docs/walk.md.
 
 What it shows: the plainest form of training data, one JSON object a line with an image's name, a question and its
-answer. The images are forms as the small model of the package knows them; the question and the way to write the
+answer. The images are forms as the small model of the package reads them; the question and the way to write the
 answer are new to it.
 
 Command:

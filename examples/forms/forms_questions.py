@@ -192,7 +192,7 @@ def word_question(kind: str, split: str, rng: np.random.Generator, words: str | 
         split (`str`): `"train"` or `"test"`.
         rng (`np.random.Generator`): The source of the wording.
         words (`str` or `int`, defaults to `"first"`): `"first"`, the first three of `WORDINGS`, which the first recipe
-            knows; `"all"` of them, now and then dressed in training; `"held_out"`; or the number of one wording,
+            trains on; `"all"` of them, now and then dressed in training; `"held_out"`; or the number of one wording,
             counted through `WORDINGS` and `HELD_OUT_WORDINGS`.
     """
     drawn = rng.random()

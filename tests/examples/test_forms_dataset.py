@@ -176,7 +176,7 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
 
 
 def open_positions(row):
-    """The texts of the answer's tokens without fillers, and which of all positions of its canvas are open."""
+    """The texts of the answer's tokens without padding, and which of all positions of its canvas are open."""
     tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
     tokens, is_open = row["structure_prior"].write(tokenizer, row["answer"])
     num_tokens = len(tokenizer(row["answer"])["input_ids"])
@@ -187,7 +187,7 @@ def open_positions(row):
 
 @pytest.mark.parametrize(("kind", "num_images"), [("worked", 1), ("add", 0)])
 def test_forms_row_to_add_gives_the_terms(kind, num_images):
-    """But for up to two digits beside an image, which says them; then open are the digits of the sum and fillers."""
+    """But for up to two digits beside an image, which shows them; then the digits of the sum and padding are open."""
     nums_open = Counter()
     for index in range(60):
         row = forms_row("train", index, kind=kind)

@@ -21,11 +21,13 @@ from torch.nn.functional import cross_entropy
 from dimple_hf.modeling import diffusion_dimple
 from dimple_hf.modeling.diffusion_dimple import (
     MIN_NOISE_LEVEL,
+    NOISE_SCHEDULES,
     add_complements,
     diffusion_loss,
     observed_noise_levels,
     sample_masked_positions,
     sample_noise_levels,
+    sequence_mean,
     token_cross_entropy,
 )
 
@@ -154,3 +156,23 @@ def test_diffusion_losses_of_both_weightings_have_the_same_expectation() -> None
     assert elbo.item() == pytest.approx(3.0, abs=0.2)
     # control: the weights matter for one row
     assert diffusion_loss(losses[:1], torch.tensor([0.1]), 1, "elbo").item() == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_noise_schedule_mean_and_elbo_weight_are_those_of_its_levels(name: str) -> None:
+    """E[p] by drawing, and the weight against -alpha'(u) / (1 - alpha(u)) by differences."""
+    schedule = NOISE_SCHEDULES[name]
+    assert float(sample_noise_levels(200_000, generator=seeded(), noise_schedule=name).mean()) == pytest.approx(
+        schedule.mean_level, abs=3e-3
+    )
+    u = torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64)
+    step = 1e-6
+    slope = (schedule.level(u + step) - schedule.level(u - step)) / (2 * step)
+    torch.testing.assert_close(schedule.elbo_weight(schedule.level(u)), slope / schedule.level(u))
+
+
+def test_sequence_mean_counts_a_long_row_as_much_as_a_short_one() -> None:
+    """Rows of 1 and 3 supervised tokens with losses 4 and 1: the mean of 4 and 1; a row without any does not count."""
+    losses, rows = torch.tensor([4.0, 1.0, 1.0, 1.0]), torch.tensor([0, 1, 1, 1])
+    assert float(sequence_mean(losses, rows, torch.tensor([1, 3, 0]))) == pytest.approx(2.5)
+    assert losses.mean() == 1.75  # control

@@ -78,6 +78,9 @@ def test_multiples_are_multiples_however_they_are_divided(multiple: float, is_in
         assert (Decimal(text) / Decimal(str(multiple))) % 1 == 0
         assert (float(text) / multiple).is_integer()
     assert not dfa.accepts("0.125")  # control
+    if not is_integer:  # a double has no 18 digits
+        wide = number_dfa(0, None, False, multiples=(3,))
+        assert [wide.accepts(text) for text in ("3.0", "183838323737295771.00", "183838323737295771")] == [1, 0, 1]
     with pytest.raises(ValueError, match="at most 2000 units"):
         number_dfa(0, 1, False, multiples=(12345,))
 

@@ -191,15 +191,13 @@ def test_what_the_server_cannot_do_is_refused(
 @pytest.mark.parametrize(
     ("schema", "options", "reason"),
     [
-        ({"type": "integer", "multipleOf": 3}, {}, "multipleOf"),
-        ({"type": "string", "pattern": "(?=a)"}, {}, "$"),
+        ({"type": "integer", "multipleOf": "x"}, {}, "multipleOf"),
         ({"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"}, {}, "steps"),
-        ({"type": "string", "x-max-tokens": 2000}, {}, "at most 1024 tokens"),
         ({"enum": ["x" * 70_000]}, {}, "characters"),
         ({"type": "integer", "minimum": 0, "maximum": 9}, {"max_tokens": 0}, "greater"),
-        ({"type": "array", "items": {"type": "integer"}}, {"max_tokens": 2}, "must be at least"),
+        ({"type": "string", "minLength": 40}, {"max_tokens": 2}, "must be at least"),
         ({"required": [[]]}, {}, "schema"),
-        ({"type": "string", "pattern": "^(((((a?){30}){30}){30})){30}$"}, {}, ""),  # by states or by time
+        ({"type": "string", "pattern": "^(((((a?){30}){30}){30})){30}$"}, {}, "must"),  # by states or by time
     ],
 )
 def test_schemas_that_cannot_be_kept_are_refused(

@@ -70,13 +70,13 @@ def test_inputs_and_priors_come_as_they_were_made(fresh: TaskProcesses, forms_pr
     expected = prepare_inputs(forms_processor, request, {}, Limits())
     assert inputs.keys() == expected.keys()
     assert all((inputs[name] == expected[name]).all() for name in expected)
-    prior = asyncio.run(result(fresh, compile_prior, SCHEMA))
+    prior = asyncio.run(result(fresh, compile_prior, SCHEMA, 99))
     assert len(prior._canvases) == 1
     own = StructurePrior.from_json_schema({"type": "integer", "minimum": 0, "maximum": 99})
     assert prior.canvas(forms_processor.tokenizer).ids != own.canvas(forms_processor.tokenizer).ids  # control
     assert (
         prior.canvas(forms_processor.tokenizer).ids
-        == compile_prior(forms_processor, SCHEMA).canvas(forms_processor.tokenizer).ids
+        == compile_prior(forms_processor, SCHEMA, 99).canvas(forms_processor.tokenizer).ids
     )
 
 
@@ -199,8 +199,8 @@ def test_schema_is_compiled_once_for_all_who_send_it(
     preparation = Preparation(forms_model, forms_processor, Limits(), counting)
 
     async def several() -> list[Any]:
-        first = await asyncio.gather(*(preparation._prior("{}") for _ in range(4)), return_exceptions=True)
-        return first + await asyncio.gather(preparation._prior("{}"), return_exceptions=True)
+        first = await asyncio.gather(*(preparation._prior("{}", 9) for _ in range(4)), return_exceptions=True)
+        return first + await asyncio.gather(preparation._prior("{}", 9), return_exceptions=True)
 
     results = asyncio.run(several())
     assert counting.num_tasks == num_tasks

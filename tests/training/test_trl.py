@@ -13,6 +13,8 @@
 # limitations under the License.
 """TRL's SFTTrainer trains as the Trainer does, in both phases; trainers of preferences are refused in the second."""
 
+import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,14 @@ def test_loss_that_trl_cannot_divide_is_refused(name: str, value: Any) -> None:
     setattr(model.config, name, value)
     with pytest.raises(ValueError, match='`loss_normalization` must be "token" and `causal_loss_weight` 0 with TRL'):
         model(**batch, fused_lm_head=True)
+
+
+def test_example_trains_an_adapter(tmp_path: Path) -> None:
+    """The file that docs/fine_tuning.md names."""
+    examples = Path(__file__).resolve().parents[2] / "examples" / "train_with_trl.py"
+    chat = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "red"}]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(chat) + "\n") * 4)
+    main = runpy.run_path(str(examples))["main"]
+    options = ["--model", str(CHECKPOINT), "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out")]
+    assert len(main([*options, "--steps", "2", "--switch-at", "0.5"])) == 2
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

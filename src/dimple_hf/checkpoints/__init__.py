@@ -13,7 +13,7 @@
 # limitations under the License.
 """The checkpoint that ships with the package: a small model that reads forms, trained by `examples/forms`.
 
-Its own card says what it can do. Imported by the command line, for which it is the default model, and by examples.
+Its card lists what it can do. It is the default model of the command line and of the examples.
 """
 
 from pathlib import Path

@@ -35,9 +35,10 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import eval_logger
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from ..modeling import DimpleConfig
+from .evaluation_model import load_evaluated, with_system_prompt
 from .evaluation_settings import end_at, model_options, task_options
 
 MANIFEST = ModelManifest(model_id="dimple", chat_class_path="dimple_hf.integrations.lmms_eval.Dimple")
@@ -74,6 +75,14 @@ class Dimple(lmms):
             Where to run; `accelerate`'s choice when missing and with several processes.
         batch_size (`int` or `str`, defaults to 1):
             Questions of one call of `generate`. Answers do not depend on it.
+        adapter (`str`, *optional*):
+            Directory or Hub id of a PEFT adapter.
+        attn_implementation (`str`, *optional*):
+            `"sdpa"`, `"eager"` or another of transformers'.
+        max_pixels (`int`, *optional*):
+            Largest area of an image, in place of the processor's.
+        system_prompt (`str`, *optional*):
+            What the chat template puts first, in place of its own.
         options:
             Options of `generate` (`MODEL_OPTIONS`). They win over the preset, and both win over the task.
 
@@ -90,6 +99,10 @@ class Dimple(lmms):
         dtype: str = "auto",
         device: str | None = None,
         batch_size: int | str = 1,
+        adapter: str | None = None,
+        attn_implementation: str | None = None,
+        max_pixels: int | None = None,
+        system_prompt: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -105,8 +118,10 @@ class Dimple(lmms):
         self.accelerator = Accelerator()
         several_processes = self.accelerator.num_processes > 1
         self.device = self.accelerator.device if device is None or several_processes else torch.device(device)
-        self.processor = AutoProcessor.from_pretrained(pretrained)
-        self.model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype).to(self.device).eval()
+        self.system_prompt = system_prompt
+        self.model, self.processor = load_evaluated(
+            pretrained, dtype, self.device, adapter, attn_implementation, max_pixels
+        )
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers all requests, in their order, and logs passes and tokens of each task."""
@@ -149,7 +164,8 @@ class Dimple(lmms):
     def _chat(self, request: Instance) -> list[dict[str, Any]]:
         """The messages of a request, in the form of `apply_chat_template`."""
         _, doc_to_messages, _, doc_id, task, split = request.args
-        return ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).to_hf_messages()
+        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).to_hf_messages()
+        return with_system_prompt(messages, self.system_prompt)
 
 
 def ask(

@@ -184,7 +184,6 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -295,6 +294,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
 
     def __setattr__(self, name: str, value: Any) -> None:
         """CHANGED: `forward` stays when TRL's `SFTTrainer` would replace it; it takes `fused_lm_head` itself."""
+        # CODEPATH: every checkpoint has both attention modes; training and adapters switch between them.
         if name != "forward" or not keeps_own_forward(value, self.config.full_attn_mask):
             super().__setattr__(name, value)
 
@@ -508,6 +508,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         losses, logits = {}, None
         if labels is not None:
             tokens = [token_losses(hidden_states, self.lm_head, labels, noisy, self.config.vocab_size)]
+            # CODEPATH: hybrid training, of any checkpoint.
             if noisy is not None and self.config.causal_loss_weight:
                 tokens.append(self._causal_losses(labels, branch_ids, **clean, **kwargs))
             if fused_lm_head:

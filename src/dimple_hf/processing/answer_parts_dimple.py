@@ -233,6 +233,18 @@ def _with_commas(members: Members) -> Part:
     return Alternation((*firsts, EMPTY)) if firsts else EMPTY
 
 
+def _refuse_counted_members(part: Part) -> None:
+    """Positions of their own leave each optional member free to come or not, so their number cannot be kept."""
+    if isinstance(part, Concat):
+        for inner in part.parts:
+            _refuse_counted_members(inner)
+    elif isinstance(part, Members):
+        if part.min_members or part.max_members is not None:
+            raise ValueError('`layout` must be "compact" for `minProperties` and `maxProperties` (got "padded")')
+        for _, value, _ in part.named:
+            _refuse_counted_members(value)
+
+
 def with_prefix(part: Part, prefix: tuple[Any, ...]) -> Part:
     """The part with `prefix` before the label of every slot."""
     if isinstance(part, ValueSlot):
@@ -280,6 +292,7 @@ class _PaddedLayout:
 
     def concat(self, part: Part, node: int, start: int, is_certain: bool) -> tuple[int, int]:
         """Lays out `part` from `node` at position `start`; returns the node and the position after it."""
+        _refuse_counted_members(part)
         for item in flattened(part):
             if isinstance(item, Literal):
                 node, start = self.literal(item, node, start, is_certain)

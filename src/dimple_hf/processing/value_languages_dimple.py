@@ -160,6 +160,8 @@ def number_dfa(
     dfa = CharDFA.from_nfa(nfa, nfa.either(_decimals(nfa, low, high, int_digits, frac_digits)))
     for multiple in multiples:
         dfa = dfa.intersect(_multiples_dfa(exact(multiple), is_integer))
+    if multiples and not is_integer:  # read as a double, which holds so many digits exactly
+        dfa = dfa.intersect(pattern_dfa(r"-?\d+|-?\d{1,12}\.\d+")[0])
     return dfa
 
 

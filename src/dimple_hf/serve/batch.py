@@ -158,7 +158,9 @@ class Batch:
         tokens, flags = tokens_and_flags[:length], tokens_and_flags[width : width + length]
         beginning, has_ended = final_beginning(tokens, [flag == 1 for flag in flags], row.end_token_ids)
         row.num_tokens = len(beginning)
-        row.job.put(Progress(beginning, count < 0, has_ended or not row.is_free))
+        # An answer under a prior ends, unless it fills a canvas that has fewer positions than values usually need.
+        is_cut = row.job.prior is not None and row.job.prior.max_tokens is not None and tokens[-1] != self.pad_token_id
+        row.job.put(Progress(beginning, count < 0, has_ended or not (row.is_free or is_cut)))
         return count
 
     def _run(self, counts: list[int]) -> None:

@@ -81,7 +81,7 @@ class Preparation:
         self.default_length = default_length(model, limits)
         self.draws_by_default = bool(model.generation_config.do_sample)
         self.context_length = model.config.max_position_embeddings
-        self.priors: OrderedDict[str, asyncio.Task[StructurePrior | RefusedRequest]] = OrderedDict()
+        self.priors: OrderedDict[tuple[str, int], asyncio.Task[StructurePrior | RefusedRequest]] = OrderedDict()
 
     @asynccontextmanager
     async def jobs(self, request: ChatRequest, fetched: Mapping[str, bytes]) -> AsyncIterator[list[Job]]:
@@ -102,8 +102,11 @@ class Preparation:
             raise RefusedRequest(f"`n` must be at most {most} on this server (got {request.num_choices})", "n")
         self.check_texts(request)
         schema = call_schema(request, self.default_length) or request.schema_of_answer
-        prior = None if schema is None else await self._prior(json.dumps(schema))
-        length = self._answer_length(request, prior)
+        most = self._max_length(request)
+        prior = None if schema is None else await self._prior(json.dumps(schema), most)
+        length = self.default_length if request.asked_length is None else most
+        if prior is not None:
+            length = len(prior.canvas(self.processor.tokenizer).ids)
         async with self.inputs(request, fetched, length) as arrays:
             inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
             options = sampling_options(request)
@@ -142,56 +145,45 @@ class Preparation:
                 )
             yield arrays
 
-    async def _prior(self, schema: str) -> StructurePrior:
+    async def _prior(self, schema: str, max_tokens: int) -> StructurePrior:
         """The prior of a JSON schema, compiled once for all who send the same at a time."""
         if len(schema) > MAX_SCHEMA_CHARACTERS:
             raise RefusedRequest(f"the schema must have at most {MAX_SCHEMA_CHARACTERS} characters", SCHEMA_PARAM)
-        task = self.priors.get(schema)
+        key = schema, max_tokens
+        task = self.priors.get(key)
         if task is None:
-            task = self.priors[schema] = asyncio.ensure_future(self._compile(schema))
-            task.add_done_callback(lambda task: self._forget_unless_final(schema, task))
+            task = self.priors[key] = asyncio.ensure_future(self._compile(schema, max_tokens))
+            task.add_done_callback(lambda task: self._forget_unless_final(key, task))
             while len(self.priors) > NUM_KEPT_PRIORS:
                 self.priors.popitem(last=False)
-        self.priors.move_to_end(schema)
+        self.priors.move_to_end(key)
         outcome = await asyncio.shield(task)  # it goes on for the others when this client leaves
         if isinstance(outcome, RefusedRequest):
             raise outcome.copy()
         return outcome
 
-    async def _compile(self, schema: str) -> StructurePrior | RefusedRequest:
+    async def _compile(self, schema: str, max_tokens: int) -> StructurePrior | RefusedRequest:
         try:
-            async with self.processes.result(compile_prior, schema) as prior:
+            async with self.processes.result(compile_prior, schema, max_tokens) as prior:
                 return prior
         except RefusedRequest as refusal:
             return refusal.copy()  # without the frames that it came through
 
-    def _forget_unless_final(self, schema: str, task: "asyncio.Task[StructurePrior | RefusedRequest]") -> None:
+    def _forget_unless_final(
+        self, key: tuple[str, int], task: "asyncio.Task[StructurePrior | RefusedRequest]"
+    ) -> None:
         """Forgets what another try may change: a failure, and a refusal because the server is busy."""
         is_final = not task.cancelled() and task.exception() is None and getattr(task.result(), "status", 400) == 400
-        if not is_final and self.priors.get(schema) is task:
-            del self.priors[schema]
+        if not is_final and self.priors.get(key) is task:
+            del self.priors[key]
 
-    def _answer_length(self, request: ChatRequest, prior: StructurePrior | None) -> int:
-        """Positions of the answer. A prior has as many as its values may need, and none to spare."""
-        most = self.limits.max_new_tokens
-        asked = request.asked_length
-        param = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    def _max_length(self, request: ChatRequest) -> int:
+        """Maximum number of positions of the answer."""
+        most, asked = self.limits.max_new_tokens, request.asked_length
         if asked is not None and asked > most:
+            param = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
             raise RefusedRequest(f"`{param}` must be at most {most} on this server (got {asked})", param)
-        if prior is None:
-            return self.default_length if asked is None else asked
-        length = len(prior.canvas(self.processor.tokenizer).ids)
-        if length > most:
-            raise RefusedRequest(
-                f"the schema's values must need at most {most} tokens on this server (they may need {length})",
-                SCHEMA_PARAM,
-            )
-        if asked is not None and asked < length:
-            raise RefusedRequest(
-                f"`{param}` must be at least {length}, the tokens that the schema's values may need (got {asked})",
-                param,
-            )
-        return length
+        return most if asked is None else asked
 
 
 def seed_of(seed: int | None, index: int) -> int | None:
@@ -253,22 +245,26 @@ def message_text(message: Message) -> str:
     return "".join(parts) + called_text(message)
 
 
-def compile_prior(processor: Any, schema: str) -> StructurePrior:
+def compile_prior(processor: Any, schema: str, max_tokens: int) -> StructurePrior:
     """
-    A task: the prior of a JSON schema, laid out for the tokenizer.
+    A task: the prior of a JSON schema, laid out for the tokenizer, with as many positions as its values usually need.
 
     Args:
         processor ([`DimpleProcessor`]):
             The processor.
         schema (`str`):
             The schema, as JSON.
+        max_tokens (`int`):
+            Maximum number of positions.
 
     Raises:
         RefusedRequest: If the schema is not valid, or says what the engine cannot keep.
     """
     try:
         prior = StructurePrior.from_json_schema(json.loads(schema))
-        prior.canvas(processor.tokenizer)
+        if len(prior.canvas(processor.tokenizer).ids) > max_tokens:
+            prior = StructurePrior.from_json_schema(json.loads(schema), max_tokens=max_tokens)
+            prior.canvas(processor.tokenizer)
     except (MemoryError, RecursionError, RefusedRequest):
         raise
     except ValueError as error:

@@ -26,6 +26,12 @@ from ..modeling import DimpleForConditionalGeneration
 from ..modeling.adapter_dimple import TEXT_LINEAR_LAYERS, set_adapter_mode
 from ..modeling.weight_files_dimple import refuse_damaged_files
 
+#: Those of the vision tower and the projector, too: for images unlike those that the tower was trained on.
+ALL_LINEAR_LAYERS = (
+    rf"({TEXT_LINEAR_LAYERS}|visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.\w+_proj)|visual\.merger\.mlp\.[02]"
+    r"|img_projector\.linear_[12])"
+)
+
 
 def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
     """
