@@ -209,7 +209,7 @@ def replay_html(runs: Sequence[Run], step: int) -> str:
         f'<div class="dimple-answer">{canvas_html(runs, step)}<div class="dimple-replay">'
         f'<button type="button" onclick="{play}">▶ Replay</button>'
         f'<input type="range" min="0" max="{step}" value="{step}" oninput="{show}" aria-label="Step that is shown">'
-        f"<span class="step-shown">step {step} of {step}</span></div></div>"
+        f'<span class="step-shown">step {step} of {step}</span></div></div>'
     )
 
 
