@@ -238,7 +238,7 @@ def options_of(arm: str, answer_length: int) -> dict[str, Any]:
 
 class Bench:
     """
-    The arms of one case, each made anew for each round.
+    The arms of one case, each made again for each round.
 
     Args:
         model (`DimpleForConditionalGeneration`):

@@ -16,7 +16,7 @@
 Three parts, of which the first two need a trained model:
 
 - `json`: held-out forms, asked to be read as JSON. "asked": the answer as it comes. "padded" and "compact": the same
-  question under a prior of the form's labels, with either layout of its fillers. Each in confident decoding, and one
+  question under a prior of the form's labels, with either layout of its padding. Each in confident decoding, and one
   position per pass, where passes count what was left to decide.
 - `length`: held-out forms, asked to be read as text; the answer ends where it likes, or is forced to end at a length.
   Forms whose expected answer fits the shortest length.
@@ -68,7 +68,7 @@ DEFINITIONS = {
     "exact": "share of answers that equal the expected text",
     "ends": "share of answers that end at the length or before; of free ones, before the last of 64 positions",
     "passes": "passes of the model for one answer, mean",
-    "tokens": "tokens of one answer, without fillers and padding, mean",
+    "tokens": "tokens of one answer, without padding, mean",
     "share": "time in the constraint's methods over time in `generate`, after the first pass, median over rounds",
     "largest_share": "the same, largest of the rounds; the first begins with empty memories",
     "step_ms": "median time of a denoising step after the first, constraint included",

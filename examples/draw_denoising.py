@@ -73,7 +73,7 @@ def unmasked_tokens(question: str, threshold: float) -> tuple[list[str], list[in
 
 
 def draw(texts: list[str], steps: list[int]) -> str:
-    """The SVG; the animation starts anew after a pause. Steps that unmask only padding are left out."""
+    """The SVG; the animation repeats after a pause. Steps that unmask only padding are left out."""
     order = {step: index for index, step in enumerate(sorted(set(steps)), start=1)}
     length = SECONDS_PER_STEP * (len(order) + PAUSE_STEPS)
     parts, column, row = [], 0, 0

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> Form:
         "--model", default=str(FORMS_CHECKPOINT), help="directory or Hub id of a checkpoint (default: the package's)"
     )
     parser.add_argument("--image", type=Path, default=SAMPLE, help="image of a form with the rows of `Form`")
-    parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where fillers stand")
+    parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
     parser.add_argument("--svg", type=Path, help="SVG file to draw the canvas to")
     args = parser.parse_args(arguments)
     if not args.image.is_file():

@@ -150,7 +150,7 @@ NOUNS = {
     "king history doctor language garden train planet bridge flower father ship winner school",
     "test": "president brand island speed painter sister village bird mountain recipe camera birthday ocean",
 }
-PLACES = {
+NAMES = {
     "train": (
         "France", "London", "the world", "this picture", "Spain", "the sea", "China", "my car", "the house", "Rome",
         "science", "a cat", "the sun", "bread",
@@ -181,7 +181,7 @@ UNRELATED: dict[str, tuple[str, ...]] = {
         "Who has painted the {0}?",
     ),
 }
-"""Questions that a form does not answer, by split, for a noun and a place."""
+"""Questions that a form does not answer, by split, for a noun and a name."""
 
 
 def word_question(kind: str, split: str, rng: np.random.Generator, words: str | int = "first") -> str:
@@ -230,6 +230,6 @@ def dress(question: str, rng: np.random.Generator) -> str:
 
 
 def unrelated_question(split: str, rng: np.random.Generator) -> str:
-    """Draws a question that no form answers; the two splits share no noun and no place."""
-    noun, place = rng.choice(NOUNS[split].split()), rng.choice(PLACES[split])
-    return str(rng.choice(UNRELATED[split])).format(noun, place)
+    """Draws a question that no form answers; the two splits share no noun and no name."""
+    noun, name = rng.choice(NOUNS[split].split()), rng.choice(NAMES[split])
+    return str(rng.choice(UNRELATED[split])).format(noun, name)

@@ -254,7 +254,7 @@ class PartFile:
 class ResultStream:
     """
     Lines that go to standard output, a pipe or a device, in the order of the rows. Nothing is read back, so that an
-    interrupted run starts anew.
+    interrupted run starts again.
 
     Args:
         file (`BinaryIO`):

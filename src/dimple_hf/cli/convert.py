@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Check a checkpoint and write it anew: safetensors shards, clean configurations, another type, or quantized. A
+"""Check a checkpoint and write a clean copy: safetensors shards, clean configurations, another type, or quantized. A
 checkpoint of any size fits through a few hundred megabytes of memory."""
 
 import argparse
 from pathlib import Path
 
-HELP = "check a checkpoint and write it anew"
+HELP = "check a checkpoint and write a clean copy"
 
 DTYPES = ("bfloat16", "float16", "float32")
 

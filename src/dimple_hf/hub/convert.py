@@ -79,8 +79,8 @@ def convert_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """
-    Checks a checkpoint and writes it anew: weights, configurations, processor, generation options, and the code that
-    lets it be used without this package.
+    Checks a checkpoint and writes a clean copy: weights, configurations, processor, generation options, and the code
+    that lets it be used without this package.
 
     1. Refuse what cannot succeed: an output directory in use, a library that is missing, a checkpoint with problems
        (see [`~dimple_hf.hub.doctor.check_checkpoint`]), a full disk.

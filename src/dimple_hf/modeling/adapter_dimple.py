@@ -205,7 +205,7 @@ class AdapterMixin(nn.Module):
         if target == "embeddings.word_embeddings":
             raise ValueError(
                 "prompt tuning, p-tuning and prefix tuning must not be used with Dimple, because diffusion decoding "
-                "has no place for virtual tokens; use LoRA (`LoraConfig`)"
+                "does not support virtual tokens; use LoRA (`LoraConfig`)"
             )
         return super().get_submodule(target)
 

@@ -237,7 +237,7 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
             peft_model_id, download.get("revision"), download.get("cache_dir"), config_name="adapter_config.json"
         ):
             loading_info = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
-        if is_swap and peft_model_id is not None:  # into the place of one with a configuration of its own
+        if is_swap and peft_model_id is not None:  # it replaces one with a configuration of its own
             copy_adapter_mode(peft_model_id, self.peft_config[adapter_name or "default"], **download)
         self.follow_active_adapter()
         return loading_info

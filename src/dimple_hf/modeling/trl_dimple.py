@@ -72,7 +72,7 @@ def keeps_own_forward(forward: Any, full_attn_mask: bool) -> bool:
             The model's mode.
 
     Returns:
-        `bool`: `True` if the model's own `forward` takes its place, `False` if it may be replaced.
+        `bool`: `True` if the model's own `forward` replaces it, `False` if it may be replaced.
 
     Raises:
         ValueError: If it belongs to a trainer that cannot train the model in bidirectional mode.

@@ -81,7 +81,7 @@ class TokenIndex:
 def turn_copies(branch_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> TokenIndex:
     """
     One sequence for each answer: the trunk up to the answer, the answer, and its branch. Nothing of it is computed
-    anew: images are encoded once for all of them.
+    again: images are encoded once for all of them.
 
     ```text
     row         q q A A p p q q B B p        q: question, A B: answers, p: padding

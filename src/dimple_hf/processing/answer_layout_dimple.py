@@ -131,8 +131,8 @@ class _Run:
             return self.tokens[offset] == token
         return self.segment.automaton.holds(self.from_left[offset], self.after(offset), token)
 
-    def place(self, offset: int, token: int) -> None:
-        """Commits `token`, which the position can take, and renews the sets on both sides as far as they change."""
+    def commit(self, offset: int, token: int) -> None:
+        """Commits `token`, which the position can take, and updates the sets on both sides as far as they change."""
         self.tokens[offset] = token
         for index in range(offset, len(self.tokens)):
             states = self.segment.forward(self.from_left[index], index, self.tokens[index])
@@ -201,7 +201,7 @@ class Filling:
                     options[run.segment.start + offset].append(found)
         return options
 
-    def place(self, position: int, token: int) -> bool:
+    def commit(self, position: int, token: int) -> bool:
         """Commits `token` at a masked position if it fits; returns whether it does."""
         covering = [
             index for index in self.live
@@ -216,7 +216,7 @@ class Filling:
         for index in covering:
             run = self.runs[index]
             if index in taking:
-                run.place(position - run.segment.start, token)
+                run.commit(position - run.segment.start, token)
             else:
                 run.is_possible = False
         if len(taking) < len(covering):
@@ -492,7 +492,7 @@ class CanvasConstraint:
             filling = self._filling(canvas, tokens).copy()
             for position in order[i][:count]:
                 if canvas.ids[position] == canvas.vocabulary.mask_id:
-                    flags[i][position] = filling.place(position, wanted[i][position])
+                    flags[i][position] = filling.commit(position, wanted[i][position])
         return torch.tensor(flags, device=chosen.device)
 
 

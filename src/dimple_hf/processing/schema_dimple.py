@@ -65,7 +65,7 @@ NUM_UNIQUE_KINDS = 6
 #: Enumerated items that an array with `uniqueItems` can hold in any order; more come in the order of the schema.
 MAX_UNORDERED = 7
 
-#: Most enumerated values of one place, in characters.
+#: Most enumerated values of one enum, in characters.
 MAX_CHOICE_CHARS = 100_000
 
 

@@ -188,7 +188,7 @@ class TokenAutomaton:
         self._forget()
 
     def _steps(self) -> Iterable[tuple[np.ndarray, ...]]:
-        """Source, target, fewest characters, whether they are counted anew, and from how many: of all transitions."""
+        """Source, target, fewest characters, whether counted from zero, and from how many: of all transitions."""
         plain = np.unique(np.stack([self.source, self.target, self.start_count.astype(np.int64)]), axis=1)
         zeros = np.zeros(plain.shape[1], dtype=np.int32)
         yield plain[0], plain[1], zeros, np.ones(len(zeros), dtype=bool), plain[2].astype(np.int32)
@@ -339,7 +339,7 @@ class TokenAutomaton:
         return [inside, ending]
 
     def _transitions(self, token: int) -> tuple[np.ndarray, ...]:
-        """Source, target, characters, whether they are counted anew, and from how many: of all uses of one token."""
+        """Source, target, characters, whether counted from zero, and from how many: of all uses of one token."""
         found = self._steps_of.get(token)
         if found is None:
             parts = list(self._uses(token))

@@ -267,28 +267,28 @@ def _multiples_dfa(multiple: Fraction, is_integer: bool) -> CharDFA:
     Multiples of a decimal, digit by digit. A fraction is written only where binary floating point holds it exactly
     (.5, .25, .75 and so on): whether 0.29 is a multiple of 0.01 depends on who divides.
     """
-    places = next((n for n in range(7) if (multiple * 10**n).denominator == 1), None)
-    if places is None or multiple <= 0 or multiple * 10**places > MAX_MULTIPLE:
+    decimals = next((n for n in range(7) if (multiple * 10**n).denominator == 1), None)
+    if decimals is None or multiple <= 0 or multiple * 10**decimals > MAX_MULTIPLE:
         raise ValueError(f"'multipleOf' must be a decimal of at most {MAX_MULTIPLE} units (got {float(multiple)})")
-    size = int(multiple * 10**places)
+    size = int(multiple * 10**decimals)
     nfa = CharNFA()
     whole = [nfa.state() for _ in range(size)]
     # The integer part, in units of the last decimal.
     for rest, state in enumerate(whole):
         for digit in range(10):
-            following = whole[(rest * 10 + digit * 10**places) % size]
+            following = whole[(rest * 10 + digit * 10**decimals) % size]
             nfa.edges[state].append((((48 + digit, 48 + digit),), following))
         if rest == 0:
             nfa.free[state].append(nfa.end)
     if not is_integer:  # 1000.0
         tail = _char(nfa, ".", nfa.repeat(lambda target: _char(nfa, "0", target), 1, 2, nfa.end))
         nfa.free[whole[0]].append(tail)
-    if not is_integer and places:
-        for count in range(1, min(places, 4) + 1):
+    if not is_integer and decimals:
+        for count in range(1, min(decimals, 4) + 1):
             for numerator in range(1, 2**count):
-                fraction = Fraction(numerator, 2**count) * 10**places
+                fraction = Fraction(numerator, 2**count) * 10**decimals
                 text = f"{numerator / 2**count}"[2:]
-                if fraction.denominator == 1 and len(text) <= places:
+                if fraction.denominator == 1 and len(text) <= decimals:
                     target = nfa.end
                     for char in reversed(text):
                         target = _char(nfa, char, target)

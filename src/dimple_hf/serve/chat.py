@@ -98,9 +98,9 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it with a reason."""
-        await self.admit(self._answer, scope, receive, send)
+        await self.serve(self._answer, scope, receive, send)
 
-    async def admit(
+    async def serve(
         self,
         answer: Callable[[Request, Scope, Receive, Send], Awaitable[None]],
         scope: Scope,

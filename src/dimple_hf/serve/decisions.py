@@ -144,7 +144,7 @@ class Decisions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it with a reason."""
-        await self.chat.admit(self._answer, scope, receive, send)
+        await self.chat.serve(self._answer, scope, receive, send)
 
     async def _answer(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         chat = self.chat

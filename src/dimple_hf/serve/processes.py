@@ -134,7 +134,7 @@ class TaskProcesses:
         self.parent: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the parent process, anew if there was one."""
+        """Starts the parent process, or a new one if it has ended."""
         self.stop()
         self.control, theirs = socket.socketpair()
         # Tasks are many and small: threads of their own would only get into each other's way.

@@ -126,7 +126,7 @@ class GrowingText:
         """
         Args:
             tokens (`Sequence[int]`):
-                The answer so far. Fewer than before, where the worker had to begin anew, are nothing new.
+                The answer so far. Fewer than before, where the worker had to begin again, are nothing new.
             is_last (`bool`):
                 Whether nothing follows.
 

@@ -14,7 +14,7 @@
 """The thread that owns the model, and which rows it decodes.
 
 ```text
-  submit -> waiting --admit--> row of the batch of its length -> steps -> leaves when finished or cancelled
+  submit -> waiting --join--> row of the batch of its length -> steps -> leaves when finished or cancelled
                  ^                                                 |
                  +------- between any two steps ------------------+
 ```

@@ -153,7 +153,7 @@ class DimpleDataCollator:
     Turns that do not fit `max_length` together, or that the chat template rewrites later, are rows of their own.
 
     **Structure priors**: the answers of a row with a `structure_prior` ([`StructurePrior`]) lie on its canvas, as when
-    they are generated under it. The fixed text is given, never masked and not learned; values and fillers are. No
+    they are generated under it. The fixed text is given, never masked and not learned; values and padding are. No
     padding follows, and nothing is shortened.
 
     **Long rows**: a sequence longer than `max_length` first loses padding, then the end of its answer (which then is
