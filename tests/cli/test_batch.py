@@ -188,6 +188,25 @@ def test_batch_under_a_schema_gives_valid_values(command: list[str], tmp_path: P
         Draft202012Validator(SCHEMA).validate(line["value"])
 
 
+def test_batch_with_confidence_writes_it_beside_each_answer_and_value(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A number for an answer, a tree for a value, here of one field; rows with an error have none."""
+    assert main([*command, "--max-new-tokens", "4", "--confidence"]) == 0
+    lines = lines_of(tmp_path / "answers.jsonl")
+    assert ["confidence" in line for line in lines] == [True, True, False, False, False]
+    assert all(0 < line["confidence"] < 1 for line in lines[:2])
+    assert main([*command, "--max-new-tokens", "4"]) == 1
+    assert "was begun with confidence=True (got False)" in capsys.readouterr().err
+    (tmp_path / "schema.json").write_text(json.dumps({"type": "array", "prefixItems": [SCHEMA], "minItems": 1}))
+    other = tmp_path / "values.jsonl"
+    schema = str(tmp_path / "schema.json")
+    assert main([*command, "--schema", schema, "--confidence", "--output", str(other)]) == 0
+    for line in lines_of(other)[:2]:
+        assert len(line["confidence"]) == len(line["value"])
+        assert all(0 < value <= 1 for value in line["confidence"])
+
+
 def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_path: Path) -> None:
     """With the answers of the same rows in a file."""
     data = [(parity_dir / "tiny" / "images" / f"{index}.png").read_bytes() for index in range(2)]

@@ -83,6 +83,27 @@ def test_extract_in_batches_gives_the_lines_of_single_images(
     assert lines_of(capsys.readouterr().out) == single
 
 
+def test_extract_with_confidence_writes_a_tree_beside_each_value(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The rest of the lines stays; an output that was begun without is not gone on with."""
+    command = [*arguments, "--image", str(folder)]
+    assert main(command) == 0
+    plain = lines_of(capsys.readouterr().out)
+    assert main([*command, "--confidence"]) == 0
+    lines = lines_of(capsys.readouterr().out)
+    for line in lines:
+        if "error" not in line:
+            confidence = line.pop("confidence")
+            assert set(confidence) == set(line["value"])
+            assert all(0 < value <= 1 for value in confidence.values())
+    assert lines == plain
+    command += ["--output", str(tmp_path / "lines.jsonl")]
+    assert main(command) == 0
+    assert main([*command, "--confidence"]) == 1
+    assert "was begun with confidence=False (got True)" in capsys.readouterr().err
+
+
 def test_extract_goes_on_where_it_was_stopped(
     arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,12 +17,13 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .answering import (
     add_answering_arguments,
-    add_threshold_argument,
+    add_confidence_arguments,
     answer_into,
     check_batch_size,
     model_settings,
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
     add_answering_arguments(parser, batch_size=1)
-    add_threshold_argument(parser)
+    add_confidence_arguments(parser)
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: a line for each image, then the counts on stderr."""
+    from ..batch.answers import Answerer
     from ..batch.results import open_results
     from ..processing import StructurePrior
 
@@ -70,9 +72,12 @@ def run(args: argparse.Namespace) -> int:
     question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
     sources, images = dataset_images(args) if args.dataset is not None else file_images(args.image)
     options = {"confidence_threshold": args.confidence_threshold}
-    settings = {"command": "extract", "question": question, "schema": schema} | form | options
+    settings = {"command": "extract", "question": question, "schema": schema, "confidence": args.confidence}
+    settings |= form | options
     results = open_results(args.output, sources, settings | model_settings(args.model), key_name="source")
-    return answer_into(results, ImageRows(images, question), args, options, prior, sources=sources)
+    make_answerer = partial(Answerer, return_confidence=args.confidence)
+    rows = ImageRows(images, question)
+    return answer_into(results, rows, args, options, prior, sources=sources, make_answerer=make_answerer)
 
 
 class ImageRows(Sequence[Mapping[str, Any]]):
