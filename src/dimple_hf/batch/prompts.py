@@ -27,7 +27,7 @@ from transformers import ProcessorMixin
 
 from ..data.examples import Conversation, read_prompt
 from ..data.images import open_image
-from ..data.sources import Source
+from ..data.sources import Examples, Source
 from .digests import row_digest, text_digest
 
 #: Of most languages. The template adds as many tokens to every row.
@@ -237,7 +237,7 @@ def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]
     """
     rows = source.load(Path.cwd())
     if source.kind in ("directory", "hub"):
-        rows = UndecodedRows(rows)
+        rows = Examples(UndecodedRows(rows.rows), rows.name, rows.columns)
     return rows, Path(source.location).parent if source.kind == "file" else None
 
 
