@@ -33,7 +33,14 @@ import dimple_hf
 MODULES = sorted(module.name for module in pkgutil.walk_packages(dimple_hf.__path__, "dimple_hf."))
 
 #: Where users import from.
-PACKAGES = ("dimple_hf", "dimple_hf.modeling", "dimple_hf.processing", "dimple_hf.training", "dimple_hf.hub")
+PACKAGES = (
+    "dimple_hf",
+    "dimple_hf.modeling",
+    "dimple_hf.processing",
+    "dimple_hf.decisions",
+    "dimple_hf.training",
+    "dimple_hf.hub",
+)
 
 
 def exported() -> dict[str, Any]:

@@ -13,11 +13,13 @@
 # limitations under the License.
 """What a batch answers is what each of its rows answers alone, and one bad row harms no other."""
 
+import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from forms_dataset import forms_row
+from pydantic import BaseModel, field_validator
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dimple_hf import StructurePrior
@@ -78,6 +80,77 @@ def test_answers_under_a_prior_are_its_values(
     lines = Answerer(model, processor, prior).answer(prompts[:2])
     assert [set(line) for line in lines] == [{"value", "passes"}] * 2
     assert all(0 <= line["value"]["age"] <= 99 for line in lines)
+
+
+def test_confidence_is_that_of_all_generated_tokens(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """Their product, from `token_logprobs`; the rest of each line stays as it is."""
+    lines = Answerer(model, processor, options=OPTIONS, return_confidence=True).answer(prompts[:2])
+    plain = Answerer(model, processor, options=OPTIONS).answer(prompts[:2])
+    assert [{name: line[name] for name in ("answer", "passes")} for line in lines] == plain
+    assert ["confidence" in line for line in plain] == [False, False]  # control
+    inputs = prepare(prompts[:2], processor)
+    output = model.generate(**inputs, max_new_tokens=6, return_dict_in_generate=True)
+    for line, logprobs in zip(lines, output.token_logprobs.tolist(), strict=True):
+        expected = math.prod(math.exp(logprob) for logprob in logprobs if not math.isnan(logprob))
+        assert line["confidence"] == pytest.approx(expected, rel=1e-4)
+        assert 0 < line["confidence"] < 1
+
+
+def test_confidence_under_a_prior_is_a_tree_of_its_values(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """That of `parse`."""
+    prior = StructurePrior.from_json_schema(SCHEMA | {"required": ["age"]})
+    lines = Answerer(model, processor, prior, return_confidence=True).answer(prompts[:2])
+    assert [set(line) for line in lines] == [{"value", "confidence", "passes"}] * 2
+    assert all(0 < line["confidence"]["age"] < 1 for line in lines)
+    text = [prompt.text for prompt in prompts[:2]]
+    inputs = processor(text=text, images=[p.images for p in prompts[:2]], structure_prior=prior, return_tensors="pt")
+    _, expected = processor.parse(
+        model.generate(**inputs, return_dict_in_generate=True), [prior, prior], return_confidence=True
+    )
+    for line, tree in zip(lines, expected, strict=True):
+        assert line["confidence"] == pytest.approx(tree, rel=1e-4)
+
+
+class Age(BaseModel):
+    """An age that its class may refuse."""
+
+    age: int
+    refuses: ClassVar[bool] = False
+
+    @field_validator("age")
+    @classmethod
+    def check(cls, age: int) -> int:
+        if cls.refuses:
+            raise ValueError("too old")
+        return age
+
+
+@pytest.mark.parametrize("return_confidence", [False, True])
+def test_value_that_its_class_refuses_is_a_line_with_an_error(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt], return_confidence: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """`parse` returns the exception as the value."""
+    answerer = Answerer(model, processor, StructurePrior.from_json_schema(Age), return_confidence=return_confidence)
+    (line,) = answerer.answer(prompts[:1])
+    assert isinstance(line["value"], Age)  # control
+    monkeypatch.setattr(Age, "refuses", True)
+    (line,) = answerer.answer(prompts[:1])
+    assert set(line) == {"error", "passes"}
+    assert "too old" in line["error"]
+
+
+def test_confidence_in_causal_mode_is_refused(
+    model: PreTrainedModel, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is answered."""
+    monkeypatch.setattr(model.config, "full_attn_mask", False)
+    with pytest.raises(ValueError, match="confidences must be read in bidirectional mode"):
+        Answerer(model, processor, return_confidence=True)
 
 
 def test_answers_in_causal_mode_have_no_passes(

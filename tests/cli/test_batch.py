@@ -70,7 +70,13 @@ def test_batch_answers_every_row_and_names_the_bad_ones(
     assert "2 answered, 3 failed, 0 left" in capsys.readouterr().err
     lines = lines_of(tmp_path / "answers.jsonl")
     assert [line["row"] for line in lines] == list(range(5))
-    assert [line.get("id") for line in lines] == ["first", "rows.jsonl:2", "rows.jsonl:3", None, "rows.jsonl:5"]
+    assert [line.get("id") for line in lines] == [
+        "first",
+        "rows.jsonl:2",
+        "rows.jsonl:3",
+        "rows.jsonl[3]",
+        "rows.jsonl:5",
+    ]
     for line, question in zip(lines, ("What is it?", "Which colour has it, and how many are there?"), strict=False):
         image = str(tmp_path / "images" / f"{line['row']}.png")
         options = ["--model", str(parity_dir / "checkpoint"), "--image", image, "--max-new-tokens", "8", "--json"]
@@ -186,6 +192,25 @@ def test_batch_under_a_schema_gives_valid_values(command: list[str], tmp_path: P
     assert ["error" in line for line in lines] == [False, False, True, True, True]
     for line in lines[:2]:
         Draft202012Validator(SCHEMA).validate(line["value"])
+
+
+def test_batch_with_confidence_writes_it_beside_each_answer_and_value(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A number for an answer, a tree for a value, here of one field; rows with an error have none."""
+    assert main([*command, "--max-new-tokens", "4", "--confidence"]) == 0
+    lines = lines_of(tmp_path / "answers.jsonl")
+    assert ["confidence" in line for line in lines] == [True, True, False, False, False]
+    assert all(0 < line["confidence"] < 1 for line in lines[:2])
+    assert main([*command, "--max-new-tokens", "4"]) == 1
+    assert "was begun with confidence=True (got False)" in capsys.readouterr().err
+    (tmp_path / "schema.json").write_text(json.dumps({"type": "array", "prefixItems": [SCHEMA], "minItems": 1}))
+    other = tmp_path / "values.jsonl"
+    schema = str(tmp_path / "schema.json")
+    assert main([*command, "--schema", schema, "--confidence", "--output", str(other)]) == 0
+    for line in lines_of(other)[:2]:
+        assert len(line["confidence"]) == len(line["value"])
+        assert all(0 < value <= 1 for value in line["confidence"])
 
 
 def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_path: Path) -> None:

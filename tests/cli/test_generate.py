@@ -15,6 +15,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ def test_generate_in_a_pipe_prints_the_answer_alone_to_stdout(
     assert f"{report['passes']} forward pass" in plain.err
     assert report["question"] == "What?"
     assert 1 <= report["passes"] <= 6
+    confidences = [token["confidence"] for token in report["tokens"]]
+    assert report["confidence"] == pytest.approx(math.prod(confidences), rel=1e-4)
+    assert all(0 < confidence < 1 for confidence in confidences)
+    assert report["answer"] in "".join(token["token"] for token in report["tokens"])
 
 
 def test_generate_with_missing_image_returns_one_and_says_so(
@@ -122,3 +127,4 @@ def test_generate_with_an_adapter_takes_its_mode_and_its_weights(
     plain, with_adapter = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert with_adapter["answer"] != plain["answer"]
     assert with_adapter["passes"] <= 6
+    assert ["confidence" in report for report in (plain, with_adapter)] == [True, False]

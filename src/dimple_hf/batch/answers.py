@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,11 @@ class Answerer:
             The form of all answers.
         options (`Mapping[str, Any]`, *optional*):
             Options of `generate`; those that are `None` are the model's.
+        return_confidence (`bool`, *optional*, defaults to `False`):
+            Whether lines have the probability of the answer, or under a prior of each value.
+
+    Raises:
+        ValueError: If `return_confidence` is set for a model in causal mode.
     """
 
     def __init__(
@@ -60,11 +65,15 @@ class Answerer:
         processor: ProcessorMixin,
         prior: StructurePrior | None = None,
         options: Mapping[str, Any] | None = None,
+        return_confidence: bool = False,
     ) -> None:
+        if return_confidence and not model.config.full_attn_mask:
+            raise ValueError("confidences must be read in bidirectional mode (got `full_attn_mask=False`)")
         self.model = model
         self.processor = processor
         self.prior = prior
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
+        self.return_confidence = return_confidence
 
     def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """
@@ -94,8 +103,11 @@ class Answerer:
                 What [`prepare`] has made of prompts.
 
         Returns:
-            `list[dict[str, Any]]`: For each row `{"answer": text}`, or under a prior `{"value": what it reads}`, with
-            `passes` (forward passes) if the model is in bidirectional mode.
+            `list[dict[str, Any]]`: For each row `{"answer": text}`, or under a prior `{"value": what it reads}`; with
+            `return_confidence` also `confidence`, a probability in [0, 1] or under a prior a tree of them; with
+            `truncated` where a longer canvas may have given a longer answer ([`~StructurePrior.touched_bound`]); and
+            `passes` (forward passes) if the model is in bidirectional mode. `{"error": reason}`, with `passes`, where
+            the prior's class refuses what the answer says.
 
         Raises:
             ValueError: If the model refuses one of them.
@@ -104,16 +116,33 @@ class Answerer:
         inputs = inputs.to(self.model.device)
         canvas = {} if self.prior is None else canvas_inputs(self.prior, num_rows, self.processor.tokenizer)
         output = self.model.generate(**inputs, **canvas, **self.options, do_sample=False, return_dict_in_generate=True)
-        if self.prior is None:
-            texts = self.processor.batch_decode(output.sequences[:, prompt_length:], skip_special_tokens=True)
-            lines: list[dict[str, Any]] = [{"answer": text} for text in texts]
-        else:
-            values = self.processor.parse(output, [self.prior] * num_rows)
-            lines = [{"value": value} for value in values]
+        read = self._read_texts if self.prior is None else self._read_values
+        lines = read(output, output.sequences[:, prompt_length:])
         passes = output.get("num_forward_passes")  # not counted in causal mode
         if passes is not None:
             lines = [line | {"passes": count} for line, count in zip(lines, passes.tolist(), strict=True)]
         return lines
+
+    def _read_texts(self, output: Any, answers: torch.Tensor) -> list[dict[str, Any]]:
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+        lines: list[dict[str, Any]] = [{"answer": text} for text in texts]
+        if self.return_confidence:
+            confidences = output.token_logprobs.nansum(dim=1).exp().tolist()
+            lines = [line | {"confidence": value} for line, value in zip(lines, confidences, strict=True)]
+        return lines
+
+    def _read_values(self, output: Any, answers: torch.Tensor) -> list[dict[str, Any]]:
+        prior = cast(StructurePrior, self.prior)
+        priors = [prior] * len(answers)
+        if self.return_confidence:
+            values, confidences = self.processor.parse(output, priors, return_confidence=True)
+            lines = [{"value": value, "confidence": tree} for value, tree in zip(values, confidences, strict=True)]
+        else:
+            lines = [{"value": value} for value in self.processor.parse(output, priors)]
+        for line, answer in zip(lines, answers.tolist(), strict=True):
+            if prior.touched_bound(self.processor.tokenizer, answer):
+                line["truncated"] = True
+        return [{"error": str(line["value"])} if isinstance(line["value"], Exception) else line for line in lines]
 
 
 def prepare(prompts: Sequence[Prompt], processor: ProcessorMixin) -> BatchFeature:

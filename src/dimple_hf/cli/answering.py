@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,10 @@ def add_answering_arguments(parser: argparse.ArgumentParser, batch_size: int) ->
     parser.add_argument("--json", action="store_true", help="print the final counts as a JSON object")
 
 
-def add_threshold_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds `--confidence-threshold`."""
+def add_confidence_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--confidence-threshold`, and `--confidence`, which [`Answerer`] takes as `return_confidence`."""
     parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")
+    parser.add_argument("--confidence", action="store_true", help="write how probable each answer or value is")
 
 
 def check_batch_size(size: int) -> None:
@@ -115,7 +116,7 @@ def answer_into(
     prior: "StructurePrior | None" = None,
     image_folder: Path | None = None,
     sources: Sequence[str] | None = None,
-    answerer_class: "type[Answerer] | None" = None,
+    make_answerer: "Callable[..., Answerer] | None" = None,
 ) -> int:
     """
     Answers the rows of this process that have no line yet, and prints the counts.
@@ -131,8 +132,8 @@ def answer_into(
             Options of `generate`.
         prior ([`StructurePrior`], *optional*):
             The form of all answers.
-        answerer_class (`type`, *optional*):
-            [`Answerer`] or a subclass.
+        make_answerer (`Callable`, *optional*):
+            Makes an [`Answerer`] of model, processor, prior and options; the class itself when missing.
 
     Returns:
         `int`: The exit status: 1 if rows were asked and every one failed.
@@ -151,7 +152,7 @@ def answer_into(
     own_rows = rows_of_process(len(rows), rank, num_processes)
     done = find_done(reader, results, own_rows, args.retry)
     if len(done) < len(own_rows):
-        make = answerer_class or Answerer
+        make = make_answerer or Answerer
         answerer = make(load_model(args.model, args.device), processor, prior, options)
         answer_rows(reader, answerer, results, done, args.batch_size, rank, num_processes)
     lines = results.merge()

@@ -17,12 +17,13 @@ On several devices, or machines that share the output's folder: `accelerate laun
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .answering import (
     add_answering_arguments,
-    add_threshold_argument,
+    add_confidence_arguments,
     answer_into,
     check_batch_size,
     model_settings,
@@ -47,11 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schema", type=Path, help="file with a JSON schema that all answers are to be valid for")
     parser.add_argument("--max-new-tokens", type=int, help="positions of an answer (default: the model's)")
     add_answering_arguments(parser, batch_size=8)
-    add_threshold_argument(parser)
+    add_confidence_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; prints the counts."""
+    from ..batch.answers import Answerer
     from ..batch.prompts import open_rows
     from ..batch.results import open_results
     from ..data.sources import Source
@@ -66,10 +68,12 @@ def run(args: argparse.Namespace) -> int:
     rows, image_folder = open_rows(source)
     options = generation_options(args)
     settings = {"dataset": args.dataset, "split": args.split, "rows": len(rows), "schema": schema}
+    settings["confidence"] = args.confidence
     results = open_results(args.output, range(len(rows)), settings | model_settings(args.model) | options)
     if results.in_order and num_processes > 1:
         raise ValueError(f"`--output` must be a file with several processes (got {args.output})")
-    return answer_into(results, rows, args, options, prior, image_folder)
+    make_answerer = partial(Answerer, return_confidence=args.confidence)
+    return answer_into(results, rows, args, options, prior, image_folder, make_answerer=make_answerer)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     options = {"layout": layout, "questions": questions, "calibration": calibration}
     (canvas,) = layout.canvases(0)
     rows = ImageRows(images, canvas.prompt)
-    return answer_into(results, rows, args, options, sources=sources, answerer_class=DecisionAnswerer)
+    return answer_into(results, rows, args, options, sources=sources, make_answerer=DecisionAnswerer)
 
 
 def read_questions(path: Path) -> Any:

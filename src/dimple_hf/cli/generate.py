@@ -24,6 +24,7 @@ from ..checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
 from .arguments import add_device_argument, add_model_argument, default_question
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
     from transformers import PreTrainedModel, ProcessorMixin
 
@@ -94,11 +95,34 @@ def run(args: argparse.Namespace) -> int:
             "passes": passes,
             "seconds": round(seconds, 3),
         }
+        if model.config.full_attn_mask:
+            report |= answer_confidences(processor, tokens.tolist(), output.token_logprobs[0])
         print(json.dumps(report, ensure_ascii=False))
     else:
         print(answer)
         print(f"{passes} forward pass{'' if passes == 1 else 'es'}, {seconds:.2f} s", file=sys.stderr)
     return 0
+
+
+def answer_confidences(
+    processor: "ProcessorMixin", tokens: list[int], token_logprobs: "torch.Tensor"
+) -> dict[str, Any]:
+    """
+    Args:
+        processor ([`DimpleProcessor`]):
+            Decodes single tokens.
+        tokens (`list[int]`), token_logprobs (`torch.FloatTensor` of shape `(answer_length,)`):
+            The answer, and what [`DimpleGenerationOutput`] has about it; NaN after the end.
+
+    Returns:
+        `dict[str, Any]`: `confidence`, the probability of the answer if its tokens were independent, and `tokens`, the
+        `token` and the `confidence` of each up to the end.
+    """
+    generated = [(token, logprob) for token, logprob in zip(tokens, token_logprobs, strict=True) if logprob == logprob]
+    return {
+        "confidence": token_logprobs.nansum().exp().item(),
+        "tokens": [{"token": processor.decode([token]), "confidence": p.exp().item()} for token, p in generated],
+    }
 
 
 def resolve_question(args: argparse.Namespace) -> tuple[str, list[Path]]:
