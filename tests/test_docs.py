@@ -120,10 +120,10 @@ def test_links_between_documents_lead_to_files(repo_root: Path) -> None:
 
 def test_make_targets_in_documents_exist(repo_root: Path) -> None:
     """Every `make TARGET` that a document names is a target of the Makefile."""
-    targets = set(re.findall(r"^([a-z]+):", (repo_root / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (repo_root / "Makefile").read_text(), re.M))
     for document in documents(repo_root):
-        named = set(re.findall(r"`make ([a-z]+)", document.read_text())) | set(
-            re.findall(r"^make ([a-z]+)", document.read_text(), re.M)
+        named = set(re.findall(r"`make ([a-z-]+)", document.read_text())) | set(
+            re.findall(r"^make ([a-z-]+)", document.read_text(), re.M)
         )
         assert named <= targets, f"{document.name}: {named - targets}"
     assert "demo" in targets

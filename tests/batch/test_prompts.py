@@ -25,7 +25,7 @@ import PIL.Image
 import pytest
 from transformers import ProcessorMixin
 
-from dimple_hf.batch.prompts import PromptReader, UndecodedRows, count_image_tokens, make_prompt, open_rows
+from dimple_hf.batch.prompts import PromptReader, count_image_tokens, make_prompt, open_rows
 from dimple_hf.data.sources import Source
 
 ASK = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Read the form."}]}
@@ -63,15 +63,17 @@ def test_make_prompt_takes_every_form_of_row_and_image(tmp_path: Path, processor
 BAD_ROWS: dict[str, Any] = {
     "must be a readable image (there is no such file": {"messages": [ASK], "images": ["missing.png"]},
     "must be a PNG, JPEG, WEBP": {"messages": [ASK], "images": ["text.png"]},
-    "image 0 must be readable (got 90 bytes: image file is truncated": {
+    "image 0 (of 90 bytes) must be a readable image (image file is truncated": {
         "messages": [ASK],
         "images": [{"bytes": png()[:90]}],
     },
     "image 0 must be readable (got text as `bytes`": {"messages": [ASK], "images": [{"bytes": "no base64"}]},
-    "image 0 must be readable (got 4 bytes": {"messages": [ASK], "images": [b"junk"]},
-    "roles must be one of system, user, assistant (got 'bot')": {"messages": [{"role": "bot", "content": "hi"}]},
+    "image 0 (of 4 bytes) must be a PNG, JPEG": {"messages": [ASK], "images": [b"junk"]},
+    "roles must be one of system, user, human, assistant, gpt (got 'bot')": {
+        "messages": [{"role": "bot", "content": "hi"}]
+    },
     "it must end with a user turn, or with one and its answer": {"messages": [ANSWER]},
-    "it must have `messages` or `conversations` (got text, id)": {"text": "hi"},
+    "it must have `messages`, `conversations` or `prompt` and `completion` (got text, id": {"text": "hi"},
     "`messages` must be a list of mappings (got 'hi')": {"messages": "hi"},
     "surrogates not allowed": {"messages": [{"role": "user", "content": "\ud800"}]},
 }
@@ -99,11 +101,13 @@ def test_bad_line_of_a_file_is_the_fault_of_its_row_alone(tmp_path: Path, proces
     reader = PromptReader(rows, processor, folder)
     prompts = [reader.read(index) for index in range(3)]
     labels = [{name: value for name, value in prompt.label.items() if name != "digest"} for prompt in prompts]
-    assert labels == [{"row": 0, "id": "rows.jsonl:1"}, {"row": 1}, {"row": 2}]
+    assert labels == [
+        {"row": 0, "id": "rows.jsonl:1"}, {"row": 1, "id": "rows.jsonl[1]"}, {"row": 2, "id": "rows.jsonl[2]"}
+    ]  # fmt: skip
     assert [prompt.label["digest"] for prompt in prompts] == [reader.digest(index) for index in range(3)]
     assert prompts[0].error is None
-    assert str(prompts[1].error).startswith("rows.jsonl:3 must be a JSON object (got an error: ")
-    assert prompts[2].error == "rows.jsonl:4 must be a JSON object (got list)"
+    assert "rows.jsonl:3 must be a JSON object (got an error: " in str(prompts[1].error)
+    assert "rows.jsonl:4 must be a JSON object (got list)" in str(prompts[2].error)
     assert [reader.count_tokens(index) > 0 for index in range(3)] == [True, False, False]
 
 
@@ -149,13 +153,12 @@ def test_rows_of_a_saved_data_set_are_not_decoded(tmp_path: Path, processor: Pro
     dataset = dataset.add_column("messages", [[ASK], [ASK]])
     dataset.save_to_disk(tmp_path / "saved")
     rows, folder = open_rows(Source(str(tmp_path / "saved")))
-    assert isinstance(rows, UndecodedRows)
     assert (len(rows), folder) == (2, None)
     prompts = [PromptReader(rows, processor, folder).read(index) for index in range(2)]
     assert [(prompt.label["row"], prompt.label["id"]) for prompt in prompts] == [(0, 7), (1, 8)]
     assert prompts[0].error is None
     assert prompts[0].images[0].size == (60, 40)
-    assert "image 0 must be readable (got 90 bytes" in str(prompts[1].error)
+    assert "image 0 (of 90 bytes) must be a readable image" in str(prompts[1].error)
     with pytest.raises(OSError, match="truncated"):  # control
         dataset[1]
 
@@ -165,4 +168,5 @@ def test_open_rows_of_a_function_stay_as_they_are(tmp_path: Path, monkeypatch: p
     (tmp_path / "some_rows_module.py").write_text(f"def rows():\n    return [{json.dumps({'messages': [ASK]})}] * 2\n")
     monkeypatch.chdir(tmp_path)
     rows, folder = open_rows(Source("some_rows_module:rows"))
-    assert (rows, folder) == ([{"messages": [ASK]}] * 2, None)
+    assert [row["messages"] for row in (rows[0], rows[1])] == [[ASK]] * 2
+    assert (len(rows), folder) == (2, None)

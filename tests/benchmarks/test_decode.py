@@ -275,7 +275,8 @@ def test_tables_show_each_arm_and_each_floor(report: tuple[dict[str, Any], Path]
     assert steps[2].endswith("|  |  |  |  |  |")
     floors = decode_report.format_floor_table(report[0]).splitlines()
     assert (
-        floors[0] == "| batch | answer | `plain` | `plain_prompt` | `none` | `prompt` | `refresh` | `block` | `dual` |"
+        floors[0]
+        == "| batch | answer | `plain` | `plain_prompt` | `none` | `prompt` | `refresh` | `prefix` | `dual` |"
     )
     dual = report[0]["results"][1]["arms"]["dual"]
     assert floors[3].split(" | ")[-1] == f"{dual['step_ms'] / dual['floor_ms']:.2f} |"

@@ -70,7 +70,13 @@ def test_batch_answers_every_row_and_names_the_bad_ones(
     assert "2 answered, 3 failed, 0 left" in capsys.readouterr().err
     lines = lines_of(tmp_path / "answers.jsonl")
     assert [line["row"] for line in lines] == list(range(5))
-    assert [line.get("id") for line in lines] == ["first", "rows.jsonl:2", "rows.jsonl:3", None, "rows.jsonl:5"]
+    assert [line.get("id") for line in lines] == [
+        "first",
+        "rows.jsonl:2",
+        "rows.jsonl:3",
+        "rows.jsonl[3]",
+        "rows.jsonl:5",
+    ]
     for line, question in zip(lines, ("What is it?", "Which colour has it, and how many are there?"), strict=False):
         image = str(tmp_path / "images" / f"{line['row']}.png")
         options = ["--model", str(parity_dir / "checkpoint"), "--image", image, "--max-new-tokens", "8", "--json"]

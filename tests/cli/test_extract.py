@@ -83,6 +83,43 @@ def test_extract_in_batches_gives_the_lines_of_single_images(
     assert lines_of(capsys.readouterr().out) == single
 
 
+def test_extract_lists_bounds_and_marks_what_they_cut_short(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An untrained model fills any canvas; one more option of the schema is another run."""
+    open_schema = {"type": "array", "items": {"type": ["string", "integer"]}, "x-note": "names"}
+    (tmp_path / "open.json").write_text(json.dumps(open_schema))
+    command = [*arguments, "--image", str(folder / "a.png"), "--schema", str(tmp_path / "open.json")]
+    assert main([*command, "--max-digits", "3", "--max-tokens", "12", "--verbose"]) == 0
+    captured = capsys.readouterr()
+    (line,) = lines_of(captured.out)
+    Draft202012Validator(open_schema).validate(line["value"])
+    assert line["truncated"] is True
+    assert "bounded: numbers: at most 3 digits before and after the point" in captured.err
+    assert "bounded: length: 12 tokens in all" in captured.err
+    assert "ignored: $.x-note" in captured.err
+    assert main(command) == 0
+    assert "bounded" not in capsys.readouterr().err
+    assert main([*arguments, "--image", str(folder / "a.png")]) == 0
+    assert "truncated" not in lines_of(capsys.readouterr().out)[0]  # its values have bounds of their own
+
+
+def test_extract_options_of_the_form_are_settings_of_the_run(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """And reach the schema, whose refusals name them."""
+    command = [*arguments, "--image", str(folder / "a.png"), "--output", str(tmp_path / "lines.jsonl")]
+    assert main(command) == 0
+    capsys.readouterr()
+    for name, value, default in (("max-items", 5, 4), ("max-digits", 3, 18), ("max-tokens", 99, None)):
+        assert main([*command, f"--{name}", "0"]) == 1
+        assert f"`{name.replace('-', '_')}` must be at least 1" in capsys.readouterr().err
+        assert main([*command, f"--{name}", str(value)]) == 1
+        assert f"{name.replace('-', '_')}={default} (got {value})" in capsys.readouterr().err
+    assert main([*command[:-2], "--layout", "padded", "--max-tokens", "9"]) == 1
+    assert "`max_tokens` must be None with the layout" in capsys.readouterr().err
+
+
 def test_extract_with_confidence_writes_a_tree_beside_each_value(
     arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -213,7 +250,7 @@ def test_extract_reads_a_data_set(
     ("schema", "message"),
     [
         ("{", "`--schema` must be a file with a JSON schema"),
-        ('{"type": "array"}', "`schema` must have 'items' at $"),
+        ('{"type": "strin"}', "`schema` must have a type or a list of types at $.type (got 'strin')"),
         ('{"type": "string", "pattern": "^x{99}$", "x-max-tokens": 9}', "$ must be longer"),
         ("[]", "`schema` must be a dict or a pydantic model class (got list)"),
     ],
@@ -230,7 +267,8 @@ def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
     """One line with the position of the fault."""
     (tmp_path / "schema.json").write_text(schema)
     monkeypatch.setattr("transformers.AutoModelForImageTextToText", None)
-    assert main([*arguments, "--image", str(parity_dir / "tiny" / "images" / "0.png")]) == 1
+    image = str(parity_dir / "tiny" / "images" / "0.png")
+    assert main([*arguments, "--layout", "padded", "--image", image]) == 1
     assert message in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@
 """`token_logprobs`, `commit_steps` and `logits`: how sure the model was of each token when it was committed."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,26 @@ def test_rows_of_a_batch_have_the_confidence_of_the_rows_alone(model: DimpleForC
         assert torch.equal(together.commit_steps[row], alone.commit_steps[0])
     assert decode(model, *MIXED_PROMPTS, num_return_sequences=2, do_sample=True).token_logprobs.shape == (8, LENGTH)
     assert together.logits is None  # on request
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler_config": WinoConfig(0.25, 0.3)}, {"do_sample": True}])
+def test_top_tokens_are_those_of_the_logits_that_positions_were_committed_from(
+    model: DimpleForConditionalGeneration, options: dict[str, Any]
+) -> None:
+    """Where a caller of the loop wants them, as the server does."""
+    torch.manual_seed(3)
+    inputs = model_inputs(*MIXED_PROMPTS)
+    call = model.prepare_generation(inputs.pop("input_ids"), **inputs, max_new_tokens=LENGTH, **options)
+    assert all(state.result.top_ids is None for state in call.states())  # control
+    call = model.prepare_generation(**model_inputs(*MIXED_PROMPTS), max_new_tokens=LENGTH, **options)
+    call = replace(call, sampler=replace(call.sampler, num_top_logprobs=3, keeps_logits=True))
+    *_, last = call.states()
+    committed = last.result.commit_steps >= 0
+    top = last.result.logits[committed].float().log_softmax(dim=-1).topk(3)
+    torch.testing.assert_close(last.result.top_logprobs[committed], top.values)
+    assert torch.equal(last.result.top_ids[committed], top.indices)
+    assert (last.result.top_logprobs[~committed] == -torch.inf).all()
+    assert committed.any()
 
 
 def test_confidence_takes_no_forward_passes_and_is_in_every_step(model: DimpleForConditionalGeneration) -> None:

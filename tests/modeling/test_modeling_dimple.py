@@ -580,6 +580,17 @@ def test_loss_weighting_elbo_divides_by_the_noise_level() -> None:
     torch.testing.assert_close(one.loss, one.token_losses[one.token_losses != -100].sum() * 4 / 16)
 
 
+def test_hybrid_loss_is_the_diffusion_loss_and_the_weighted_causal_one() -> None:
+    """`causal_loss_weight` times the next-token loss of the clean text is added."""
+    inputs = labelled(*MIXED_PROMPTS)
+    masks = {"masked_positions": inputs.pop("masked_positions")}
+    model = tiny_model()
+    diffusion, causal = model(**inputs, **masks).loss, model(**inputs, is_causal=True).loss
+    hybrid = tiny_model(causal_loss_weight=0.5)(**inputs, **masks).loss
+    torch.testing.assert_close(hybrid, diffusion + 0.5 * causal)
+    assert not torch.allclose(hybrid, diffusion)  # control
+
+
 def test_complementary_masks_train_on_every_answer_token_once() -> None:
     """A mask and its complement, each in a row of its own: the mean of both is over all supervised tokens."""
     model, both = tiny_model(), tiny_model(complementary_masks=True)

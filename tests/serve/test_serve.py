@@ -15,13 +15,14 @@
 
 import asyncio
 import json
+import math
 import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import openai
@@ -154,14 +155,20 @@ def test_answers_under_two_hundred_schemas_are_valid(client: openai.OpenAI) -> N
 
 
 def test_pydantic_classes_are_answered_with_their_objects(client: openai.OpenAI) -> None:
-    """The client's own way to ask for a schema."""
+    """The client's own way to ask for a schema. It refuses an answer that a bound may have cut."""
 
     class Form(BaseModel):
         price: int = Field(ge=0, le=9999)
-        floor: int | None
+        floor: int | None = Field(ge=0, le=99)
 
-    answer = client.chat.completions.parse(model="forms", messages=messages(0), response_format=Form)
+    class Unbounded(BaseModel):
+        items: list[Literal["x"]] = Field(min_length=3)
+
+    options = {"model": "forms", "messages": messages(0)}
+    answer = client.chat.completions.parse(response_format=Form, **options)
     assert isinstance(answer.choices[0].message.parsed, Form)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(response_format=Unbounded, max_tokens=16, **options)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +256,102 @@ def test_stop_strings_cut_whole_answers_and_streams_alike(client: openai.OpenAI)
     assert pieces[-1].choices[0].finish_reason == "stop"
 
 
+def text_of(entries: list[Any]) -> str:
+    """The text of tokens by their bytes."""
+    return bytes(byte for entry in entries for byte in entry.bytes).decode()
+
+
+def test_log_probabilities_are_those_of_generate(
+    client: openai.OpenAI, forms_model: Any, forms_processor: Any
+) -> None:
+    """An entry for each token that counts, with the most probable ones at its position."""
+    inputs = forms_processor.apply_chat_template(
+        chat(1), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    output = forms_model.generate(**inputs, return_dict_in_generate=True)
+    options = {"model": "forms", "messages": messages(1)}
+    answer = client.chat.completions.create(logprobs=True, top_logprobs=3, **options)
+    entries = answer.choices[0].logprobs.content
+    assert text_of(entries) == "".join(entry.token for entry in entries) == answer.choices[0].message.content
+    assert len(entries) == answer.usage.completion_tokens
+    expected = output.token_logprobs[0, : len(entries)].tolist()
+    assert [entry.logprob for entry in entries] == pytest.approx(expected, abs=1e-4)
+    assert min(expected) < -1e-3  # control: not all are certain
+    for entry in entries:
+        tops = [one.logprob for one in entry.top_logprobs]
+        assert tops == sorted(tops, reverse=True)
+        assert (len(tops), entry.top_logprobs[0].token) == (3, entry.token)
+        assert tops[0] == pytest.approx(entry.logprob, abs=1e-4)
+    plain = client.chat.completions.create(logprobs=True, **options).choices[0].logprobs.content
+    assert [entry.top_logprobs for entry in plain] == [[]] * len(entries)
+    assert client.chat.completions.create(**options).choices[0].logprobs is None
+
+
+def test_log_probabilities_are_streamed_with_their_text(client: openai.OpenAI) -> None:
+    """And cut with it: what is in the stop string alone has no entry."""
+    options = {"model": "forms", "messages": messages(0), "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**options).choices[0]
+    pieces = [piece.choices[0] for piece in client.chat.completions.create(stream=True, **options)]
+    sent = [piece for piece in pieces if piece.logprobs is not None]
+    assert [entry for piece in sent for entry in piece.logprobs.content] == whole.logprobs.content
+    assert len(sent) > 1  # control
+    assert all(text_of(piece.logprobs.content) == piece.delta.content for piece in sent)
+    stop = whole.message.content[4:6]
+    cut = client.chat.completions.create(stop=stop, **options).choices[0]
+    assert text_of(cut.logprobs.content).startswith(cut.message.content)
+    assert cut.logprobs.content == whole.logprobs.content[: len(cut.logprobs.content)]
+    assert len(text_of(cut.logprobs.content[:-1])) < len(cut.message.content) < len(whole.message.content)
+    streamed = [
+        piece.choices[0].logprobs for piece in client.chat.completions.create(stop=stop, stream=True, **options)
+    ]
+    assert [entry for one in streamed if one for entry in one.content] == cut.logprobs.content
+    with pytest.raises(openai.BadRequestError, match="less than or equal to 20"):
+        client.chat.completions.create(**options | {"top_logprobs": 21})
+
+
+def test_log_probabilities_under_a_schema_are_those_of_possible_tokens(client: openai.OpenAI) -> None:
+    """What stands there before the first step has 0 and no alternative; padding has no entry."""
+    schema = {"type": "object", "properties": {"floor": {"enum": [1, 2]}}, "required": ["floor"]}
+    response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    options = {"model": "forms", "messages": messages(0), "logprobs": True, "top_logprobs": 20}
+    choice = client.chat.completions.create(response_format=response_format, **options).choices[0]
+    entries = choice.logprobs.content
+    assert text_of(entries) == choice.message.content
+    first = entries[0]
+    assert (first.logprob, [one.token for one in first.top_logprobs]) == (0, [first.token])
+    digit = next(entry for entry in entries if entry.token in ("1", "2"))
+    assert digit.logprob < 0
+    assert {one.token for one in digit.top_logprobs} <= {"1", "2", " "}
+    total = sum(math.exp(one.logprob) for one in digit.top_logprobs)
+    assert total == pytest.approx(1, abs=1e-4)
+    assert all(
+        len(entry.top_logprobs) == 20
+        for entry in client.chat.completions.create(**options).choices[0].logprobs.content
+    )  # control
+
+
+def test_log_probabilities_of_calls_are_those_of_their_json(client: openai.OpenAI) -> None:
+    """As the model writes it, whole and streamed."""
+    named = {"type": "function", "function": {"name": "leave"}}
+    options = {"model": "forms", "messages": messages(0), "logprobs": True, "tool_choice": named, "tools": [named]}
+    whole = client.chat.completions.create(**options).choices[0]
+    assert json.loads(text_of(whole.logprobs.content))["name"] == "leave"
+    pieces = [piece.choices[0] for piece in client.chat.completions.create(stream=True, **options)]
+    assert [entry for piece in pieces if piece.logprobs for entry in piece.logprobs.content] == whole.logprobs.content
+
+
+def test_answer_that_touches_a_bound_ends_by_its_length(client: openai.OpenAI) -> None:
+    """The schema allows more items than its canvas: three fill it."""
+    schema = {"type": "array", "items": {"const": "x"}, "minItems": 3}
+    response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    options = {"model": "forms", "messages": messages(0), "response_format": response_format}
+    short = client.chat.completions.create(max_tokens=11, **options).choices[0]
+    assert (json.loads(short.message.content), short.finish_reason) == (["x"] * 3, "length")
+    schema |= {"maxItems": 3}  # control: it allows no more, and its canvas has the positions
+    whole = client.chat.completions.create(**options).choices[0]
+    assert (json.loads(whole.message.content), whole.finish_reason) == (["x"] * 3, "stop")
+
+
 def test_several_choices_are_drawn_with_their_own_seeds(client: openai.OpenAI) -> None:
     options = {"model": "forms", "messages": [{"role": "user", "content": "Hello."}], "temperature": 2, "seed": 1}
     answer = client.chat.completions.create(n=3, max_tokens=12, **options)
@@ -332,7 +435,7 @@ def send_raw(url: str, sent: bytes) -> socket.socket:
     """A request of which the test can let go."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    head = ["POST /v1/chat/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
     connection.sendall("\r\n".join([*head, f"Content-Length: {len(sent)}", "", ""]).encode() + sent)
     return connection
 
@@ -393,7 +496,7 @@ def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerPr
         pieces = [piece.choices[0] for piece in stream]
         assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 200
         assert pieces[-1].finish_reason == "stop"
-    assert server.stop() == 0
+    assert server.process.wait(timeout=120) == 0
     assert any("Finished server process" in line for line in server.lines)
 
 

@@ -25,8 +25,8 @@ from server_process import QUESTIONS, chat, noise_image, own_answer
 from dimple_hf import StructurePrior
 from dimple_hf.modeling.denoising_dimple import Sampler
 from dimple_hf.serve.batch import Batch
-from dimple_hf.serve.jobs import Job, Progress, ServerFault, collate, final_beginning
-from dimple_hf.serve.replies import GrowingText
+from dimple_hf.serve.jobs import Job, Progress, ServerFault, TokenLogprob, collate, final_beginning
+from dimple_hf.serve.replies import GrowingText, Logprobs
 from dimple_hf.serve.worker import Worker, admit_first, length_class
 
 #: One position a pass, so that there are as many passes as positions.
@@ -177,6 +177,35 @@ def test_growing_text_is_cut_at_the_first_stop_string(
     assert (whole.num_tokens, text.num_tokens) == (num_tokens, num_tokens)
     assert whole.is_cut == text.is_cut == (answer != "abc")
     assert text.push([*data, 120], True) == ("" if text.is_cut else "x")
+
+
+def test_tokens_are_sent_with_the_text_that_they_make() -> None:
+    """Those of a character come together; a token that a stop string cuts counts, what the string holds does not."""
+    data, text = list("a€bcd".encode()), growing("cd")
+    counts = []
+    for length in range(1, len(data) + 1):
+        text.push(data[:length], length == len(data))
+        counts.append(text.num_sent(data[:length], length == len(data)))
+    assert (counts, text.num_tokens) == ([1, 1, 1, 4, 5, 5, 5], 7)
+    in_part = GrowingText(lambda tokens: "ab" * len(tokens), ["ba"])
+    assert (in_part.push([1, 2, 3], True), in_part.num_sent([1, 2, 3], True)) == ("a", 1)
+    cut_off = growing()
+    assert cut_off.push(data[:3], True) == "a\ufffd"
+    assert (cut_off.num_sent(data[:3], True), cut_off.num_sent(data[:3], False)) == (3, 2)
+
+
+def test_log_probabilities_have_the_bytes_of_tokens(forms_processor: Any) -> None:
+    """Half a character has no text of its own; special tokens are listed as alternatives only, without bytes."""
+    tokenizer = forms_processor.tokenizer
+    tokens = tokenizer("é", add_special_tokens=False)["input_ids"]
+    assert len(tokens) == 2  # control
+    beyond, end = len(tokenizer), tokenizer.eos_token_id
+    sent = [TokenLogprob(tokens[0], -0.5, [(end, -0.1), (beyond, -9.0)]), TokenLogprob(end, 0.0, [])]
+    sent.append(TokenLogprob(tokens[1], 0.0, []))
+    first, second = Logprobs(tokenizer).entries(sent)
+    assert bytes(first["bytes"] + second["bytes"]).decode() == "é"
+    assert (first["token"], first["logprob"]) == ("\ufffd", -0.5)
+    assert [(one["token"], one["bytes"]) for one in first["top_logprobs"]] == [(tokenizer.eos_token, None), ("", [])]
 
 
 def test_answers_of_rows_that_join_and_leave_are_those_of_generate(

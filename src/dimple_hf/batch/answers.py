@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,7 +104,8 @@ class Answerer:
 
         Returns:
             `list[dict[str, Any]]`: For each row `{"answer": text}`, or under a prior `{"value": what it reads}`; with
-            `return_confidence` also `confidence`, a probability in [0, 1] or under a prior a tree of them; and
+            `return_confidence` also `confidence`, a probability in [0, 1] or under a prior a tree of them; with
+            `truncated` where a longer canvas may have given a longer answer ([`~StructurePrior.touched_bound`]); and
             `passes` (forward passes) if the model is in bidirectional mode. `{"error": reason}`, with `passes`, where
             the prior's class refuses what the answer says.
 
@@ -115,27 +116,32 @@ class Answerer:
         inputs = inputs.to(self.model.device)
         canvas = {} if self.prior is None else canvas_inputs(self.prior, num_rows, self.processor.tokenizer)
         output = self.model.generate(**inputs, **canvas, **self.options, do_sample=False, return_dict_in_generate=True)
-        lines = self._read_free(output, prompt_length) if self.prior is None else self._read_values(output)
+        read = self._read_texts if self.prior is None else self._read_values
+        lines = read(output, output.sequences[:, prompt_length:])
         passes = output.get("num_forward_passes")  # not counted in causal mode
         if passes is not None:
             lines = [line | {"passes": count} for line, count in zip(lines, passes.tolist(), strict=True)]
         return lines
 
-    def _read_free(self, output: Any, prompt_length: int) -> list[dict[str, Any]]:
-        texts = self.processor.batch_decode(output.sequences[:, prompt_length:], skip_special_tokens=True)
+    def _read_texts(self, output: Any, answers: torch.Tensor) -> list[dict[str, Any]]:
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         lines: list[dict[str, Any]] = [{"answer": text} for text in texts]
         if self.return_confidence:
             confidences = output.token_logprobs.nansum(dim=1).exp().tolist()
             lines = [line | {"confidence": value} for line, value in zip(lines, confidences, strict=True)]
         return lines
 
-    def _read_values(self, output: Any) -> list[dict[str, Any]]:
-        priors = [self.prior] * len(output.sequences)
+    def _read_values(self, output: Any, answers: torch.Tensor) -> list[dict[str, Any]]:
+        prior = cast(StructurePrior, self.prior)
+        priors = [prior] * len(answers)
         if self.return_confidence:
             values, confidences = self.processor.parse(output, priors, return_confidence=True)
             lines = [{"value": value, "confidence": tree} for value, tree in zip(values, confidences, strict=True)]
         else:
             lines = [{"value": value} for value in self.processor.parse(output, priors)]
+        for line, answer in zip(lines, answers.tolist(), strict=True):
+            if prior.touched_bound(self.processor.tokenizer, answer):
+                line["truncated"] = True
         return [{"error": str(line["value"])} if isinstance(line["value"], Exception) else line for line in lines]
 
 

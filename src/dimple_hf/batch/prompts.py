@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from datasets import Dataset
 from transformers import ProcessorMixin
 
 from ..data.examples import Conversation, read_prompt
@@ -203,25 +202,6 @@ def count_image_tokens(source: Any, processor: ProcessorMixin) -> int:
     return num_patches // image_processor.merge_size**2
 
 
-class UndecodedRows:
-    """
-    Rows of a data set without its own decoding of images, so that a broken one is found as the fault of its row.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Of files, not of a function's making.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._tables = dataset.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self._tables)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._tables[index].to_pylist()[0]
-
-
 def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]:
     """
     Args:
@@ -235,10 +215,7 @@ def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]
     Raises:
         ValueError: As [`Source.load`].
     """
-    rows = source.load(Path.cwd())
-    if source.kind in ("directory", "hub"):
-        rows = UndecodedRows(rows)
-    return rows, Path(source.location).parent if source.kind == "file" else None
+    return source.load(Path.cwd()), Path(source.location).parent if source.kind == "file" else None
 
 
 def _check_files(images: Sequence[Any]) -> None:

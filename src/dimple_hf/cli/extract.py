@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .answering import (
     add_answering_arguments,
@@ -31,7 +31,13 @@ from .answering import (
 )
 from .arguments import default_question
 
+if TYPE_CHECKING:
+    from ..processing import StructurePrior
+
 HELP = "read images into JSON that is valid for a schema"
+
+#: Options of `StructurePrior.from_json_schema` that have an argument of their name.
+FORM_OPTIONS = ("max_string_tokens", "max_items", "max_digits", "max_tokens", "layout")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, help="file for the lines, gone on with where it is there (default: standard output)"
     )
+    add_form_arguments(parser)
+    add_answering_arguments(parser, batch_size=1)
+    add_confidence_arguments(parser)
+
+
+def add_form_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of [`StructurePrior.from_json_schema`]: bounds of what the schema leaves open, the layout."""
     parser.add_argument(
         "--max-string-tokens", type=int, default=16, help="of a string without `maxLength` (%(default)s)"
     )
+    parser.add_argument(
+        "--max-items", type=int, default=4, help="that an array without `maxItems` has positions for (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-digits", type=int, default=18, help="of a number, before the point and after it (%(default)s)"
+    )
+    parser.add_argument("--max-tokens", type=int, help="of an answer (default: what its values usually need)")
     parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
-    add_answering_arguments(parser, batch_size=1)
-    add_confidence_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="list ignored keywords and bounds of the schema")
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,12 +83,16 @@ def run(args: argparse.Namespace) -> int:
     from ..batch.answers import Answerer
     from ..batch.results import open_results
     from ..processing import StructurePrior
+    from .loading import load_processor
 
     check_batch_size(args.batch_size)
     schema = read_schema(args.schema)
-    form = {"max_string_tokens": args.max_string_tokens, "layout": args.layout}
-    prior = StructurePrior.from_json_schema(schema, max_string_tokens=args.max_string_tokens, layout=args.layout)
+    form = {name: getattr(args, name) for name in FORM_OPTIONS}
+    prior = StructurePrior.from_json_schema(schema, **form)
     question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
+    if args.verbose:
+        prior.canvas(load_processor(args.model).tokenizer)  # bounds the length of the answer
+        print("\n".join(describe_prior(prior)), file=sys.stderr)
     sources, images = dataset_images(args) if args.dataset is not None else file_images(args.image)
     options = {"confidence_threshold": args.confidence_threshold}
     settings = {"command": "extract", "question": question, "schema": schema, "confidence": args.confidence}
@@ -78,6 +101,19 @@ def run(args: argparse.Namespace) -> int:
     make_answerer = partial(Answerer, return_confidence=args.confidence)
     rows = ImageRows(images, question)
     return answer_into(results, rows, args, options, prior, sources=sources, make_answerer=make_answerer)
+
+
+def describe_prior(prior: "StructurePrior") -> list[str]:
+    """
+    Args:
+        prior ([`StructurePrior`]):
+            A prior that has a canvas.
+
+    Returns:
+        `list[str]`: A line for each keyword of its schema that is ignored, and for each bound that it adds.
+    """
+    ignored = [f"ignored: {path}" for path in prior.ignored]
+    return ignored + [f"bounded: {path}: {bound}" for path, bound in prior.bounds.items()]
 
 
 class ImageRows(Sequence[Mapping[str, Any]]):

@@ -66,6 +66,11 @@ class DecodingResult:
             The step, from 0, that last committed each position; -1 where none did.
         logits (`torch.FloatTensor` of shape `(batch_size, answer_length, vocab_size)`, *optional*):
             The scores that each position was committed from; NaN where it was not. On request.
+        top_logprobs (`torch.FloatTensor` of shape `(batch_size, answer_length, num_top_logprobs)`, *optional*):
+            The largest log-probabilities of the distribution that each position was committed from, descending; -inf
+            where nothing was. On request.
+        top_ids (`torch.LongTensor` of shape `(batch_size, answer_length, num_top_logprobs)`, *optional*):
+            Their tokens.
     """
 
     answer_ids: torch.Tensor
@@ -75,6 +80,8 @@ class DecodingResult:
     token_logprobs: torch.Tensor
     commit_steps: torch.Tensor
     logits: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
+    top_ids: torch.Tensor | None = None
 
 
 @dataclass
@@ -197,6 +204,18 @@ class DecodingState:
             row, position = chosen.nonzero(as_tuple=True)
             result.logits[rows[row], position] = logits[chosen[self.scored]]
 
+    def record_top(self, chosen: torch.Tensor, logits: torch.Tensor, num_top: int) -> None:
+        """Writes the `num_top` (`int`) most probable tokens of the positions committed now into the result; the other
+        arguments as for [`~DecodingState.record`]."""
+        result, shape = self.result, (*self.result.answer_ids.shape, num_top)
+        if result.top_logprobs is None or result.top_ids is None:
+            result.top_logprobs = torch.full(shape, -torch.inf, device=logits.device)
+            result.top_ids = torch.zeros(shape, dtype=torch.long, device=logits.device)
+        row, position = chosen.nonzero(as_tuple=True)
+        top = logits[chosen[self.scored]].float().log_softmax(dim=-1).topk(num_top, dim=-1)
+        result.top_logprobs[self.rows[row], position] = top.values
+        result.top_ids[self.rows[row], position] = top.indices
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -224,6 +243,8 @@ class Sampler:
             What the answers must keep to.
         keeps_logits (`bool`, defaults to `False`):
             Whether the result has the logits that positions were committed from.
+        num_top_logprobs (`int`, defaults to 0):
+            How many of the most probable tokens of each committed position the result has; at most the vocabulary.
     """
 
     num_steps: int
@@ -238,6 +259,7 @@ class Sampler:
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     constraint: AnswerConstraint | None = None
     keeps_logits: bool = False
+    num_top_logprobs: int = 0
 
     @property
     def remask(self) -> SamplerRule | None:
@@ -323,6 +345,8 @@ class Sampler:
         if rejected is not None:
             state.answer = state.answer.masked_fill(rejected, self.mask_token_id)
         state.record(chosen, probability, logits if self.keeps_logits else None)
+        if self.num_top_logprobs:
+            state.record_top(chosen, logits, self.num_top_logprobs)
         return logits
 
     def mask_logits(self, state: DecodingState, logits: torch.Tensor) -> torch.Tensor:

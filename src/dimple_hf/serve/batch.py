@@ -24,6 +24,7 @@ of its neighbours.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from torch.nn.functional import pad
 from ..modeling.canvas_dimple import CanvasRunner
 from ..modeling.denoising_dimple import DecodingState, Sampler
 from ..processing.structure_prior_dimple import canvas_inputs
-from .jobs import FAILED, Job, Progress, ServerFault, final_beginning
+from .jobs import FAILED, Job, Progress, ServerFault, TokenLogprob, final_beginning
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class Row:
 
     def __init__(self, job: Job, model: Any, tokenizer: Any, end_token_ids: frozenset[int]):
         self.job = job
-        self.is_free = job.prior is None
-        self.end_token_ids = end_token_ids if self.is_free else frozenset[int]()
+        self.tokenizer = tokenizer
+        self.end_token_ids = end_token_ids if job.prior is None else frozenset[int]()
         options: dict[str, Any] = job.options | job.inputs | {"max_new_tokens": job.answer_length}
         options |= (
             {"eos_token_id": sorted(end_token_ids)} if job.prior is None else canvas_inputs(job.prior, 1, tokenizer)
@@ -66,9 +67,11 @@ class Row:
         canvas, num_passes = call.start()
         self.runner: CanvasRunner = call.runner
         self.prompt = call.runner.input_ids
-        self.sampler: Sampler = call.sampler
+        num_top = min(job.num_top_logprobs or 0, model.config.vocab_size)
+        self.sampler: Sampler = replace(call.sampler, num_top_logprobs=num_top)
         self.state = DecodingState.start(canvas, self.sampler.mask_token_id, num_passes)
         self.step = self.num_tokens = 0
+        self.logprobs: list[TokenLogprob] = []
         self.random = None if job.seed is None else _random_state_of(job.seed, model.device)
 
     def begin_step(self) -> torch.Tensor:
@@ -89,6 +92,28 @@ class Row:
             _set_random_state(self.random, logits.device)
             self.sampler.commit(self.state, self.sampler.process(self.state, self.prompt, logits))
             self.random = _random_state(logits.device)
+
+    def progress(self, tokens: list[int], is_last: bool, is_at_end: bool) -> Progress:
+        """How far the answer has come with its final `tokens`; `is_at_end` where an end token follows them."""
+        self.num_tokens = len(tokens)
+        if self.job.num_top_logprobs is not None:
+            self._read_logprobs(tokens)
+        prior = self.job.prior
+        if prior is not None and is_last:
+            is_at_end = not prior.touched_bound(self.tokenizer, tokens)
+        return Progress(tokens, is_last, is_at_end, list(self.logprobs))
+
+    def _read_logprobs(self, tokens: list[int]) -> None:
+        """Reads the log-probabilities of the tokens that are new; the device has finished their step already."""
+        new, result = slice(len(self.logprobs), len(tokens)), self.state.result
+        logprobs = result.token_logprobs[0, new].tolist()
+        tops: list[list[tuple[int, float]]] = [[] for _ in logprobs]
+        if result.top_ids is not None and result.top_logprobs is not None:
+            pairs = zip(result.top_ids[0, new].tolist(), result.top_logprobs[0, new].tolist(), strict=True)
+            tops = [[pair for pair in zip(*each, strict=True) if pair[1] > float("-inf")] for each in pairs]
+        for token, logprob, top in zip(tokens[new], logprobs, tops, strict=True):
+            is_given = self.sampler.num_top_logprobs > 0 and not top
+            self.logprobs.append(TokenLogprob(token, logprob, [(token, 0.0)] if is_given else top))
 
 
 class Batch:
@@ -157,10 +182,7 @@ class Batch:
         width, length = len(tokens_and_flags) // 2, row.state.answer.shape[1]
         tokens, flags = tokens_and_flags[:length], tokens_and_flags[width : width + length]
         beginning, has_ended = final_beginning(tokens, [flag == 1 for flag in flags], row.end_token_ids)
-        row.num_tokens = len(beginning)
-        # An answer under a prior ends, unless it fills a canvas that has fewer positions than values usually need.
-        is_cut = row.job.prior is not None and row.job.prior.max_tokens is not None and tokens[-1] != self.pad_token_id
-        row.job.put(Progress(beginning, count < 0, has_ended or not (row.is_free or is_cut)))
+        row.job.put(row.progress(beginning, count < 0, has_ended))
         return count
 
     def _run(self, counts: list[int]) -> None:

@@ -37,7 +37,7 @@ from .jobs import SHUTTING_DOWN, Job, Progress, ServerFault
 from .limits import MIB, Limits, RefusedRequest, error_body
 from .metrics import Metrics
 from .preparation import Preparation
-from .replies import DONE, GrowingText, Reply, choice_of, event
+from .replies import DONE, GrowingText, Logprobs, Reply, choice_of, event
 from .requests import ChatRequest, parse_request
 from .tools import read_call
 from .worker import Worker
@@ -191,6 +191,9 @@ class Answer:
         self.with_usage = asked.stream_options is not None and asked.stream_options.include_usage is True
         processor = chat.preparation.processor
         self.special_ids = frozenset(processor.tokenizer.all_special_ids)
+        self.form = Logprobs(processor.tokenizer) if asked.logprobs else None
+        self.num_sent = [0] * len(jobs)
+        self.logprobs: list[list[dict[str, Any]]] = [[] for _ in jobs]  # entries that are not sent yet
         ids = jobs[0].inputs["input_ids"]
         self.reply = Reply(chat.name, ids.shape[1], int((ids == processor.image_token_id).sum()))
         decode = partial(processor.decode, skip_special_tokens=True)
@@ -220,7 +223,10 @@ class Answer:
             except ServerFault as fault:
                 response = failed(fault)
             else:
-                choices = [choice_of(index, *self._ending(index)) for index in range(len(self.jobs))]
+                choices = [
+                    choice_of(index, *self._ending(index), self._take_logprobs(index))
+                    for index in range(len(self.jobs))
+                ]
                 response = JSONResponse(self.reply.completion(choices, sum(self.num_tokens)))
             tasks.cancel_scope.cancel()
         return response
@@ -234,13 +240,15 @@ class Answer:
             yield self.reply.chunk(index, {"role": "assistant", "content": None if self.calls_functions else ""})
         try:
             async for index, text in self._pieces():
-                if text and not self.calls_functions:  # a call comes at once, when it can be read
-                    yield self.reply.chunk(index, {"content": text})
+                # A call comes at once, when it can be read.
+                if (text or self.logprobs[index]) and not self.calls_functions:
+                    yield self.reply.chunk(index, {"content": text}, logprobs=self._take_logprobs(index))
                 if self.reasons[index] is not None:
                     message, reason = self._ending(index)
                     if self.calls_functions:
                         calls = [call | {"index": number} for number, call in enumerate(message.get("tool_calls", ()))]
-                        yield self.reply.chunk(index, message | ({"tool_calls": calls} if calls else {}))
+                        delta = message | ({"tool_calls": calls} if calls else {})
+                        yield self.reply.chunk(index, delta, logprobs=self._take_logprobs(index))
                     yield self.reply.chunk(index, {}, reason)
         except ServerFault as fault:
             yield event(error_body(str(fault), "server_error"))
@@ -260,6 +268,7 @@ class Answer:
                 raise update
             growing = self.texts[index]
             text = growing.push(update.tokens, update.is_last)
+            self._add_logprobs(index, update)
             if is_first and growing.sent:
                 self.metrics.observe_first_token(time.monotonic() - self.began)
                 is_first = False
@@ -269,6 +278,20 @@ class Answer:
                 answer = update.tokens[: growing.num_tokens]
                 self.num_tokens[index] = sum(token not in self.special_ids for token in answer)
             yield index, text
+
+    def _add_logprobs(self, index: int, update: Progress) -> None:
+        """Adds the entries of the tokens whose text is new."""
+        if self.form is not None:
+            begin, end = self.num_sent[index], self.texts[index].num_sent(update.tokens, update.is_last)
+            self.logprobs[index] += self.form.entries(update.logprobs[begin:end])
+            self.num_sent[index] = max(begin, end)
+
+    def _take_logprobs(self, index: int) -> list[dict[str, Any]] | None:
+        """The entries that are not sent yet; `None` where none are wanted."""
+        if self.form is None:
+            return None
+        taken, self.logprobs[index] = self.logprobs[index], []
+        return taken
 
     def _ending(self, index: int) -> tuple[dict[str, Any], str]:
         """The message of a choice that has ended, and why it has."""

@@ -15,7 +15,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,24 @@ from ..processing import StructurePrior
 
 #: What the client of a job is told that failed, or that cannot be finished.
 FAILED, SHUTTING_DOWN = "the model failed", "the server is shutting down"
+
+
+class TokenLogprob(NamedTuple):
+    """
+    How probable a token was when it was committed.
+
+    Args:
+        token (`int`):
+            The token.
+        logprob (`float`):
+            Its log-probability; 0 for a given token.
+        top (`list[tuple[int, float]]`):
+            The most probable tokens there and their log-probabilities, the first one first.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -37,11 +55,14 @@ class Progress:
             Whether it is finished.
         has_ended (`bool`):
             Whether it came to its end, not only to the end of its positions.
+        logprobs (`list[TokenLogprob]`):
+            One for each of `tokens` where the job wants them, else empty.
     """
 
     tokens: list[int]
     is_last: bool = False
     has_ended: bool = False
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 class ServerFault(RuntimeError):
@@ -64,6 +85,8 @@ class Job:
             Options of `generate` that say how tokens are chosen.
         seed (`int`, *optional*):
             Seeds what is drawn.
+        num_top_logprobs (`int`, *optional*):
+            How many of the most probable tokens are wanted at each position; `None` for no log-probabilities at all.
         put (`Callable`):
             Takes [`Progress`], or a [`ServerFault`] as the last thing. Called by the worker's thread.
         is_cancelled (`bool`):
@@ -79,6 +102,7 @@ class Job:
     answer_length: int
     options: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    num_top_logprobs: int | None = None
     put: Callable[[Progress | ServerFault], None] = lambda update: None
     is_cancelled: bool = False
     submitted: float = 0.0

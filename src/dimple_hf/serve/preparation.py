@@ -111,7 +111,11 @@ class Preparation:
             inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
             options = sampling_options(request)
             seed = request.seed if options.get("do_sample", self.draws_by_default) else None
-            yield [Job(inputs, prior, length, options, seed_of(seed, index)) for index in range(request.num_choices)]
+            num_top = request.num_top_logprobs
+            yield [
+                Job(inputs, prior, length, options, seed_of(seed, index), num_top)
+                for index in range(request.num_choices)
+            ]
 
     def check_texts(self, request: ChatRequest) -> None:
         """See [`check_texts`]."""

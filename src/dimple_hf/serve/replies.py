@@ -23,6 +23,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..processing.vocabulary_dimple import Vocabulary
+from .jobs import TokenLogprob
+
 #: Stands for the bytes of a character that is not whole.
 REPLACEMENT = "\ufffd"
 
@@ -58,9 +61,15 @@ class Reply:
         """The whole answer at once."""
         return self._object("chat.completion", choices) | {"usage": self.usage(completion_tokens)}
 
-    def chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        """An event of the stream: a piece of one choice."""
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: list[dict[str, Any]] | None = None,
+    ) -> bytes:
+        """An event of the stream: a piece of one choice, with the entries of its tokens where they are wanted."""
+        choice = {"index": index, "delta": delta, "logprobs": _of_content(logprobs), "finish_reason": finish_reason}
         return event(self._object("chat.completion.chunk", [choice]))
 
     def usage_chunk(self, completion_tokens: int) -> bytes:
@@ -71,7 +80,9 @@ class Reply:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
-def choice_of(index: int, message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
+def choice_of(
+    index: int, message: dict[str, Any], finish_reason: str, logprobs: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """
     Args:
         index (`int`):
@@ -80,12 +91,49 @@ def choice_of(index: int, message: dict[str, Any], finish_reason: str) -> dict[s
             Its `content`, and `tool_calls` if it has any.
         finish_reason (`str`):
             Why it ended.
+        logprobs (`list[dict[str, Any]]`, *optional*):
+            The entries of its tokens, see [`Logprobs`].
 
     Returns:
         `dict[str, Any]`: A choice of a completion.
     """
     message = {"role": "assistant", "refusal": None} | message
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return {"index": index, "message": message, "logprobs": _of_content(logprobs), "finish_reason": finish_reason}
+
+
+def _of_content(logprobs: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return None if logprobs is None else {"content": logprobs, "refusal": None}
+
+
+class Logprobs:
+    """
+    Log-probabilities in the form of OpenAI's API.
+
+    Args:
+        tokenizer ([`DimpleTokenizer`]):
+            The texts and bytes of tokens are its.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+        self.token_bytes = Vocabulary.of(tokenizer).token_bytes
+
+    def entries(self, logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+        """One for each of `logprobs` whose token has a text: not for special tokens, such as padding."""
+        return [
+            self._of_token(token, logprob) | {"top_logprobs": [self._of_token(*each) for each in top]}
+            for token, logprob, top in logprobs
+            if token not in self.special_ids
+        ]
+
+    def _of_token(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token may be part of a character: its bytes say which. Special tokens have a name and no bytes."""
+        data = self.token_bytes[token] if token < len(self.token_bytes) else None
+        if data is None and token not in self.special_ids:
+            data = self.tokenizer.decode([token]).encode()
+        text = self.tokenizer.convert_ids_to_tokens(token) if data is None else data.decode(errors="replace")
+        return {"token": text, "logprob": logprob, "bytes": None if data is None else list(data)}
 
 
 def event(data: dict[str, Any]) -> bytes:
@@ -151,6 +199,16 @@ class GrowingText:
         new = text[len(self.sent) :]
         self.sent += new
         return new
+
+    def num_sent(self, tokens: Sequence[int], is_last: bool) -> int:
+        """How many tokens the text so far comes from; a stop string may have cut the last one. Arguments as for
+        [`~GrowingText.push`]."""
+        if is_last and not self.is_cut:
+            return len(tokens)
+        counts = range(len(tokens) + 1)
+        return min(
+            bisect_left(counts, True, key=lambda count: self.decode(tokens[:count]).startswith(self.sent)), len(tokens)
+        )
 
     def _cut(self, text: str) -> int | None:
         """Where the first stop string begins: the one that is complete first, as with tokens that come one by one."""

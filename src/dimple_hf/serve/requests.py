@@ -336,6 +336,11 @@ class ChatRequest(Fields):
         return self.n or 1
 
     @property
+    def num_top_logprobs(self) -> int | None:
+        """The most probable tokens to list at each position; `None` without log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
     def callable_functions(self) -> list[Function]:
         """The functions that the answer may call."""
         functions = [tool.function for tool in self.tools or ()]
