@@ -278,7 +278,7 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
                 host, port = url.removeprefix("http://").split(":")
                 reader, writer = await asyncio.open_connection(host, int(port))
                 data = body()
-                head = ("POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json")
+                head = ("POST /v1/chat/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json")
                 writer.write("\r\n".join([*head, f"Content-Length: {len(data)}", "", ""]).encode())
                 writer.write(data if name == "left an answer" else data[:-10])
                 await writer.drain()

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from dimple_hf.cli.main import COMMANDS
-from dimple_hf.hub.convert import QUANTIZATIONS
+from dimple_hf.quantization import QUANTIZATIONS
 
 #: The script, as pip writes it.
 SCRIPT = [sys.executable, "-c", "import sys; from dimple_hf_cli import main; sys.exit(main())"]

@@ -27,8 +27,8 @@ from forms_questions import (
     DRESSED,
     HELD_OUT_WORDINGS,
     LIST_WORDINGS,
+    NAMES,
     NOUNS,
-    PLACES,
     UNRELATED,
     WORDINGS,
     dress,
@@ -80,10 +80,10 @@ def test_dress_changes_some_questions_and_keeps_their_words():
 
 
 def test_unrelated_questions_name_no_label_and_share_no_noun_or_place():
-    for words in (NOUNS["train"].split(), NOUNS["test"].split(), PLACES["train"], PLACES["test"]):
+    for words in (NOUNS["train"].split(), NOUNS["test"].split(), NAMES["train"], NAMES["test"]):
         assert not set(words) & set(ALL_LABELS)
     assert not set(NOUNS["train"].split()) & set(NOUNS["test"].split())
-    assert not set(PLACES["train"]) & set(PLACES["test"])
+    assert not set(NAMES["train"]) & set(NAMES["test"])
     assert all("{0}" in wording or "{1}" in wording for split in UNRELATED for wording in UNRELATED[split])
     questions = {unrelated_question("train", np.random.default_rng(seed)) for seed in range(50)}
     assert len(questions) > 40

@@ -19,7 +19,9 @@ Prints one JSON object as its last line.
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.evaluator import simple_evaluate
@@ -52,6 +54,42 @@ def evaluate(model_args: str, **options: Any) -> dict[str, Any]:
     }
 
 
+def evaluate_choices() -> dict[str, Any]:
+    """Accuracy and values of two questions with two choices, of which the first is what the forms may say."""
+    folder = Path(tempfile.mkdtemp())
+    rows = [
+        {"question": "What is the sum of age and qty?", "choices": ["age 3", "nothing at all"], "answer": 0},
+        {"question": "Read the form.", "choices": ["age 3", "zzz"], "answer": 0},
+    ]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "choices",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "choices.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "choices.yaml").write_text(json.dumps(task))
+    results = simple_evaluate(
+        "dimple",
+        model_args=f"pretrained={checkpoint},dtype=float32",
+        tasks=["choices"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        force_simple=True,
+        device="cpu",
+        batch_size=32,
+        bootstrap_iters=0,
+    )
+    return {
+        "accuracy": results["results"]["choices"]["acc,none"],
+        "values": [sample["filtered_resps"] for sample in results["samples"]["choices"]],
+    }
+
+
 def refusal(call: Callable[[], Any]) -> str:
     """What the error of a call says."""
     try:
@@ -64,6 +102,7 @@ def refusal(call: Callable[[], Any]) -> str:
 report = {
     "paper": evaluate("preset=paper-8", batch_size=5),
     "cut": evaluate("preset=confident-16", gen_kwargs="until=e,image_aspect_ratio=pad"),
+    "choices": evaluate_choices(),
     "refusals": {
         "unknown": refusal(lambda: evaluate("confidence_treshold=0.9")),
         "argument": refusal(lambda: Dimple(pretraned=checkpoint)),
@@ -71,7 +110,7 @@ report = {
         "dtype": refusal(lambda: Dimple(checkpoint, dtype="float12")),
         "causal": refusal(lambda: Dimple(causal_checkpoint)),
         "other": refusal(lambda: Dimple(other_model)),
-        "likelihood": refusal(lambda: Dimple(checkpoint).loglikelihood([])),
+        "simple": refusal(lambda: get_model("dimple", force_simple=True)(checkpoint).generate_until([])),
         "rounds": refusal(lambda: Dimple(checkpoint).generate_until_multi_round([])),
     },
 }

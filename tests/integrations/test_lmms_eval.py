@@ -98,8 +98,10 @@ def test_entry_point_names_the_manifest(repo_root: Path) -> None:
     (entry_point,) = entry_points(group="lmms_eval.models", name="dimple")
     assert entry_point.value == "dimple_hf.integrations.lmms_eval:MANIFEST"
     source = (repo_root / "src/dimple_hf/integrations/lmms_eval.py").read_text()
-    assert re.search(r'^MANIFEST = .*chat_class_path="dimple_hf.integrations.lmms_eval.Dimple"', source, re.MULTILINE)
-    assert re.search(r"^class Dimple\(", source, re.MULTILINE)
+    (manifest,) = re.findall(r"^MANIFEST = ModelManifest\((.*?)^\)", source, re.MULTILINE | re.DOTALL)
+    for kind, name in (("chat", "Dimple"), ("simple", "DimpleLikelihoods")):
+        assert f'{kind}_class_path="dimple_hf.integrations.lmms_eval.{name}"' in manifest
+        assert re.search(rf"^class {name}\(", source, re.MULTILINE)
 
 
 @pytest.mark.packaging
@@ -164,6 +166,11 @@ def test_presets_stop_strings_and_refusals_in_the_evaluator(
     assert any("e" in answer.text for answer in own)  # control: something was cut
     assert "image_aspect_ratio mean nothing for Dimple" in shown
 
+    # The likelier choice is the answer, so the sign is the one that lmms-eval's scoring takes.
+    assert report["choices"]["accuracy"] == 1
+    for (chosen, _), (other, _) in report["choices"]["values"]:
+        assert 0 < chosen < other
+
     refusals = report["refusals"]
     assert "did you mean `confidence_threshold`?" in refusals["unknown"]
     assert "did you mean `pretrained`?" in refusals["argument"]
@@ -171,5 +178,5 @@ def test_presets_stop_strings_and_refusals_in_the_evaluator(
     assert "(got 'float12')" in refusals["dtype"]
     assert "`pretrained` must be a Dimple in bidirectional mode (got " in refusals["causal"]
     assert "`pretrained` must be a Dimple in bidirectional mode (got " in refusals["other"]
-    assert refusals["likelihood"].startswith("NotImplementedError: Dimple is a diffusion model")
+    assert "must be run without `--force_simple`" in refusals["simple"]
     assert refusals["rounds"].startswith("NotImplementedError: ")

@@ -435,7 +435,7 @@ def send_raw(url: str, sent: bytes) -> socket.socket:
     """A request of which the test can let go."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    head = ["POST /v1/chat/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
     connection.sendall("\r\n".join([*head, f"Content-Length: {len(sent)}", "", ""]).encode() + sent)
     return connection
 
@@ -496,7 +496,7 @@ def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerPr
         pieces = [piece.choices[0] for piece in stream]
         assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 200
         assert pieces[-1].finish_reason == "stop"
-    assert server.stop() == 0
+    assert server.process.wait(timeout=120) == 0
     assert any("Finished server process" in line for line in server.lines)
 
 

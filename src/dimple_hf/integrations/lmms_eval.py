@@ -38,10 +38,14 @@ from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from ..modeling import DimpleConfig
-from .evaluation_model import load_evaluated, with_system_prompt
+from .evaluation_model import answer_likelihood, load_evaluated, with_system_prompt
 from .evaluation_settings import end_at, model_options, task_options
 
-MANIFEST = ModelManifest(model_id="dimple", chat_class_path="dimple_hf.integrations.lmms_eval.Dimple")
+MANIFEST = ModelManifest(
+    model_id="dimple",
+    simple_class_path="dimple_hf.integrations.lmms_eval.DimpleLikelihoods",
+    chat_class_path="dimple_hf.integrations.lmms_eval.Dimple",
+)
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,20 @@ class Dimple(lmms):
         report_passes(answers_of_task, time.perf_counter() - start)
         return results
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """
-        Refused. What a diffusion model can give is a bound of the likelihood, estimated over random masks; comparing
-        such estimates is not what these tasks mean. lmms-eval asks chat models for generated answers only.
+        The negative log-likelihood of each answer, a bound that is estimated over random masks, and whether it is the
+        greedy one. Negative, because lmms-eval takes the choice with the least value, as its own models return losses.
         """
-        raise NotImplementedError(
-            "Dimple is a diffusion model and has no exact likelihoods; use a task whose output_type is generate_until"
-        )
+        results = []
+        for request in tqdm(requests, desc="Dimple", disable=self.rank != 0):
+            messages, answer = self._question_and_answer(request)
+            likelihood, is_greedy = answer_likelihood(
+                self.model, self.processor, messages, answer, self.batch_size, **self.options
+            )
+            # lmms-eval 0.7.3 turns bare pairs into text, which its own scoring cannot read.
+            results.append(GenerationResult((-likelihood, is_greedy)))
+        return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Refused: no benchmark of the paper has several rounds."""
@@ -166,6 +176,28 @@ class Dimple(lmms):
         _, doc_to_messages, _, doc_id, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).to_hf_messages()
         return with_system_prompt(messages, self.system_prompt)
+
+    def _question_and_answer(self, request: Instance) -> tuple[list[dict[str, Any]], str]:
+        """The messages of a request for a likelihood, and the answer; `("", answer)` stands for no question."""
+        question, answer, *rest = request.args
+        images: list[Any] = []
+        if rest:
+            doc_to_visual, doc_id, task, split = rest
+            document = self.task_dict[task][split][doc_id]
+            answer = answer if isinstance(answer, str) else answer(document)
+            images = doc_to_visual(document) or []
+        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        return with_system_prompt([{"role": "user", "content": content}], self.system_prompt), answer
+
+
+class DimpleLikelihoods(Dimple):
+    """[`Dimple`] for tasks that ask for likelihoods, which lmms-eval sends with `--force_simple` only."""
+
+    is_simple = True
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Refused: its requests have no messages."""
+        raise NotImplementedError("tasks whose output_type is generate_until must be run without `--force_simple`")
 
 
 def ask(
