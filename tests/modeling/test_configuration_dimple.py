@@ -110,6 +110,7 @@ def test_config_with_auto_map_drops_it_and_saves_its_own_beside_the_code(tmp_pat
     assert saved(config, tmp_path / "saved")["auto_map"] == {
         "AutoConfig": "configuration_dimple.DimpleConfig",
         "AutoModel": model,
+        "AutoModelForCausalLM": model,
         "AutoModelForImageTextToText": model,
         "AutoModelForMultimodalLM": model,
     }

@@ -203,7 +203,7 @@ def test_generation_config_file_that_is_no_json_is_refused(tmp_path: Path) -> No
     tiny_model().save_pretrained(tmp_path)
     AutoModel.from_pretrained(tmp_path)  # control
     (tmp_path / "generation_config.json").write_text("{nope", encoding="utf-8")
-    with pytest.raises(OSError, match=r"generation_config.json' is not a valid JSON file"):
+    with pytest.raises(ValueError, match=r"generation_config.json must hold a JSON object"):
         AutoModel.from_pretrained(tmp_path)
 
 
