@@ -13,6 +13,7 @@
 # limitations under the License.
 """Tests of examples/forms/forms_dataset.py: questions of every kind, and their answers."""
 
+import functools
 import json
 import sys
 from collections import Counter
@@ -175,9 +176,14 @@ def test_forms_row_names_only_labels_that_are_on_the_form():
         assert parse_result(row["answer"]) == sum(fields[label] for label in asked)
 
 
+@functools.cache
+def forms_tokenizer():
+    return DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
+
+
 def open_positions(row):
     """The texts of the answer's tokens without padding, and which of all positions of its canvas are open."""
-    tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
+    tokenizer = forms_tokenizer()
     tokens, is_open = row["structure_prior"].write(tokenizer, row["answer"])
     num_tokens = len(tokenizer(row["answer"])["input_ids"])
     assert tokenizer.decode(tokens[:num_tokens]) == row["answer"]
