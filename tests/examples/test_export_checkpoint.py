@@ -28,6 +28,7 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 pytest.importorskip("sklearn")
 
 
+@pytest.mark.slow
 def test_export_of_the_shipped_checkpoint_is_that_checkpoint(
     repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

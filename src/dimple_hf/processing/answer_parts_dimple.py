@@ -18,8 +18,9 @@ Parts know no tokenizer. `padded_canvas` gives each value its own positions, `co
 one run of positions; both make the canvas of one tokenizer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from .answer_layout_dimple import Canvas, Segment
@@ -34,6 +35,12 @@ MAX_POSITIONS = 8192
 
 #: Most positions of a compact canvas whose length is not given; values share them.
 MAX_SHARED_POSITIONS = 2048
+
+#: Most parts that are looked at to find how long a compact canvas should be; parts of schemas share their own parts.
+MAX_COUNTED_PARTS = 50_000
+
+#: Most characters of a literal that neighbours are joined to: more than any canvas has positions for.
+MAX_JOINED_CHARS = 1 << 16
 
 #: Positions for properties that a schema does not mention, but does not forbid either.
 OPEN_TOKENS = 24
@@ -180,29 +187,43 @@ class Members:
     usual_generated: int = 0
     num_before: int = 0
 
+    @cached_property
+    def with_commas(self) -> "Part":
+        """The members with their commas, from parts that no longer depend on each other."""
+        return _with_commas(self)
+
 
 Part = Literal | ValueSlot | Concat | Alternation | Repeat | Members
 
 EMPTY = Concat(())
 
 
-def flattened(part: Part) -> list[Part]:
-    """The parts of nested concatenations in one list, with neighbouring literals joined, so that they share tokens."""
-    parts: list[Part] = []
-    for item in _spread(part):
-        if isinstance(item, Literal) and parts and isinstance(parts[-1], Literal):
-            parts[-1] = Literal(parts[-1].text + item.text)
-        elif not isinstance(item, Literal) or item.text:
-            parts.append(item)
-    return parts
+def flattened(part: Part, keep_wide: bool = False) -> Iterator[Part]:
+    """
+    The parts of nested concatenations one after the other, with neighbouring literals joined, so that they share
+    tokens. `keep_wide`: members that `_is_wide` tells stay whole.
+    """
+    text = ""
+    for item in _spread(part, keep_wide):
+        if isinstance(item, Literal):
+            text += item.text
+            if len(text) < MAX_JOINED_CHARS:
+                continue
+        if text:
+            yield Literal(text)
+            text = ""
+        if not isinstance(item, Literal):
+            yield item
+    if text:
+        yield Literal(text)
 
 
-def _spread(part: Part) -> Iterable[Part]:
-    if isinstance(part, Members):
-        part = _with_commas(part)
+def _spread(part: Part, keep_wide: bool) -> Iterator[Part]:
+    if isinstance(part, Members) and not (keep_wide and _is_wide(part)):
+        part = part.with_commas
     if isinstance(part, Concat):
         for inner in part.parts:
-            yield from _spread(inner)
+            yield from _spread(inner, keep_wide)
     elif isinstance(part, ValueSlot) and isinstance(part.value, Language) and part.value.is_string:
         yield from (Literal('"'), part, Literal('"'))
     else:
@@ -222,27 +243,34 @@ def _with_commas(members: Members) -> Part:
         pairs.append((Repeat(item, members.separator, 1, None, members.usual_generated), False))
     anchor = next((index for index, (_, is_required) in enumerate(pairs) if is_required), None)
 
-    def followers(start: int) -> Part:
-        parts = [(Concat((comma, part)), is_required) for part, is_required in pairs[start:]]
-        return Concat(tuple(part if is_required else Alternation((part, EMPTY)) for part, is_required in parts))
+    after: list[Part] = [Concat((comma, part)) for part, _ in pairs]
+    after = [
+        part if is_required else Alternation((part, EMPTY))
+        for part, (_, is_required) in zip(after, pairs, strict=True)
+    ]
 
     if anchor is not None:
         before = [Alternation((Concat((part, comma)), EMPTY)) for part, _ in pairs[:anchor]]
-        return Concat((*before, pairs[anchor][0], followers(anchor + 1)))
-    firsts = [Concat((part, followers(index + 1))) for index, (part, _) in enumerate(pairs)]
+        return Concat((*before, pairs[anchor][0], *after[anchor + 1 :]))
+    firsts = [Concat((part, *after[index + 1 :])) for index, (part, _) in enumerate(pairs)]
     return Alternation((*firsts, EMPTY)) if firsts else EMPTY
 
 
-def _refuse_counted_members(part: Part) -> None:
+def _refuse_counted_members(part: Part, checked: set[Part]) -> None:
     """Positions of their own leave each optional member free to come or not, so their number cannot be kept."""
+    if part in checked:
+        return
+    checked.add(part)
     if isinstance(part, Concat):
         for inner in part.parts:
-            _refuse_counted_members(inner)
+            _refuse_counted_members(inner, checked)
     elif isinstance(part, Members):
         if part.min_members or part.max_members is not None:
             raise ValueError('`layout` must be "compact" for `minProperties` and `maxProperties` (got "padded")')
+        if _is_wide(part) and len(part.named) ** 2 > 2 * MAX_POSITIONS:  # each may be the first, with all others after
+            raise ValueError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
         for _, value, _ in part.named:
-            _refuse_counted_members(value)
+            _refuse_counted_members(value, checked)
 
 
 def with_prefix(part: Part, prefix: tuple[Any, ...]) -> Part:
@@ -285,6 +313,7 @@ class _PaddedLayout:
         self.segments: list[Segment] = []
         self.num_nodes = 1
         self.automata: dict[Any, TokenAutomaton] = {}
+        self.checked: set[Part] = set()
 
     def canvas(self, part: Part) -> Canvas:
         last_node, _ = self.concat(part, 0, 0, is_certain=True)
@@ -292,7 +321,7 @@ class _PaddedLayout:
 
     def concat(self, part: Part, node: int, start: int, is_certain: bool) -> tuple[int, int]:
         """Lays out `part` from `node` at position `start`; returns the node and the position after it."""
-        _refuse_counted_members(part)
+        _refuse_counted_members(part, self.checked)
         for item in flattened(part):
             if isinstance(item, Literal):
                 node, start = self.literal(item, node, start, is_certain)
@@ -476,7 +505,7 @@ def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None
 def _fixed_beginning(part: Part) -> tuple[str, list[Part]]:
     """The text that every answer begins with, and the parts after it."""
     text, parts = "", [part]
-    while parts:
+    while parts and len(text) < MAX_JOINED_CHARS:
         first, *rest = parts
         if isinstance(first, Literal):
             text, parts = text + first.text, rest
@@ -496,16 +525,19 @@ def _fixed_beginning(part: Part) -> tuple[str, list[Part]]:
 def usual_tokens(part: Part, vocabulary: Vocabulary) -> int:
     """The positions of the padded canvas, without making it; may stop when it is more than `MAX_SHARED_POSITIONS`."""
     sizes: dict[Part, int] = {}
+    nums_open: dict[Part, int] = {}
+    num_left = MAX_COUNTED_PARTS
 
     def size(part: Part) -> int:
+        nonlocal num_left
         if part not in sizes:
-            if isinstance(part, Concat) and any(map(_is_wide, part.parts)):
-                sizes[part] = sum(map(size, part.parts))
-            elif _is_wide(part):
-                assert isinstance(part, Members)
-                sizes[part] = sum(len(key) // 4 + 2 + size(value) for key, value, _ in part.named)
-            else:
-                sizes[part] = sum(map(size_of, flattened(part))) + OPEN_TOKENS * _num_open(part)
+            total = OPEN_TOKENS * _num_open(part, nums_open)
+            for item in flattened(part, keep_wide=True):
+                num_left -= 1
+                if num_left < 0 or total > MAX_SHARED_POSITIONS:
+                    return MAX_SHARED_POSITIONS
+                total += size_of(item)
+            sizes[part] = total
         return sizes[part]
 
     def size_of(item: Part) -> int:
@@ -515,6 +547,8 @@ def usual_tokens(part: Part, vocabulary: Vocabulary) -> int:
             return _slot_size(item, vocabulary)
         if isinstance(item, Alternation):
             return max(map(size, item.options))
+        if isinstance(item, Members):
+            return sum(len(key) // 4 + 2 + size(value) for key, value, _ in item.named)
         assert isinstance(item, Repeat)
         times = max(item.min_times, item.usual_times if item.max_times is None else item.max_times)
         return times * (size(item.item) + 1)
@@ -529,11 +563,15 @@ def _is_wide(part: Part) -> bool:
     )
 
 
-def _num_open(part: Part) -> int:
+def _num_open(part: Part, known: dict[Part, int]) -> int:
     """Objects of this part itself, and not inside its values, that may have properties which no one asked for."""
-    if isinstance(part, Concat):
-        return sum(map(_num_open, part.parts))
-    return int(isinstance(part, Members) and bool(part.generated) and not part.usual_generated)
+    if part not in known:
+        if isinstance(part, Concat):
+            known[part] = sum(_num_open(inner, known) for inner in part.parts)
+        else:
+            is_open = isinstance(part, Members) and bool(part.generated) and not part.usual_generated
+            known[part] = int(is_open and not _is_wide(part))
+    return known[part]
 
 
 def _slot_size(slot: ValueSlot, vocabulary: Vocabulary) -> int:
@@ -615,6 +653,7 @@ class _MemberBuilder:
         # After so many members, one more changes nothing, or is one too many.
         self.top = max(members.min_members, members.max_members or 0, 1)
         self.nodes: dict[tuple[int, int], int] = {}
+        self.keys: dict[tuple[int, int], int] = {}
 
     def run(self) -> int:
         num_named = len(self.members.named)
@@ -630,11 +669,9 @@ class _MemberBuilder:
         following = min(count + 1, self.top)
         keys = []
         for index in range(start, len(members.named)):
-            key, value, is_required = members.named[index]
             if not is_full:
-                after = self.nodes[index + 1, following]
-                keys.append(nfa.literal(key[1:].encode(), self.builder.build(value, after)))
-            if is_required:
+                keys.append(self._key(index, following))
+            if members.named[index][2]:
                 return self._separated([nfa.literal(b'"', nfa.either(keys))], count) if keys else nfa.either(())
         # No named member has to come any more.
         ends = [self.target] if count >= members.min_members else []
@@ -649,6 +686,14 @@ class _MemberBuilder:
             nexts += [self.builder.build(Concat(pair), after) for pair in members.generated]
         nfa.close(node, (*ends, *([self._separated(nexts, count)] if nexts else ())))
         return node
+
+    def _key(self, index: int, following: int) -> int:
+        """The node before the name of one member, after its quotation mark; there are `following` members after it."""
+        if (index, following) not in self.keys:
+            key, value, _ = self.members.named[index]
+            before_value = self.builder.build(value, self.nodes[index + 1, following])
+            self.keys[index, following] = self.nfa.literal(key[1:].encode(), before_value)
+        return self.keys[index, following]
 
     def _separated(self, nodes: list[int], count: int) -> int:
         """A comma before `nodes`, unless they are the first member."""

@@ -36,6 +36,9 @@ MAX_ALTERNATIVES = 256
 #: Most atoms that are looked at for one schema; nested `anyOf` multiply.
 MAX_ATOMS = 20_000
 
+#: Most values of one schema, nested ones included.
+MAX_VALUES = 100_000
+
 TYPES = ("object", "array", "string", "number", "boolean", "null")
 
 #: Keywords that are understood, and what their values must be.
@@ -223,6 +226,18 @@ class Shape:
         return not self.types or (self.values is not None and not self.values)
 
 
+def refuse_large(schema: Any) -> None:
+    """Raises `ValueError` if a schema has more than `MAX_VALUES` values; one that is shared counts each time."""
+    stack, num_values = [schema], 1
+    while stack:
+        value = stack.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        num_values += len(inner)
+        if num_values > MAX_VALUES:
+            raise ValueError(f"`schema` must have at most {MAX_VALUES} values (it has more)")
+        stack += inner
+
+
 class SchemaReferences:
     """Finds what `$ref` refers to: the schema itself, its identified parts, and pointers into them."""
 
@@ -235,8 +250,13 @@ class SchemaReferences:
 
     def _collect(self, root: Any) -> None:
         stack: list[tuple[Any, str]] = [(root, "")]
+        seen: set[tuple[int, str]] = set()  # parts of a Python object may be shared
         while stack:
             value, base = stack.pop()
+            if isinstance(value, (list, dict)):
+                if (id(value), base) in seen:
+                    continue
+                seen.add((id(value), base))
             if isinstance(value, list):
                 stack += [(inner, base) for inner in value]
             if not isinstance(value, dict):

@@ -50,6 +50,7 @@ from .byte_nfa_dimple import TooLargeError
 from .char_dfa_dimple import free_text
 from .patterns_dimple import pattern_dfa
 from .schema_dimple import ReaderOptions, SchemaReader
+from .schema_shapes_dimple import refuse_large
 from .value_languages_dimple import FORMATS, MAX_DIGITS
 from .vocabulary_dimple import Vocabulary
 
@@ -396,6 +397,7 @@ class StructurePrior:
             if separator.strip(" \t\n\r") != mark:
                 raise ValueError(f"`separators` must be {mark!r} with white space around (got {separator!r})")
         model, schema = _schema_of(schema)
+        refuse_large(schema)
         options = ReaderOptions(max_string_tokens, max_items, max_digits, separators, model is None, model is not None)
         try:
             key = (json.dumps(schema), options, layout, max_tokens, id(model))

@@ -14,6 +14,7 @@
 """The languages of JSON's values: numbers within bounds, and the formats of strings."""
 
 import math
+from bisect import bisect_left
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -206,6 +207,10 @@ class _Decimals:
     def __init__(self, nfa: CharNFA, low: Fraction, high: Fraction, int_digits: int, frac_digits: int):
         self.nfa, self.low, self.high = nfa, low, high
         self.int_digits, self.frac_digits = int_digits, frac_digits
+        # The bounds, and one before each number of further digits, in units of the last digit.
+        self.low_units = math.ceil(low * 10**frac_digits)
+        self.high_units = math.floor(high * 10**frac_digits)
+        self.powers = [10 ** (frac_digits + count) for count in range(int_digits + 1)]
         self.states: dict[Any, int] = {}
 
     def start(self) -> int:
@@ -227,17 +232,21 @@ class _Decimals:
 
     def _integer(self, value: int, num_digits: int) -> int | None:
         """The state after an integer part that begins with `value`; `None` if nothing within the bounds does."""
-        unit = Fraction(1, 10**self.frac_digits)
-        left = range(self.int_digits - num_digits + 1)
-        statuses = tuple(self._status(Fraction(value * 10**k), (value + 1) * 10**k - unit) for k in left)
-        if "all" not in statuses and "some" not in statuses:
+        # With more digits to come the numbers grow, so each comparison with a bound changes at one number of digits.
+        left, power, low, high = range(self.int_digits - num_digits + 1), self.powers, self.low_units, self.high_units
+        begins = bisect_left(left, True, key=lambda k: (value + 1) * power[k] > low)
+        ends = bisect_left(left, True, key=lambda k: value * power[k] > high)
+        all_from = bisect_left(left, True, key=lambda k: value * power[k] >= low)
+        all_until = bisect_left(left, True, key=lambda k: (value + 1) * power[k] > high + 1)
+        if begins >= ends:
             return None
-        key = ("integer", num_digits, value if "some" in statuses else statuses)
+        is_whole = (begins, ends) == (all_from, all_until)
+        key = ("integer", num_digits, (begins, ends) if is_whole else value)
         if key not in self.states:
             self.states[key] = state = self.nfa.state()
             if self.low <= value <= self.high:
                 self.nfa.free[state].append(self.nfa.end)
-            if self.frac_digits and statuses[0] != "none":
+            if self.frac_digits and begins == 0:
                 point = self.nfa.state()
                 for digit in range(10):
                     self._add_digit(point, digit, self._fraction(value * 10 + digit, 1))
