@@ -99,7 +99,7 @@ def test_vision_tower_is_exported() -> None:
     assert not torch.allclose(*expected)  # control
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_forward_compiles_as_one_graph(model: DimpleForConditionalGeneration, backend: str) -> None:
     """As `_can_compile_fullgraph` says: text in both modes, with a cache, and with images that are encoded."""
     assert model._can_compile_fullgraph

@@ -50,6 +50,7 @@ def read_losses(output_dir: Path) -> list[list[float]]:
     return [json.loads(line) for line in (output_dir / "losses.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow  # test_run.py interrupts a recipe within one process
 def test_training_killed_three_times_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
     """Every repeated or later step has the loss of the uninterrupted run: order, masks, phase, rates."""
     training_run.run(tmp_path / "whole", **RUN)
