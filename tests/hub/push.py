@@ -26,6 +26,7 @@ from peft import get_peft_model
 from session import answers, run_snippets
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 
+from dimple_hf.modeling.adapter_dimple import set_adapter_mode
 from dimple_hf.training import lora_config
 
 checkpoint, image, page, result_file = sys.argv[1:]
@@ -68,8 +69,9 @@ get_session().get(f"{api.endpoint}/mark/end")
 # an adapter's own weights in it, and transformers, which loads it elsewhere, takes the base's type.
 torch.manual_seed(0)
 adapted = get_peft_model(loaded[0].float(), lora_config(False, r=2, init_lora_weights=False)).eval()
+set_adapter_mode(adapted.active_peft_config, True)
 result["adapter in the other mode"] = answers(adapted, processor, image)
-adapted.config.full_attn_mask = False
+set_adapter_mode(adapted.active_peft_config, False)
 result["adapter"] = answers(adapted, processor, image)
 adapted.push_to_hub("team/adapter")
 

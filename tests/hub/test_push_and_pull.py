@@ -144,17 +144,17 @@ def test_repository_is_complete_and_flat(round_trip: RoundTrip, repo_root: Path)
         "tokenizer_config.json", "vocab.json", "merges.txt",
     }  # fmt: skip
     assert set(pointers(files)) == {
-        "AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoProcessor",
-        "AutoImageProcessor", "AutoTokenizer",
+        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM",
+        "AutoProcessor", "AutoImageProcessor", "AutoTokenizer",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("repo", "auto_classes"),
     [
-        ("team/dimple", 7),
-        ("team/again", 7),
-        ("team/config", 4),
+        ("team/dimple", 8),
+        ("team/again", 8),
+        ("team/config", 5),
         ("team/image-processor", 1),
         ("team/tokenizer", 1),
         ("team/private", 3),

@@ -210,7 +210,8 @@ class DimpleGenerationConfig(GenerationConfig):
         for name in ("sampler", "cache_policy"):
             value = getattr(self, name)
             setattr(plain, name, value if value is None or isinstance(value, str) else repr(value))
-        options = super(DimpleGenerationConfig, plain).to_dict()
+        # Not the class's name, which is another class when its module was loaded again.
+        options = super(__class__, plain).to_dict()  # type: ignore[name-defined]
         if self.sampler_config is not None:
             options["sampler_config"] = self.sampler_config.to_dict()
         return options

@@ -207,7 +207,10 @@ class DimplePreTrainedModel(AdapterMixin, PreTrainedModel):
         is_whole = not kwargs.get("ignore_mismatched_sizes") and kwargs.get("state_dict") is None
         with refuse_damaged_files(**location):
             folder = find_folder(**location)
-            if folder is not None and is_whole and model_files(folder):
+            files = [] if folder is None else model_files(folder)
+            # The Hub's cache may hold some of the files only; the others are about to be downloaded.
+            is_here = os.path.isdir(pretrained_model_name_or_path or "") or all(file.is_file() for file in files)
+            if folder is not None and files and is_whole and is_here:
                 # Before loading, which draws what is missing, whatever size the configuration has.
                 config = kwargs.get("config") or cls.config_class.from_pretrained(folder)
                 with torch.device("meta"):

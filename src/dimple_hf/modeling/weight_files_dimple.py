@@ -233,7 +233,8 @@ def check_files(folder: Path, config_name: str = "config.json") -> None:
         if (folder / name).is_file():
             read_json(folder / name)
     for path in sorted({*model_files(folder), *_weight_files(folder)}):
-        read_header(path)
+        if path.is_file():
+            read_header(path)
 
 
 def check_weights(folder: Path, model: PreTrainedModel, quantizes: bool = False) -> None:

@@ -294,7 +294,9 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As the parent's, which notes in what it saves where the code is; this processor stays as it is."""
-        return super(DimpleImageProcessor, copy.copy(self)).save_pretrained(save_directory, *args, **kwargs)
+        # Not the class's name, which is another class when its module was loaded again.
+        saved = super(__class__, copy.copy(self))  # type: ignore[name-defined]
+        return saved.save_pretrained(save_directory, *args, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes the settings as JSON; beside the code, which `save_pretrained` copies, also where the class is."""
