@@ -295,7 +295,7 @@ class DimpleImageProcessor(Qwen2VLImageProcessorPil):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As the parent's, which notes in what it saves where the code is; this processor stays as it is."""
         # Not the class's name, which is another class when its module was loaded again.
-        saved = super(__class__, copy.copy(self))  # type: ignore[name-defined]
+        saved: Any = super(__class__, copy.copy(self))  # type: ignore[name-defined]
         return saved.save_pretrained(save_directory, *args, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
