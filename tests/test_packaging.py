@@ -59,7 +59,7 @@ import dimple_hf
 names = [module.name for module in pkgutil.walk_packages(dimple_hf.__path__, "dimple_hf.")]
 needs_extra = ("dimple_hf.integrations.", "dimple_hf.serve", "dimple_hf.demo")
 names = [name for name in names if not name.startswith(needs_extra)]
-files = [importlib.import_module(name).__file__ for name in ["dimple_hf", *names]]
+files = [importlib.import_module(name).__file__ for name in ["dimple_hf_cli", "dimple_hf", *names]]
 print(json.dumps(files))
 """
 
