@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -57,7 +58,9 @@ OFF_SWITCHES = (
     "negative_prompt_ids", "prefix_allowed_tokens_fn", "synced_gpus", "trust_remote_code",
 )  # fmt: skip
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", *CANVAS_INPUTS)
+MODEL_INPUTS = (
+    "input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_encoder_outputs", *CANVAS_INPUTS
+)  # fmt: skip
 
 
 @dataclass
@@ -206,6 +209,9 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
                 1 at tokens, 0 at padding, which must be on the left. All ones when missing.
             pixel_values, image_grid_thw (`torch.Tensor`, *optional*):
                 Images, as [`DimpleProcessor`] makes them.
+            mm_encoder_outputs (`dict`, *optional*):
+                In place of `pixel_values`: under `"image"`, what
+                [`~DimpleForConditionalGeneration.get_image_features`] returned.
             answer_ids (`torch.LongTensor` of shape `(batch_size, answer_length)`, *optional*):
                 The canvas to start from: fixed tokens, and the mask token where one is to be generated. Sets the
                 answer's length.
@@ -512,6 +518,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         is_static: bool = False,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         answer_attention_mask: torch.LongTensor | None = None,
     ) -> CanvasRunner:
         """Encodes the images, once, and repeats each prompt with its features for each returned sequence."""
@@ -532,7 +539,7 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         # Where the answer stands is text to the positions, whatever tokens a canvas fixes there.
         sequences = torch.cat([inputs, torch.full_like(canvas, self.config.mask_token_id)], dim=1)
         position_ids = self.get_rope_index(sequences, image_grid_thw, full_mask)
-        image_features = self._encode_images(pixel_values, image_grid_thw)
+        image_features = self._encode_images(pixel_values, image_grid_thw, mm_encoder_outputs)
         runner = CanvasRunner(self, inputs, full_mask, position_ids, image_features, cache_policy, is_static)
         if num_return_sequences > 1:
             rows = torch.arange(len(inputs), device=inputs.device)
@@ -540,12 +547,19 @@ class DimpleGenerationMixin(DimpleCausalGenerationMixin):
         return runner
 
     def _encode_images(
-        self, pixel_values: torch.FloatTensor | None, image_grid_thw: torch.LongTensor | None
+        self,
+        pixel_values: torch.FloatTensor | None,
+        image_grid_thw: torch.LongTensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
     ) -> torch.FloatTensor | None:
         """Returns the features of all images, `(num_image_tokens, hidden_size)`, or `None` without images."""
-        if (pixel_values is None) != (image_grid_thw is None):
-            missing = "pixel_values" if pixel_values is None else "image_grid_thw"
+        if pixel_values is not None and mm_encoder_outputs:
+            raise ValueError("only one of `pixel_values` and `mm_encoder_outputs` must be given (got both)")
+        if (pixel_values is None and not mm_encoder_outputs) != (image_grid_thw is None):
+            missing = "image_grid_thw" if image_grid_thw is None else "pixel_values"
             raise ValueError(f"`pixel_values` and `image_grid_thw` must be given together (got no `{missing}`)")
+        if mm_encoder_outputs:
+            return torch.cat(mm_encoder_outputs["image"].pooler_output)
         if pixel_values is None:
             return None
         return torch.cat(self.get_image_features(pixel_values, image_grid_thw).pooler_output)

@@ -68,6 +68,10 @@ class Metrics:
         self.tokens.inc(num_tokens)
         self.tokens_per_forward.set(num_tokens / max(num_steps, 1))
 
+    def count_image(self, kept: bool) -> None:
+        """Counts an image of a prompt, and whether its features were `kept` (`bool`)."""
+        self.image_features.labels("yes" if kept else "no").inc()
+
     def text(self) -> bytes:
         """All of it in Prometheus' text form."""
         return generate_latest(self.registry)
