@@ -13,8 +13,9 @@
 # limitations under the License.
 """Where the peers' own suites come from: the source distributions of the pinned versions, never committed.
 
-`python tests/peers/sources.py` downloads and unpacks them into `.cache/peers`, which git ignores. They hold the common
-tests and not all that these import: the generation and export mixins are missing, and stand here as empty classes.
+`python tests/peers/sources.py` downloads and unpacks them into `.cache/peers`, which git ignores. That of transformers
+holds the common tests and not all that these import: the generation and export mixins are missing, and stand here as
+empty classes. That of Pillow holds its test images.
 """
 
 import importlib.metadata
@@ -48,12 +49,11 @@ def download(name: str) -> None:
     if source_folder(name).is_dir():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name]
     requirement = f"{name}=={importlib.metadata.version(name)}"
     subprocess.run([*command, "--dest", str(CACHE), requirement], check=True)
     with tarfile.open(source_folder(name).with_suffix(source_folder(name).suffix + ".tar.gz")) as archive:
         archive.extractall(CACHE, filter="data")
-    (source_folder(name) / "tests" / "__init__.py").touch()  # pytest looks for it beside the mixins
 
 
 def common_tests(module: str) -> ModuleType:
@@ -73,3 +73,5 @@ def common_tests(module: str) -> ModuleType:
 
 if __name__ == "__main__":
     download("transformers")
+    (source_folder("transformers") / "tests" / "__init__.py").touch()  # pytest looks for it beside the mixins
+    download("pillow")
