@@ -855,6 +855,9 @@ def test_causal_generation_beyond_the_positions_is_refused(causal_model: DimpleF
     assert causal_model.generate(**inputs, max_new_tokens=2).shape == (1, 7)  # control
 
 
-def test_long_prompt_at_the_limit_of_positions_is_accepted(model: DimpleForConditionalGeneration) -> None:
-    """128 positions in all, not one less."""
+def test_long_prompt_at_the_limit_of_positions_is_accepted(
+    model: DimpleForConditionalGeneration, causal_model: DimpleForConditionalGeneration
+) -> None:
+    """128 positions in all, not one less, in both modes."""
+    assert causal_model.generate(**model_inputs(make_prompt(120)), min_new_tokens=8, max_new_tokens=8).shape[1] == 128
     assert model.generate(**model_inputs(make_prompt(120)), max_new_tokens=8).shape == (1, 128)

@@ -37,6 +37,7 @@ from dimple_hf.training.run import (
     micro_batches,
     save_whole_model,
     train_recipe,
+    trainer_settings,
     write_stage_file,
 )
 
@@ -162,6 +163,16 @@ def test_train_recipe_killed_after_its_last_step_takes_no_other(
     assert len(step_losses(Path("out/instruct"))) == 3
     for name, weight in load_file("out/instruct/model.safetensors").items():
         assert torch.equal(weight, checkpoint[name]), name
+
+
+def test_stages_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
+    """Else two stages over the same data would see it in the same order and with the same masks."""
+    seeds = []
+    for seed in (0, 1):
+        recipe = load_recipe(write_recipe(tmp_path, stages=STAGES, seed=seed))
+        seeds += [trainer_settings(recipe, plan, 1)["seed"] for plan in recipe.plans]
+    assert len(set(seeds)) == 4
+    assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_train_recipe_with_another_seed_draws_otherwise(tmp_path: Path) -> None:
