@@ -770,7 +770,7 @@ def refusals() -> Iterator[Any]:
     yield "too long", {"max_new_tokens": 118}, r"must fit `max_position_embeddings`=128 \(got 11 \+ 118 tokens\)"
     yield "no length", {"max_new_tokens": 0}, "`max_new_tokens`"
     yield "no room", {"max_new_tokens": None, "max_length": 11}, "`max_length` must leave room .*11 tokens"
-    yield "no grid", {"image_grid_thw": None}, "`image_grid_thw` must be given for 4 image placeholders"
+    yield "no grid", {"image_grid_thw": None}, "given together .*no `image_grid_thw`"
     yield "no pixels", {"pixel_values": None}, "given together .*no `pixel_values`"
     yield "too many images", {"image_grid_thw": torch.tensor([[1, 4, 4]] * 2)}, "must hold 8 image placeholders"
     yield "pixels dtype", {"pixel_values": pixels.int()}, "`pixel_values` must be floating point"

@@ -188,7 +188,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         # Pointers to code inside a checkpoint. The package needs none, as its classes are registered; where this file
         # itself came with a checkpoint, they lead to the model.
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            kwargs.pop("auto_map", None)
+            kwargs["auto_map"] = {}  # TRL reads it of every model that is not transformers' own
         if isinstance(self.vision_config, dict):
             # The original writes "dimple" as the tower's type too; the class knows its own.
             self.vision_config = {k: v for k, v in self.vision_config.items() if k != "model_type"}

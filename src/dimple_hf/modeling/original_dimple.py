@@ -78,7 +78,7 @@ MODEL_INPUTS = (
 class OriginalOptions:
     """
     The options of the original's call, with its defaults; see
-    [`~generation_dimple.DimpleGenerationMixin.diffusion_generate`] for their meaning.
+    [`~original_generation_dimple.DimpleOriginalGenerationMixin.diffusion_generate`] for their meaning.
 
     Raises:
         ValueError: If a value is out of range or a name unknown.
