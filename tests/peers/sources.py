@@ -89,7 +89,7 @@ def peft_tests(module: str) -> ModuleType:
     """One of PEFT's test modules, by its name in `tests/`. Diffusers, which they import, is not needed here."""
     if importlib.util.find_spec("diffusers") is None:
         diffusers = ModuleType("diffusers")
-        vars(diffusers)["StableDiffusionPipeline"] = object
+        vars(diffusers)["StableDiffusionPipeline"] = type("StableDiffusionPipeline", (), {})
         sys.modules["diffusers"] = diffusers
     return importlib.import_module(f"{_tests_package('peft')}.{module}")
 
