@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a question on the page to the states of its answer, and what is wrong with an image or a form in plain words.
+"""The states of an answer on the page, and plain-language errors for images and forms.
 
 No gradio here: model and processor in, states out, one for each denoising step, run when the next one is asked for.
 """

@@ -15,7 +15,7 @@
 
 The entry point group `lmms_eval.models` of pyproject.toml names `MANIFEST`, so that lmms-eval finds the model by
 itself. Written against lmms-eval 0.7.3 (https://github.com/EvolvingLMMs-Lab/lmms-eval); needs the extra `eval`.
-Imported by lmms-eval only. How to use it: `docs/evaluation.md`.
+How to use it: `docs/evaluation.md`.
 """
 
 import inspect

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Opens one image, whatever it comes as, within bounds: the formats that may be read, file size, pixels, JPEG scans.
+"""Opens an image from any source, within bounds: formats, file size, pixels, JPEG scans.
 
 Nothing is decoded before the header has been read and the size checked. Only Pillow's own decoders are used: a format
 whose reader starts another program, such as EPS and Ghostscript, is refused.
