@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Traps: files of code in a checkpoint's directory that leave a mark when they are run. Imported by tests."""
+"""Traps: files of code in a checkpoint's directory that leave a mark when they are run."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How the language model's layers are packed by bitsandbytes or torchao, for training adapters and for `convert`.
+"""Quantization of the language model's layers by bitsandbytes or torchao, for adapters and for `convert`.
 
 The vision tower, the projector and the head stay whole.
 """

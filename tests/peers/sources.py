@@ -15,7 +15,7 @@
 
 `python tests/peers/sources.py` downloads and unpacks them into `.cache/peers`, which git ignores. They hold the common
 tests and not all that these import: the generation and export mixins are missing, and stand here as empty classes; so
-are the files that tests open and the script that finds them.
+are the files that tests open and the script that finds them. Pillow's holds its test images.
 
 What is not distributed cannot run: transformers' tests of `generate` (`tests/generation`), and those that its pipeline
 mixin calls (`tests/pipelines`). Ours are `tests/modeling/test_generation_dimple.py` and `tests/test_pipeline.py`.
@@ -59,15 +59,11 @@ def download(name: str) -> None:
     if source_folder(name).is_dir():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name]
     requirement = f"{name}=={importlib.metadata.version(name)}"
     subprocess.run([*command, "--dest", str(CACHE), requirement], check=True)
     with tarfile.open(source_folder(name).with_suffix(source_folder(name).suffix + ".tar.gz")) as archive:
         archive.extractall(CACHE, filter="data")
-    tests = source_folder(name) / "tests"
-    (tests / "__init__.py").touch()  # pytest looks for it beside the mixins
-    (tests / "fixtures").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "README.md", tests / "fixtures" / "sample_text.txt")  # any text
 
 
 def common_tests(module: str) -> ModuleType:
@@ -103,5 +99,9 @@ def _tests_package(name: str) -> str:
 
 
 if __name__ == "__main__":
-    download("transformers")
-    download("peft")
+    for name in ("transformers", "peft", "pillow"):
+        download(name)
+    tests = source_folder("transformers") / "tests"
+    (tests / "__init__.py").touch()  # pytest looks for it beside the mixins
+    (tests / "fixtures").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "README.md", tests / "fixtures" / "sample_text.txt")  # any text

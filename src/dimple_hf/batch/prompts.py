@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A row as the model is asked it, or the reason why it cannot be; and its length, from its text and image headers.
+"""The prompt of a row, or the reason why it has none; and its length, from its text and image headers.
 
 What is wrong with a row never leaves this file as an error: it becomes part of the [`Prompt`].
 """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What commands load before they ask a model: the device, the checkpoint and an adapter, each refused in one line."""
+"""Loading for commands: the device, the checkpoint and an adapter, each refused in one line."""
 
 import os
 from collections.abc import Iterator

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Examples of chats as users have them, brought into one form: a chat, and its images in the order of placeholders.
+"""Training examples in their common forms, converted into one: a chat, and its images in the order of placeholders.
 
 Read are the Hub's chat form (`messages`), LLaVA's and ShareGPT's (`conversations`), LLaMA-Factory's (`<image>` in
 plain text) and TRL's (`prompt` and `completion`). Everything that can be wrong with an example is found here or in the

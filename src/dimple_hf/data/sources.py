@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where a recipe's examples come from: a file, a folder of images, a saved data set, the Hub, or a function.
+"""Sources of a recipe's examples: a file, a folder of images, a saved data set, the Hub, or a function.
 
 Everything that can be missing is found by `check`, which loads no data. An example that cannot be read, such as a
 broken line, becomes one that the collator finds bad, so that it is named, or skipped, like any other.

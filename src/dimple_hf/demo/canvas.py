@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An answer's canvas as the page draws it: which step unmasked each position, and HTML and text made of that.
+"""The canvas of an answer as HTML and text, with the step that unmasked each position.
 
 Pure functions of tokens. The colours go round the circle of hues; the number of the step stands after each run, so
 that nothing is told by colour alone.

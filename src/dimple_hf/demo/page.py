@@ -32,6 +32,7 @@ import gradio as gr
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoints import FORMS_SAMPLE
+from ..data.image_features import ImageFeatures
 from .answers import FREE, SCHEMA, TEMPLATE, AnswerState, Question, answer_states, open_image, read_form
 from .canvas import CANVAS_CSS, CANVAS_JS, canvas_html, canvas_text, replay_html
 
@@ -265,6 +266,7 @@ def _lay_out_settings(model: PreTrainedModel, remembers: bool) -> tuple[gr.Slide
 
 def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -> None:
     """What happens on the page."""
+    features = ImageFeatures(model)
     turns = gr.State([])  # finished questions and answers
     asked_about = gr.State(None)  # the image that they were about
     stopped: set[str | None] = set()  # sessions whose answer is to end after the step that is running
@@ -307,7 +309,7 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
                 confidence_threshold=threshold,
                 max_new_tokens=int(length),
             )
-            for state in answer_states(model, processor, asked):
+            for state in answer_states(features, processor, asked):
                 is_stopped = state.text is None and request.session_hash in stopped
                 draw = replay_html if state.text is not None or is_stopped else canvas_html
                 shown: dict[Any, Any] = {

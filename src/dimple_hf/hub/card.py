@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Model cards: the `README.md` of a model or an adapter, from what its own files say.
+"""Model cards: the `README.md` of a model or an adapter, written from its own files.
 
 Nothing is invented: the license, the data sets and the scores are the author's to state; the rest is read from the
 configurations and from the headers of the weights. The metadata follow the Hub's model card specification, which
-huggingface_hub implements. Imported by `dimple-hf card`.
+huggingface_hub implements.
 """
 
 import json

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checks a checkpoint without loading its weights: are all files there, and do they fit together?
+"""Checks that a checkpoint is complete and consistent, without loading its weights.
 
 Configurations, tokenizer and processor are loaded by this package's own classes; of the weights only the headers are
 read, in a directory or through the network, and compared with the model on the meta device. Nothing of a checkpoint is

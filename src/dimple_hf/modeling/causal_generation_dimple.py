@@ -122,11 +122,12 @@ class DimpleCausalGenerationMixin(GenerationMixin):
         model_input_name: str | None,
         generation_config: GenerationConfig,
     ) -> dict[str, Any]:
-        """Encodes the images, but for those that a filled cache already holds."""
+        """Encodes the images, unless that is done, but for those that a filled cache already holds."""
         pixel_values, grid = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_grid_thw", None)
-        if pixel_values is None:
+        encoded = model_kwargs.pop("mm_encoder_outputs", None)
+        if pixel_values is None and not encoded:
             return model_kwargs
-        features = self.get_image_features(pixel_values, grid)
+        features = encoded["image"] if encoded else self.get_image_features(pixel_values, grid)
         cache, input_ids = model_kwargs.get("past_key_values"), _prompt_tokens(inputs_tensor, model_kwargs)
         if cache is not None and input_ids is not None and cache.get_seq_length() > 0:
             columns = (input_ids == self.config.image_token_id).nonzero()[:, 1]

@@ -14,7 +14,7 @@
 """Configuration of Dimple: a Qwen2.5-VL vision tower, a projector and a Dream-7B language model.
 
 Source: "Dimple: Discrete Diffusion Multimodal Large Language Model with Parallel Decoding" (arXiv 2505.16990) and the
-`config.json` of the released checkpoint, which loads as it is. Imported by `modeling_dimple`.
+`config.json` of the released checkpoint, which loads as it is.
 """
 
 import json

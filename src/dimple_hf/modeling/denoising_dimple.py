@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The denoising loop: from an answer of mask tokens to a complete one, each row as if it were alone.
+"""The denoising loop: from mask tokens to a complete answer, for each row independently.
 
 Source: Dimple, section 4 (arXiv 2505.16990) and the released decoding loop. What runs the model is in `canvas_dimple`;
 the computations of a step are in `sampling_dimple` and `rules_dimple`.

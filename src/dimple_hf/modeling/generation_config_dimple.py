@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation options of Dimple: what they are called, which values they take, and their defaults, in one place."""
+"""Generation options of Dimple: names, valid values and defaults."""
 
 import copy
 import difflib

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation with Dimple: `generate`, `generate_steps`, and what they prepare before the first step.
+"""Generation with Dimple: `generate`, `generate_steps`, and their preparation.
 
 Source: Dimple, section 4 (arXiv 2505.16990). The options are in `generation_config_dimple`, the inputs in
 `generation_inputs_dimple`, the loop in `denoising_dimple`, the original's call in `original_generation_dimple`.
@@ -101,6 +101,9 @@ class DimpleGenerationMixin(DimpleOriginalGenerationMixin, DimpleCausalGeneratio
                 1 at tokens, 0 at padding, which must be on the left. All ones when missing.
             pixel_values, image_grid_thw (`torch.Tensor`, *optional*):
                 Images, as [`DimpleProcessor`] makes them.
+            mm_encoder_outputs (`dict`, *optional*):
+                In place of `pixel_values`: under `"image"`, what
+                [`~DimpleForConditionalGeneration.get_image_features`] returned.
             answer_ids (`torch.LongTensor` of shape `(batch_size, answer_length)`, *optional*):
                 The canvas to start from: fixed tokens, and the mask token where one is to be generated. Sets the
                 answer's length.

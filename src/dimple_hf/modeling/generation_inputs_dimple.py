@@ -11,12 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a call is given to answer: prompts, images and canvases, checked before any forward pass."""
+"""Inputs of a generation call: prompts, images and canvases, checked before any forward pass."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .cache_dimple import CachePolicy
 from .canvas_dimple import CanvasRunner
@@ -25,7 +26,9 @@ from .constraint_dimple import AnswerConstraint
 #: What the processor makes of a structure prior.
 CANVAS_INPUTS = ("answer_ids", "answer_attention_mask", "answer_constraint")
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", *CANVAS_INPUTS)
+MODEL_INPUTS = (
+    "input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_encoder_outputs", *CANVAS_INPUTS
+)  # fmt: skip
 
 #: What trainers, servers and processors pass to every model.
 NEUTRAL_INPUTS = ("labels", "mm_token_type_ids", "tokenizer")
@@ -161,6 +164,9 @@ class GenerationInputs:
             What the answers must keep to.
         pixel_values, image_grid_thw (`torch.Tensor`, *optional*):
             All images, as [`DimpleImageProcessor`] makes them.
+        mm_encoder_outputs (`dict`, *optional*):
+            In place of `pixel_values`: under `"image"`, what [`~DimpleForConditionalGeneration.get_image_features`]
+            returned.
     """
 
     input_ids: torch.LongTensor
@@ -170,6 +176,7 @@ class GenerationInputs:
     constraint: AnswerConstraint | None
     pixel_values: torch.FloatTensor | None
     image_grid_thw: torch.LongTensor | None
+    mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None
 
     @classmethod
     def checked(
@@ -202,11 +209,9 @@ class GenerationInputs:
         if answer_attention_mask is None:
             answer_attention_mask = torch.ones_like(canvas)
         _check_answer_attention_mask(answer_attention_mask, canvas, mask_token_id)
-        pixel_values, image_grid_thw = given.get("pixel_values"), given.get("image_grid_thw")
-        if (pixel_values is None) != (image_grid_thw is None):
-            missing = "pixel_values" if pixel_values is None else "image_grid_thw"
-            raise ValueError(f"`pixel_values` and `image_grid_thw` must be given together (got no `{missing}`)")
-        return cls(input_ids, attention_mask, canvas, answer_attention_mask, constraint, pixel_values, image_grid_thw)
+        images = {name: given.get(name) for name in ("pixel_values", "image_grid_thw", "mm_encoder_outputs")}
+        _check_images(**images)
+        return cls(input_ids, attention_mask, canvas, answer_attention_mask, constraint, **images)
 
     def runner(
         self, model: Any, num_return_sequences: int, cache_policy: CachePolicy | None, is_static: bool = False
@@ -230,7 +235,9 @@ class GenerationInputs:
         sequences = torch.cat([self.input_ids, torch.full_like(self.canvas, model.config.mask_token_id)], dim=1)
         position_ids = model.get_rope_index(sequences, self.image_grid_thw, full_mask)
         image_features = None
-        if self.pixel_values is not None:
+        if self.mm_encoder_outputs:
+            image_features = torch.cat(self.mm_encoder_outputs["image"].pooler_output)
+        elif self.pixel_values is not None:
             image_features = torch.cat(model.get_image_features(self.pixel_values, self.image_grid_thw).pooler_output)
         runner = CanvasRunner(model, self.input_ids, full_mask, position_ids, image_features, cache_policy, is_static)
         if num_return_sequences > 1:
@@ -253,6 +260,18 @@ def _check_answer_attention_mask(
             f"`answer_ids` must not hold the mask token {mask_token_id} where `answer_attention_mask` is 0 "
             f"(got it in row {row})"
         )
+
+
+def _check_images(
+    pixel_values: torch.FloatTensor | None,
+    image_grid_thw: torch.LongTensor | None,
+    mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+) -> None:
+    if pixel_values is not None and mm_encoder_outputs:
+        raise ValueError("only one of `pixel_values` and `mm_encoder_outputs` must be given (got both)")
+    if (pixel_values is None and not mm_encoder_outputs) != (image_grid_thw is None):
+        missing = "image_grid_thw" if image_grid_thw is None else "pixel_values"
+        raise ValueError(f"`pixel_values` and `image_grid_thw` must be given together (got no `{missing}`)")
 
 
 def _check_constraint(constraint: AnswerConstraint | None, num_rows: int) -> None:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How long each row's canvas is: before the first step, canvases grow while the end of the answer is not in sight.
+"""The length of each row's canvas, which grows before the first step until it holds the end of the answer.
 
 Source: DAEDAL, section 3 (arXiv 2508.00819). Every row by itself.
 """

@@ -15,7 +15,7 @@
 
 Source: Dimple, section 3 (arXiv 2505.16990). Parameter names and shapes are those of the released checkpoint. The
 logits at position i predict the token at position i + 1 in both modes, because the language model was autoregressive
-first. Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
+first.
 """
 
 import copy

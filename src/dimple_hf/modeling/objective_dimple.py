@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the model is trained on: the sequences that are noised, and the losses at their masked tokens.
+"""The training objective: noised sequences, and the losses at their masked tokens.
 
 Pure functions of tensors around [`DimpleForConditionalGeneration.forward`]; noise and weights are in
 `diffusion_dimple`, the turns of a conversation in `turns_dimple`.

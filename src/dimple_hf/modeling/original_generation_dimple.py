@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The original's call, `diffusion_generate`: what its arguments mean, and what it returns.
+"""The original's `diffusion_generate`: its arguments and its output.
 
 Source: the released code (github.com/yu-rp/Dimple). Its options and its loop are in `original_dimple`.
 """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A call of `generate` after its preparation: its steps, and what is returned of them."""
+"""A prepared call of `generate`: its steps and its output."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

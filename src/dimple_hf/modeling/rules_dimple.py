@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which positions a denoising step commits together: the protocol of a sampler rule, and the built-in rules.
+"""Sampler rules: the protocol, and the built-in rules that choose the positions of a step.
 
 A built-in rule is one frozen dataclass of options that is callable, and one row of `SAMPLER_RULES`; the choice itself
 is a pure function of tensors. Every rule is per row; in a row where it chooses nothing, the schedule does. The source

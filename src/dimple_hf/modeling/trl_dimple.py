@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""TRL's trainers, which replace a model's `forward` by one of their own.
+"""Support for TRL's trainers, which replace a model's `forward` by one of their own.
 
 TRL (seen in 1.16, `trl.trainer.utils.add_fused_lm_head`) runs the language model itself and scores each token by the
 one before it. That is right for a causal model only: on text without masks, under full attention, a model would learn

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of a checkpoint that are damaged, incomplete or hostile, named in one line.
+"""Checks of weight files: damaged, incomplete or hostile ones are refused in one line that names them.
 
 The Hub's client compares sizes at most; the libraries that read JSON and safetensors name no file, and what is missing
 is drawn at random with a warning. Nothing here reads a weight, and nothing is unpickled.

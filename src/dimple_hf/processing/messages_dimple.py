@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The messages of a chat, checked and brought into the one form that chat templates take.
+"""Checks the messages of a chat and converts them into the form that chat templates take.
 
 Parts without meaning are dropped, image options are kept beside their image (as Qwen's `process_vision_info` reads
 them), frames of a video become images on request, and control tokens spelled by a user are found.

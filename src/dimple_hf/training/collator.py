@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Examples in, batches out: what stands between any data set of chats with images and `Trainer`.
+"""The data collator: chats with images to the batches of a `Trainer`.
 
 Source of the answer padding: Dimple's released training code (see [`answer_length_bounds`]).
 """

@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Answers to a few held-out rows at every evaluation, so that a user sees what the model says in each phase.
-
-Imported by recipes and users.
-"""
+"""Answers to a few held-out examples at every evaluation."""
 
 import importlib
 import logging

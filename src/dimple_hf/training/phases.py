@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Autoregressive first, diffusion second, in one Trainer run.
+"""The two phases of training, autoregressive and diffusion, in one Trainer run.
 
 Source: Dimple, section 3 (arXiv 2505.16990), "Autoregressive-then-Diffusion"; learning rates and clipping differ by
 phase there. Everything is a function of the number of the optimizer step, so that a resumed run, every process and

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Recipes: YAML files that say what `dimple-hf train` does, checked as a whole before anything expensive happens.
+"""Recipes: YAML files for `dimple-hf train`, checked as a whole before anything expensive happens.
 
 An unknown key is refused with the nearest known one, a missing file and a contradiction with the position in the YAML
-where they are. `docs/fine_tuning.md` describes every key. Imported by `run`.
+where they are. `docs/fine_tuning.md` describes every key.
 """
 
 import inspect

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs a recipe: the stages in order, each with a plain `Trainer`, each from what the one before it left.
+"""Runs a recipe: each stage with a plain `Trainer`, starting from the result of the stage before.
 
 What was done is read from the stages' directories, so the same command goes on wherever it was interrupted: finished
 stages are skipped, the current one resumes from its last whole checkpoint.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The stages of training: which parts of the model move, in which attention mode, and how fast.
+"""The stages of training: trained parts, attention mode and defaults.
 
 Source: Dimple, section 4 (arXiv 2505.16990): alignment and instruction tuning are causal, diffusion tuning is
 bidirectional, the vision tower stays frozen.
