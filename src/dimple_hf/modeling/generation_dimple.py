@@ -156,9 +156,9 @@ class DimpleGenerationMixin(DimpleOriginalGenerationMixin, DimpleCausalGeneratio
                 drafts.put_answer(result.answer_ids, result.is_final)
 
         # 3. Padding after the end
-        output = call.output(prompt, result, history)
         if drafts is not None:
-            drafts.end(output.sequences[:, prompt.shape[1] :])
+            drafts.end(call.answers(result.answer_ids))
+        output = call.output(prompt, result, history)
         return output if call.config.return_dict_in_generate else output.sequences
 
     @torch.no_grad()

@@ -31,7 +31,10 @@ class DimpleOriginalGenerationMixin:
 
     @torch.no_grad()
     def diffusion_generate(
-        self, inputs: torch.LongTensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+        self: Any,
+        inputs: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
     ) -> torch.LongTensor | DimpleGenerationOutput:
         r"""
         The original's call, with its argument names, defaults and habits: no early stop, tokens taken after the end,

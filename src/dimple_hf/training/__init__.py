@@ -16,7 +16,7 @@
 `dimple_hf` itself does not import it.
 """
 
-from ..data.examples import BadRowError
+from ..data.examples import BadExampleError
 from .adapters import load_adapter, lora_config, remember_mode
 from .checkpoints import last_complete_checkpoint
 from .collator import DimpleDataCollator
@@ -29,7 +29,7 @@ from .stages import STAGES, Stage
 
 __all__ = [
     "STAGES",
-    "BadRowError",
+    "BadExampleError",
     "DimpleDataCollator",
     "GenerationCallback",
     "MetricsCallback",

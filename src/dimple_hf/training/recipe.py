@@ -45,7 +45,7 @@ REQUIRED_KEYS = ("model", "output_dir", "data", "stages")
 DATA_KEYS = ("train", "eval")
 SOURCE_KEYS = tuple(field.name for field in fields(Source))
 STAGE_KEYS = (*STAGE_FIELDS, "data", "collator", "trainer")
-HELD_OUT_KEYS = ("num_rows", "max_new_tokens")
+HELD_OUT_KEYS = ("num_examples", "max_new_tokens")
 QUANTIZATIONS = ("nf4", "int8")
 DTYPES = ("float32", "bfloat16", "auto")
 ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
@@ -87,13 +87,13 @@ class HeldOut:
     Which held-out answers are generated at each evaluation.
 
     Args:
-        num_rows (`int`, defaults to 4):
-            How many rows of the evaluation data, from the first; 0: none.
+        num_examples (`int`, defaults to 4):
+            How many examples of the evaluation data, from the first; 0: none.
         max_new_tokens (`int`, defaults to 64):
             Positions of an answer.
     """
 
-    num_rows: int = 4
+    num_examples: int = 4
     max_new_tokens: int = 64
 
 
@@ -106,7 +106,7 @@ class StagePlan:
         stage ([`Stage`]):
             What is trained and how.
         train, eval ([`Source`]):
-            Its rows; `eval` may be `None`.
+            Its examples; `eval` may be `None`.
         collator (`dict[str, Any]`):
             Options of [`DimpleDataCollator`].
         trainer (`dict[str, Any]`):
@@ -323,7 +323,7 @@ def _read_held_out(entries: Mapping[str, Any]) -> HeldOut | None:
     )
     with _at("held_out"):
         options = HeldOut(**_mapping(entries.get("held_out"), HELD_OUT_KEYS))
-        for name, least in (("num_rows", 0), ("max_new_tokens", 1)):
+        for name, least in (("num_examples", 0), ("max_new_tokens", 1)):
             value = getattr(options, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be an integer >= {least} (got {value!r})")
