@@ -67,7 +67,7 @@ def quantization_config(quantization: str) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=WHOLE_MODULES)
-    # bitsandbytes skips the same modules in both formats, whatever the option's name says.
+    # bitsandbytes skips the same modules in both formats, whatever the option's name suggests.
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=WHOLE_MODULES)
     return BitsAndBytesConfig(

@@ -110,7 +110,7 @@ class Answerer:
             `return_confidence` also `confidence`, a probability in [0, 1] or under a prior a tree of them; with
             `truncated` where a longer canvas may have given a longer answer ([`~StructurePrior.touched_bound`]); and
             `passes` (forward passes) if the model is in bidirectional mode. `{"error": reason}`, with `passes`, where
-            the prior's class refuses what the answer says.
+            the prior's class refuses the answer's values.
 
         Raises:
             ValueError: If the model refuses one of them.

@@ -195,7 +195,7 @@ def count_image_tokens(source: Any, processor: ProcessorMixin) -> int:
         else:
             with PIL.Image.open(source) as image:
                 width, height = image.size
-    except Exception:  # a broken file raises any of a dozen types; whoever decodes it says which
+    except Exception:  # a broken file raises any of a dozen types; reported when it is decoded
         num_patches = image_processor.size["longest_edge"] // image_processor.patch_size**2
     else:
         num_patches = image_processor.get_number_of_image_patches(height, width)

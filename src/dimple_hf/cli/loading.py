@@ -100,7 +100,7 @@ def explain_failure(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # libraries raise any of a dozen types, depending on the damage
-        if type(error).__name__ == "OutOfMemoryError":  # says nothing about the files
+        if type(error).__name__ == "OutOfMemoryError":  # not about the files
             raise
         if isinstance(error, ValueError) and str(name) in str(error):  # names the file already
             raise

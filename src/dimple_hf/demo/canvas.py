@@ -89,7 +89,7 @@ class Run:
 
     Args:
         text (`str`):
-            What their tokens say; a sign for each position where they are masked or padding.
+            The text of their tokens; a sign for each position where they are masked or padding.
         num_positions (`int`):
             How many they are.
         kind (`str`):
@@ -186,7 +186,7 @@ def canvas_html(runs: Sequence[Run], step: int) -> str:
             Steps done.
 
     Returns:
-        `str`: The drawing, one image to a screen reader, whose name says how far the answer is.
+        `str`: The drawing, one image to a screen reader, whose name tells how far the answer is.
     """
     num_positions = sum(run.num_positions for run in runs)
     num_masked = sum(run.num_positions for run in runs if run.kind == "mask")

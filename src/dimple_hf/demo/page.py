@@ -54,7 +54,8 @@ DEFAULT_PAUSE = 0.2
 
 EMPTY_CANVAS = (
     '<div class="dimple-canvas"><span class="hint">The answer appears here, all positions at once. Dashed boxes are'
-    " still masked; colour and number say which step unmasked a position, a strong colour that the model was sure."
+    " still masked; colour and number show which step unmasked a position; a strong colour means a high"
+    " confidence."
     "</span></div>"
 )
 
@@ -328,7 +329,7 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
         except ValueError as error:
             yield {parts.status: f"⚠ {error}", **at_rest}
         except Exception:  # a defect, or too little memory: the page stays usable, and the log has the traceback
-            yield {parts.status: "⚠ Something went wrong; the log of the server says what.", **at_rest}
+            yield {parts.status: "⚠ Something went wrong; see the log of the server.", **at_rest}
             raise
 
     def check(path: str) -> dict[Any, Any]:

@@ -177,7 +177,7 @@ def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[s
         header = read_header(directory / file)
         for name in [name for name in wanted if wanted[name] == file]:
             if name not in header:
-                raise ValueError(f"{directory / file} must hold {name}, as the index says (got a file without it)")
+                raise ValueError(f"{directory / file} must hold {name}, as the index lists it (got a file without it)")
             dtype, shape = header[name]
             if dtype not in DTYPES:
                 raise ValueError(
@@ -221,7 +221,7 @@ def _language_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 def split_rotary_frequencies(num_frequencies: int) -> list[int]:
     """
-    Shares rotary frequencies among the three axes of an image's positions, for a language model that knows one axis.
+    Shares rotary frequencies among the three axes of an image's positions, for a language model that has one axis.
 
     Args:
         num_frequencies (`int`):

@@ -86,7 +86,7 @@ def model_options(preset: str | None, given: Mapping[str, Any], other_arguments:
 
 def task_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
     """
-    What a task asks for. Tasks are written for models of many kinds: some settings mean nothing here.
+    The settings of a task. Tasks are written for models of many kinds: some settings mean nothing here.
 
     Args:
         given (`Mapping[str, Any]`):

@@ -52,7 +52,7 @@ MANIFEST = ModelManifest(
 @dataclass(frozen=True)
 class Answer:
     """
-    What the model said.
+    The model's answer.
 
     Args:
         text (`str`): Its answer, without special tokens.
@@ -193,7 +193,7 @@ class Dimple(lmms):
 
 
 class DimpleLikelihoods(Dimple):
-    """[`Dimple`] for tasks that ask for likelihoods, which lmms-eval sends with `--force_simple` only."""
+    """[`Dimple`] for tasks that need likelihoods, which lmms-eval sends with `--force_simple` only."""
 
     is_simple = True
 

@@ -96,7 +96,7 @@ class CanvasRunner:
         self._probed: dict[int, torch.Tensor] = {}  # row -> logits of its canvas, until the first call of `logits`
 
     def compile(self, compile_config: CompileConfig | None) -> None:
-        """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
+        """Compiles the text layers for windows, with `compile_config`, or keeps what another call has compiled; and
         captures the pass over a window as a CUDA graph, where the mode has one. The full pass comes once in an answer;
         the head runs at another number of positions in each pass."""
         text_model = self.model.model

@@ -22,8 +22,8 @@ from .canvas_dimple import CanvasRunner
 from .denoising_dimple import DecodingState, Sampler
 
 #: The end is in sight when the end tokens have this probability, on average, at so many last positions of a canvas
-#: that is still all masked. The last one alone says little: a model that has learned to end answers with padding puts
-#: some there even where the canvas is too short.
+#: that is still all masked. The last one alone is no evidence: a model that has learned to end answers with padding
+#: puts some there even where the canvas is too short.
 END_PROBABILITY = 0.5
 NUM_LAST_POSITIONS = 4
 

@@ -116,7 +116,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
 
     config: DimpleConfig
     _supports_flex_attn = True
-    generation_config = None  # `get_compiled_call` asks for it, also here
+    generation_config = None  # `get_compiled_call` reads it, also here
 
     @capture_outputs
     def forward(
@@ -389,9 +389,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         1. The mode: causal or bidirectional.
         2. Embed tokens and put image features at the placeholders.
         3. Positions on the three axes.
-        4. With labels in bidirectional mode: mask tokens by the noise schedule, or as `masked_positions` says.
+        4. With labels in bidirectional mode: mask tokens by the noise schedule, or those of `masked_positions`.
         5. The language model.
-        6. The loss at supervised positions, or the logits at the positions asked for.
+        6. The loss at supervised positions, or the logits at the requested positions.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -414,7 +414,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 In place of `pixel_values`: under `"image"`, what
                 [`~DimpleForConditionalGeneration.get_image_features`] returned.
             mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Says the same as the placeholders, and is not used; processors can make it.
+                The same information as the placeholders; accepted, because processors can make it, and not used.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The right token at each position, *not* shifted; -100 where nothing is learned.
             shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -516,10 +516,10 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 return self._fused_head_output(tokens, labels)
             losses = self._loss_fields(tokens, labels, num_items_in_batch)
         if labels is None or logits_to_keep is not None:
-            # With complements, the rows as the caller knows them
+            # With complements, the caller's rows
             logits = self.lm_head(select_positions(hidden_states[: len(clean["inputs_embeds"])], logits_to_keep))
-        if labels is None and input_ids is not None and not is_causal and self.training and logits.requires_grad:
-            logits.register_hook(partial(refuse_copying, input_ids, self.config.mask_token_id))
+            if labels is None and input_ids is not None and not is_causal and self.training and logits.requires_grad:
+                logits.register_hook(partial(refuse_copying, input_ids, self.config.mask_token_id))
         return DimpleOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,

@@ -136,7 +136,7 @@ def add_noise(
 @dataclass(frozen=True)
 class TokenLosses:
     """
-    What a language model's outputs say of the tokens that count.
+    The losses and predictions of a language model at the tokens that count.
 
     Args:
         rows, positions (`torch.LongTensor` of shape `(num_tokens,)`):

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from .objective_dimple import TokenLosses
 
-#: What `SFTTrainer` asks of its head; the others ask for less or more.
+#: What `SFTTrainer` needs of its head; the others need less or more.
 SFT_OUTPUTS = {"log_probs", "entropy", "is_top1"}
 
 

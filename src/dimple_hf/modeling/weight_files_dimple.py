@@ -211,7 +211,7 @@ def find_folder(
     try:
         name = f"{subfolder}/{config_name}" if subfolder else config_name
         config = try_to_load_from_cache(str(checkpoint), name, cache_dir, revision)
-    except HFValidationError:  # a missing directory; what loads it says so
+    except HFValidationError:  # a missing directory, which loading reports
         return None
     return Path(config).parent if isinstance(config, str) else None
 
@@ -294,7 +294,7 @@ def end_token_id(folder: Path) -> int | None:
         end = settings.get("eos_token")
         end = end["content"] if isinstance(end, dict) else end
         return next((int(token) for token, entry in added.items() if entry["content"] == end), None)
-    except (ValueError, KeyError, TypeError, AttributeError):  # the tokenizer's own loading says what is wrong
+    except (ValueError, KeyError, TypeError, AttributeError):  # reported when the tokenizer is loaded
         return None
 
 

@@ -124,7 +124,7 @@ def _decode(source: Any, max_pixels: int | None, formats: Sequence[str]) -> PIL.
         image = _open_bytes(source if isinstance(source, bytes) else _read(os.fsdecode(source)), formats)
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} pixels")
-    # Up to twice its bound Pillow only warns, while a few kilobytes of a file already ask for gigabytes of memory.
+    # Up to twice its bound Pillow only warns, while a file of a few kilobytes can need gigabytes of memory.
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise PIL.Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
     _scale_transparency(image)

@@ -453,7 +453,7 @@ def _worker_slot() -> int:
 
 
 def _warn_of_skipped_rows(num_skipped: torch.Tensor, process_id: int) -> None:
-    """Says how many examples were left out; `process_id` is the process that made the collator, others are silent."""
+    """Logs how many examples were left out, in the process that made the collator (`process_id`) only."""
     if os.getpid() == process_id and num_skipped.sum() > 0:
         logger.warning(
             "%d bad examples were left out of training batches; `on_bad_example='raise'` stops at the first, and the "

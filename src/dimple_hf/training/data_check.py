@@ -106,7 +106,7 @@ def refuse_bad_data(examples: Any, collator: DimpleDataCollator, name: str) -> N
         examples:
             Examples.
         collator ([`DimpleDataCollator`]):
-            Its `on_bad_example` and `max_bad_share` say what is refused.
+            Its `on_bad_example` and `max_bad_share` decide what is refused.
         name (`str`):
             What the error calls the data set.
 

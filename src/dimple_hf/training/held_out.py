@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class HeldOutAnswer:
     """
-    What the model said.
+    The model's answer to a held-out example.
 
     Args:
         question (`str`):
@@ -67,12 +67,12 @@ class GenerationCallback(TrainerCallback):
     Answers the last turn of held-out examples at each evaluation, in the model's current mode, and adds to its log
     entry
 
-    - `eval_answers`: question, answer, expected answer and passes of each example, as text (reporters that take
-      numbers only say that they leave it out),
+    - `eval_answers`: question, answer, expected answer and passes of each example, as text (reporters of
+      numbers log that they leave it out),
     - `eval_exact_match`: share of answers that are the expected ones, but for spaces around them,
     - `eval_passes`: mean number of passes of the model.
 
-    An example with a `structure_prior` is answered under it, but in causal mode, which knows no priors.
+    An example with a `structure_prior` is answered under it, but not in causal mode, which has no priors.
 
     Weights & Biases gets a table with the images, and TensorBoard the images if its writer is given. The entry is
     also what `metric_for_best_model` can name. Put the callback before the reporters with [`add_before_reporters`].

@@ -50,7 +50,7 @@ QUANTIZATIONS = ("nf4", "int8")
 DTYPES = ("float32", "bfloat16", "auto")
 ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
-#: Arguments of the Trainer that follow from other parts of a recipe -> where to say it instead.
+#: Arguments of the Trainer that follow from other parts of a recipe -> where to set them instead.
 MANAGED_ARGUMENTS = {
     "output_dir": "`output_dir` of the recipe",
     "seed": "`seed` of the recipe",

@@ -139,7 +139,7 @@ def trainer_settings(recipe: Recipe, plan: StagePlan, num_processes: int) -> dic
 
 def build_training_arguments(recipe: Recipe, plan: StagePlan, num_processes: int) -> TrainingArguments:
     """Builds the arguments of [`trainer_settings`]; what transformers refuses in them is a `ValueError`."""
-    # Said aloud, because without it the Trainer refuses bf16 on a machine that has nothing but a CPU.
+    # Explicit, because without it the Trainer refuses bf16 on a machine that has nothing but a CPU.
     settings = {"use_cpu": not torch.accelerator.is_available()} | trainer_settings(recipe, plan, num_processes)
     try:
         args = TrainingArguments(**settings)

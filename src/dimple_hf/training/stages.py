@@ -167,7 +167,7 @@ class Stage:
     def training_arguments(self) -> dict[str, Any]:
         """
         Returns:
-            `dict[str, Any]`: What `TrainingArguments` must say for this stage.
+            `dict[str, Any]`: Keyword arguments of `TrainingArguments` for this stage.
         """
         length = {"max_steps": self.max_steps} if self.num_epochs is None else {"num_train_epochs": self.num_epochs}
         return {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm, **length}
