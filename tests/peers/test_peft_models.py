@@ -58,6 +58,8 @@ SKIPPED: dict[str, str] = {
 SKIPPED_BIDIRECTIONAL = {
     "_test_mixed_adapter_batches": "compares `output_scores`, which diffusion decoding has not",
     "_test_generate_with_mixed_adapter_batches_and_beam_search": "needs beam search, which diffusion decoding has not",
+    "_test_disable_adapter": "compares `output_scores`, which diffusion decoding has not",
+    "_test_training_gradient_checkpointing": "compares two forward passes, which draw masks of their own",
     "_test_inference_safetensors": "takes the loss, which training needs labels for, for logits",
     "_test_training_layer_indexing": "takes the loss, which training needs labels for, for logits",
 }

@@ -370,7 +370,7 @@ def test_collator_skipped_rows_are_left_out_counted_and_reported(
     good = row("ab", "cdef", images=(PIL_IMAGE,))
     batch = collator([row("hi", "", id="empty"), good, {}])
     assert all(torch.equal(batch[name], tensor) for name, tensor in DimpleDataCollator(processor)([good]).items())
-    assert collator.num_skipped_rows == 2
+    assert collator.num_skipped_examples == 2
     assert "example 'empty' is bad: answers must not be empty" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     del collator
@@ -422,7 +422,7 @@ def test_collator_skipped_rows_of_loading_processes_are_counted(processor: Dimpl
     rows = [row("ab", "cd"), {}, row("ab", "cd"), {}, {}, row("ab", "cd")]
     batches = list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
     assert [len(batch["input_ids"]) for batch in batches] == [1, 1, 1]
-    assert collator.num_skipped_rows == 3
+    assert collator.num_skipped_examples == 3
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

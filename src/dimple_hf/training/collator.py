@@ -259,10 +259,10 @@ class DimpleDataCollator:
         self._num_skipped = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
         self._num_seen = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
         if on_bad_example == "skip":
-            weakref.finalize(self, _warn_of_skipped_rows, self._num_skipped, os.getpid())
+            weakref.finalize(self, _warn_of_skipped_examples, self._num_skipped, os.getpid())
 
     @property
-    def num_skipped_rows(self) -> int:
+    def num_skipped_examples(self) -> int:
         """How often a bad example was left out so far, over all loading processes."""
         return int(self._num_skipped.sum())
 
@@ -452,7 +452,7 @@ def _worker_slot() -> int:
     return 0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)
 
 
-def _warn_of_skipped_rows(num_skipped: torch.Tensor, process_id: int) -> None:
+def _warn_of_skipped_examples(num_skipped: torch.Tensor, process_id: int) -> None:
     """Logs how many examples were left out, in the process that made the collator (`process_id`) only."""
     if os.getpid() == process_id and num_skipped.sum() > 0:
         logger.warning(
