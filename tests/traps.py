@@ -26,7 +26,7 @@ TRAPS = (
 
 
 def set_traps(directory: Path) -> Path:
-    """Puts a trap at every position of a checkpoint that code is looked for; returns the mark, which is not there
+    """Puts a trap wherever code is looked for in a checkpoint; returns the mark, which is not there
     yet."""
     mark = directory.parent / "executed"
     for name in TRAPS:

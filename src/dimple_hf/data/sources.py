@@ -75,14 +75,14 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(self._offsets[index])
             line = file.readline()
-        position = f"{self.path.name}:{self._line_numbers[index]}"
+        location = f"{self.path.name}:{self._line_numbers[index]}"
         try:
             example = json.loads(line)
         except ValueError as error:  # also of bytes that are not UTF-8
-            raise ValueError(f"{position} must be a JSON object (got an error: {error})") from error
+            raise ValueError(f"{location} must be a JSON object (got an error: {error})") from error
         if not isinstance(example, dict):
-            raise ValueError(f"{position} must be a JSON object (got {type(example).__name__})")
-        return {"id": position} | example
+            raise ValueError(f"{location} must be a JSON object (got {type(example).__name__})")
+        return {"id": location} | example
 
 
 class Examples:
@@ -108,12 +108,12 @@ class Examples:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        position = f"{self.name}[{index}]"
+        location = f"{self.name}[{index}]"
         try:
             example = dict(self.examples[index])
         except Exception as error:  # whatever a file, a decoder or a user's function raises
-            return {"id": position, READ_ERROR: f"it must be readable (got {type(error).__name__}: {error})"}
-        return {"id": position} | rename_columns(example, self.columns)
+            return {"id": location, READ_ERROR: f"it must be readable (got {type(error).__name__}: {error})"}
+        return {"id": location} | rename_columns(example, self.columns)
 
 
 def rename_columns(example: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def find_sources(directory: Path, headers: SafetensorsRepoMetadata) -> dict[str,
             Of its weights.
 
     Returns:
-        `dict[str, SourceTensor]`: Each weight's position by its name.
+        `dict[str, SourceTensor]`: Each weight's location by its name.
     """
     sources = {}
     for name, header in headers.files_metadata.items():

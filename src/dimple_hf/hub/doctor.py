@@ -180,7 +180,7 @@ def check_files(checkpoint: Checkpoint) -> list[Finding]:
     if pickled:
         advice = "they can run code when they are read; this package never reads them"
         if not {WEIGHTS, INDEX} & checkpoint.files:
-            advice += ". Load them in a position that you trust and save them with `model.save_pretrained(...)`"
+            advice += ". Load them on a machine without secrets and save them with `model.save_pretrained(...)`"
         findings.append(Finding("pickled files", "warning", f"{', '.join(pickled)}: {advice}"))
     code = sorted(name for name in checkpoint.files if name.endswith(".py"))
     if code:

@@ -208,7 +208,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super().convert_rope_params_to_dict(**kwargs)
         # The original keeps the sections at the top level, transformers' rotary embedding reads them from here. Our
-        # own files carry them in both positions, and then they are equal.
+        # own files have both, and they are equal.
         self.rope_parameters.setdefault("mrope_section", list(self.mrope_section))
         self.mrope_section = list(self.rope_parameters["mrope_section"])
         return kwargs

@@ -66,7 +66,7 @@ MANAGED_ARGUMENTS = {
     "resume_from_checkpoint": "nothing: the same command goes on where it was interrupted",
     "remove_unused_columns": "nothing: the collator needs all columns",
     "label_smoothing_factor": "nothing: the model computes its own loss",
-    "hub_token": "`hf auth login`: a recipe is no position for a secret",
+    "hub_token": "`hf auth login`: a recipe must not hold secrets",
     "gradient_checkpointing": "`activation_checkpointing`, its new name",
     "gradient_checkpointing_kwargs": "`activation_checkpointing_kwargs`, its new name",
 }
@@ -192,7 +192,7 @@ _Loader.add_implicit_resolver(
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """Puts the position in the recipe in front of what is wrong there."""
+    """Prefixes errors with their location in the recipe."""
     try:
         yield
     except ValueError as error:
@@ -212,7 +212,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Raises:
         ValueError: If the file is missing or no YAML, a key is unknown or missing, a value is of the wrong kind or out
-            of range, a file is missing, or two values contradict each other. The message begins with the position.
+            of range, a file is missing, or two values contradict each other. The message begins with its location.
     """
     path = Path(path)
     with _at(str(path)):

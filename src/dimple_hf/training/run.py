@@ -221,7 +221,7 @@ def describe_plan(recipe: Recipe, num_processes: int) -> list[dict[str, Any]]:
             Processes that train together.
 
     Returns:
-        `list[dict[str, Any]]`: For each stage its settings, its position, and what is left to do.
+        `list[dict[str, Any]]`: For each stage its settings, and what is left to do.
     """
     described = []
     for plan in recipe.plans:
