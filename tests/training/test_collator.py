@@ -377,7 +377,7 @@ def test_collator_skipped_rows_are_left_out_counted_and_reported(
     gc.collect()
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("2 bad rows were left out of training batches")
+    assert warnings[0].startswith("2 bad examples were left out of training batches")
 
 
 def test_collator_too_many_bad_rows_stop_the_run_with_their_list(processor: DimpleProcessor, tmp_path: Path) -> None:

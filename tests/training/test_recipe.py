@@ -384,7 +384,7 @@ def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, expected in ((Source("one"), [1, 2]), (Source("two", split="test"), [2, 3])):
         source.check(tmp_path)
-        assert [row["a"] for row in source.load(tmp_path).rows] == expected
+        assert [row["a"] for row in source.load(tmp_path).examples] == expected
     with pytest.raises(ValueError, match=r"`split` must be one of train, test for two \(got None\)"):
         Source("two").load(tmp_path)
     with pytest.raises(ValueError, match="must hold a data set saved by `save_to_disk`"):
