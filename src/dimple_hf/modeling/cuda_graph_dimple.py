@@ -47,7 +47,7 @@ def without_graphs(compile_config: CompileConfig | None, model: PreTrainedModel)
     Returns:
         `CompileConfig`, *optional*: The same but for graphs. `None` where none is captured: because the mode has
         none, because not all weights lie on one GPU, or because the model may have to wait for the GPU, as quantized
-        layers and flash attention with padding do. There all is left to `torch.compile`, which finds such positions.
+        layers and flash attention with padding do. There all is left to `torch.compile`, which detects these cases.
     """
     compile_config = compile_config or CompileConfig()
     weights = list(model.parameters())

@@ -126,8 +126,8 @@ class DimpleGenerationConfig(GenerationConfig):
         sampler (`str` or [`SamplerRule`], *optional*, defaults to `"threshold"`):
             Which positions a step commits together: `"threshold"` (confident decoding), `"factor"` (Fast-dLLM),
             `"entropy_bound"` (EB-Sampler), `"klass"` (stable and confident), `"prophet"` (commits early), `"wino"`
-            (remasks what does not stand up), or a rule of your own (see `docs/custom_rules.md`). A row in which it
-            chooses none follows the schedule.
+            (remasks tokens that fail verification), or a rule of your own (see `docs/custom_rules.md`). A row in which
+            it selects none follows the schedule.
         sampler_config ([`SamplerConfig`] or `dict`, *optional*):
             Options of a built-in rule, which it also names: `sampler_config=EntropyBoundConfig(entropy_bound=0.3)`.
         confidence_threshold (`float`, *optional*):

@@ -107,7 +107,7 @@ def add_noise(
         seed (`int`, *optional*):
             Masks follow from it and the content of a sequence; from torch's global generator when missing.
         row_keys (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            What tells rows apart beside their tokens; see [`content_uniforms`].
+            Keys that distinguish rows with the same tokens; see [`content_uniforms`].
 
     Returns:
         [`NoisySequences`]
