@@ -61,10 +61,10 @@ def test_answers_are_those_of_plain_calls(
     assert answerer.answer([]) == []
 
 
-def test_rows_about_one_image_encode_it_once(
+def test_rows_of_a_batch_about_one_image_encode_it_once(
     model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
 ) -> None:
-    """In one batch and in the next."""
+    """In each batch anew: what a batch answers must not depend on the batches before it."""
     row = forms_row("test", 0)
     images: list[int] = []
     hook = model.visual.register_forward_pre_hook(
@@ -74,10 +74,12 @@ def test_rows_about_one_image_encode_it_once(
         questions = [dict(row, messages=[{"role": "user", "content": f"<image>Read the {name}."}]) for name in NAMES]
         asked = [make_prompt({"row": index}, question, processor) for index, question in enumerate(questions)]
         answerer = Answerer(model, processor, options=OPTIONS)
-        lines = answerer.answer(asked[:2]) + answerer.answer(asked[2:])
+        lines = answerer.answer(asked)
         assert images == [1]
-        answerer.answer(prompts[1:2])
-        assert images == [1, 1]  # control
+        answerer.answer(asked[:1])
+        assert images == [1, 1]
+        answerer.answer([asked[0], prompts[1]])
+        assert images == [1, 1, 2]  # control
     finally:
         hook.remove()
     assert lines == [alone(model, processor, prompt, max_new_tokens=6) for prompt in asked]

@@ -235,7 +235,7 @@ def test_other_type_than_declared_is_a_warning_and_integers_are_a_problem(checkp
         rewrite(path, lambda weights: weights.update({name: w.bfloat16() for name, w in weights.items()}))
     findings = check_checkpoint(str(checkpoint))
     assert with_status("problem", findings) == []
-    assert ("weights", 'config.json says torch.float32, which `dtype="auto"` loads them as') in with_status(
+    assert ("weights", 'config.json has torch.float32, which `dtype="auto"` loads them as') in with_status(
         "warning", findings
     )
     for path in checkpoint.glob("*.safetensors"):

@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Features of images, kept by the content of their patches: several questions about one image encode it once.
-
-Imported by `batch`, `serve`, `demo` and `integrations`, whose rows often share images.
-"""
+"""Features of images, kept by the content of their patches: several questions about one image encode it once."""
 
 import hashlib
 from collections import OrderedDict
@@ -38,7 +35,8 @@ class ImageFeatures:
         model ([`DimpleForConditionalGeneration`]):
             The model that encodes.
         max_bytes (`int`, *optional*, defaults to 256 MiB):
-            Maximum bytes of the features that are kept, on the model's device. An image with more is not kept.
+            Maximum bytes of the features that are kept, on the model's device. An image with more is not kept; with 0,
+            an image is encoded once in each call.
         count (`Callable`, *optional*):
             Called for each image with whether its features were kept (`bool`).
     """

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a question on the page to the states of its answer, and what is wrong with an image or a form in plain words.
+"""The states of an answer on the page, and plain-language errors for images and forms.
 
-No gradio here: model and processor in, states out, one for each denoising step, run when the next one is asked for.
+No gradio here: model and processor in, states out, one for each denoising step, run when the next one is requested.
 """
 
 import json
@@ -51,7 +51,7 @@ class Question:
         earlier (`Sequence[tuple[str, str]]`, *optional*):
             Questions and answers that came before.
         prior ([`StructurePrior`], *optional*):
-            The form of the answer, which also says how long it is.
+            The form of the answer, which also sets its length.
         confidence_threshold (`float`, defaults to 0.95):
             Every position above this confidence is unmasked at once, in (0, 1].
         max_new_tokens (`int`, defaults to 64):
@@ -83,7 +83,7 @@ class AnswerState:
         text (`str`, *optional*):
             The answer, once it is finished.
         value (`Any`):
-            With a prior, what the finished answer says: the values of a template, or the JSON value.
+            With a prior, the content of the finished answer: the values of a template, or the JSON value.
     """
 
     runs: list[Run]

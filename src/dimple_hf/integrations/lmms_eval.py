@@ -15,7 +15,7 @@
 
 The entry point group `lmms_eval.models` of pyproject.toml names `MANIFEST`, so that lmms-eval finds the model by
 itself. Written against lmms-eval 0.7.3 (https://github.com/EvolvingLMMs-Lab/lmms-eval); needs the extra `eval`.
-Imported by lmms-eval only. How to use it: `docs/evaluation.md`.
+How to use it: `docs/evaluation.md`.
 """
 
 import inspect
@@ -52,7 +52,7 @@ MANIFEST = ModelManifest(
 @dataclass(frozen=True)
 class Answer:
     """
-    What the model said.
+    The model's answer.
 
     Args:
         text (`str`): Its answer, without special tokens.
@@ -193,7 +193,7 @@ class Dimple(lmms):
 
 
 class DimpleLikelihoods(Dimple):
-    """[`Dimple`] for tasks that ask for likelihoods, which lmms-eval sends with `--force_simple` only."""
+    """[`Dimple`] for tasks that need likelihoods, which lmms-eval sends with `--force_simple` only."""
 
     is_simple = True
 

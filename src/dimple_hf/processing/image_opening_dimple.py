@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Opens one image, whatever it comes as, within bounds: the formats that may be read, file size, pixels, JPEG scans.
+"""Opens an image from any source, within bounds: formats, file size, pixels, JPEG scans.
 
 Nothing is decoded before the header has been read and the size checked. Only Pillow's own decoders are used: a format
 whose reader starts another program, such as EPS and Ghostscript, is refused.
@@ -124,7 +124,7 @@ def _decode(source: Any, max_pixels: int | None, formats: Sequence[str]) -> PIL.
         image = _open_bytes(source if isinstance(source, bytes) else _read(os.fsdecode(source)), formats)
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} pixels")
-    # Up to twice its bound Pillow only warns, while a few kilobytes of a file already ask for gigabytes of memory.
+    # Up to twice its bound Pillow only warns, while a file of a few kilobytes can need gigabytes of memory.
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise PIL.Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
     _scale_transparency(image)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows that are decoded together, each by its own options; they join and leave between two denoising steps.
+"""The running batch: rows with options of their own, which join and leave between two denoising steps.
 
 ```text
   each row:  begin_step -> positions to score --+                      +-- its logits -> commit

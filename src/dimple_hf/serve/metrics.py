@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the server counts, for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The thread that owns the model, and which rows it decodes.
+"""The thread that owns the model and schedules rows.
 
 ```text
   submit -> waiting --join--> row of the batch of its length -> steps -> leaves when finished or cancelled
