@@ -79,13 +79,15 @@ def test_command_that_writes_a_model_leaves_it_whole_or_not_at_all(
     seconds = run(processes, [*command, "whole"])
     whole, output, rng = contents(tmp_path / "whole"), tmp_path / "killed", random.Random(0)
     num_killed = num_begun = 0
-    for _ in range(NUM_KILLS):
-        num_killed += kill_after(processes, [*command, "killed"], rng.uniform(0, seconds))
-        num_begun += (tmp_path / "killed.partial").exists()
+    while num_killed < NUM_KILLS:
+        if kill_after(processes, [*command, "killed"], rng.uniform(0, seconds)):
+            num_killed += 1
+            num_begun += (tmp_path / "killed.partial").exists()
+        else:
+            seconds *= 0.9  # the machine is quicker than it was
         if output.exists():
             assert contents(output) == whole
             shutil.rmtree(output)
-    assert num_killed > NUM_KILLS // 2
     assert num_begun > 0  # control: some kills came in the middle of the work
     run(processes, [*command, "killed"])
     assert contents(output) == whole
@@ -98,8 +100,13 @@ def test_train_killed_again_and_again_ends_as_the_uninterrupted_run(processes: L
     command, rng = ["train", "recipe.yaml"], random.Random(0)
     seconds = run(processes, command)
     os.rename("out", "whole")
-    num_killed = sum(kill_after(processes, command, rng.uniform(0, seconds)) for _ in range(NUM_KILLS))
-    assert num_killed > 2  # control; the last ones may find everything done
+    num_killed = num_begun = 0
+    while num_killed < NUM_KILLS:
+        # A run that goes on needs less time, and one that finds everything done hardly any.
+        num_killed += kill_after(processes, command, rng.uniform(0, seconds))
+        seconds *= 0.9
+        num_begun += any(Path("out").glob("*/checkpoint-*")) and not Path("out/diffusion/model.safetensors").exists()
+    assert num_begun > 0  # control: some kills came in the middle of the work
     run(processes, command)
     for stage in ("instruct", "diffusion"):
         assert step_losses(Path("out", stage)) == step_losses(Path("whole", stage))

@@ -26,12 +26,13 @@ from typing import Any, Literal
 
 import httpx2
 import openai
+import PIL.Image
 import pytest
 import serve_load
 from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
-from server_process import ServerProcess, body, chat, messages, own_answer
+from server_process import ServerProcess, body, chat, data_url, messages, own_answer
 
 from dimple_hf import StructurePrior
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
@@ -392,6 +393,23 @@ def test_private_addresses_are_refused_and_strangers_only_if_allowed(client: ope
     url = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
     with pytest.raises(openai.BadRequestError, match="it is private"):
         client.chat.completions.create(model="forms", messages=[{"role": "user", "content": [url]}])
+
+
+def test_ten_thousand_images_are_refused_by_their_number(server: ServerProcess) -> None:
+    """Eleven megabytes of them in one request: none is decoded, and the next request is answered."""
+    before = server.resident_mib()
+    url = data_url(PIL.Image.new("L", (1, 1)))
+    images = [{"type": "image_url", "image_url": {"url": url + "A" * 1000}}] * 10_000
+    sent = body(messages=[{"role": "user", "content": images}])
+    assert len(sent) > 10_000_000
+    began = time.monotonic()
+    response = httpx2.post(f"{server.url}/v1/chat/completions", content=sent, headers=JSON, timeout=60)
+    assert response.status_code == 400
+    assert "at most 64 images (got 10000)" in response.json()["error"]["message"]
+    assert time.monotonic() - began < 30  # it was 109 seconds
+    assert server.resident_mib() - before < 300  # and 13.7 GB
+    few = body(messages=messages(0), max_tokens=1)
+    assert httpx2.post(f"{server.url}/v1/chat/completions", content=few, headers=JSON, timeout=60).status_code == 200
 
 
 def test_many_clients_at_once_get_their_own_answers(server: ServerProcess) -> None:
