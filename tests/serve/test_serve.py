@@ -395,19 +395,20 @@ def test_private_addresses_are_refused_and_strangers_only_if_allowed(client: ope
         client.chat.completions.create(model="forms", messages=[{"role": "user", "content": [url]}])
 
 
-def test_ten_thousand_images_are_refused_by_their_number(server: ServerProcess) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"), [(10_000, "at most 1024 items"), (1_000, "at most 64 images (got 1000)")]
+)
+def test_too_many_images_are_refused_by_their_number(server: ServerProcess, number: int, reason: str) -> None:
     """Eleven megabytes of them in one request: none is decoded, and the next request is answered."""
     before = server.resident_mib()
     url = data_url(PIL.Image.new("L", (1, 1)))
-    images = [{"type": "image_url", "image_url": {"url": url + "A" * 1000}}] * 10_000
+    images = [{"type": "image_url", "image_url": {"url": url + "A" * (10_000_000 // number)}}] * number
     sent = body(messages=[{"role": "user", "content": images}])
     assert len(sent) > 10_000_000
-    began = time.monotonic()
     response = httpx2.post(f"{server.url}/v1/chat/completions", content=sent, headers=JSON, timeout=60)
     assert response.status_code == 400
-    assert "at most 64 images (got 10000)" in response.json()["error"]["message"]
-    assert time.monotonic() - began < 30  # it was 109 seconds
-    assert server.resident_mib() - before < 300  # and 13.7 GB
+    assert reason in response.json()["error"]["message"]
+    assert server.resident_mib() - before < 300  # it was 13.7 GB
     few = body(messages=messages(0), max_tokens=1)
     assert httpx2.post(f"{server.url}/v1/chat/completions", content=few, headers=JSON, timeout=60).status_code == 200
 
