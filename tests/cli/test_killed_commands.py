@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,22 @@ def kill_after(processes: Launcher, command: list[str], seconds: float) -> bool:
     return status != 0
 
 
+def kill_again_and_again(
+    processes: Launcher, command: list[str], seconds: float, is_begun: Callable[[], bool], finish: Callable[[], None]
+) -> None:
+    """
+    Kills a command ten times, some time of about `seconds` after its start, and often enough that some kills come in
+    the middle of its work. What a run leaves that was quicker is checked and cleared away by `finish`.
+    """
+    rng, num_killed, num_begun = random.Random(0), 0, 0
+    while num_killed < NUM_KILLS or num_begun < 2:
+        if kill_after(processes, command, rng.uniform(0, seconds)):
+            num_killed, num_begun, seconds = num_killed + 1, num_begun + is_begun(), 1.1 * seconds
+        else:
+            finish()
+            seconds /= 2
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -77,38 +93,40 @@ def test_command_that_writes_a_model_leaves_it_whole_or_not_at_all(
         tiny_parts.write_qwen(tmp_path / "qwen")
         command = ["init", "--language-model", str(tmp_path / "dream"), "--vision-model", str(tmp_path / "qwen")]
     seconds = run(processes, [*command, "whole"])
-    whole, output, rng = contents(tmp_path / "whole"), tmp_path / "killed", random.Random(0)
-    num_killed = num_begun = 0
-    while num_killed < NUM_KILLS:
-        if kill_after(processes, [*command, "killed"], rng.uniform(0, seconds)):
-            num_killed += 1
-            num_begun += (tmp_path / "killed.partial").exists()
-        else:
-            seconds *= 0.9  # the machine is quicker than it was
+    whole, output, partial = contents(tmp_path / "whole"), tmp_path / "killed", tmp_path / "killed.partial"
+
+    def is_begun() -> bool:
+        """Also after the very last moment, when the directory has its name already."""
         if output.exists():
-            assert contents(output) == whole
-            shutil.rmtree(output)
-    assert num_begun > 0  # control: some kills came in the middle of the work
+            finish()
+        return partial.exists()
+
+    def finish() -> None:
+        assert contents(output) == whole
+        shutil.rmtree(output)
+
+    kill_again_and_again(processes, [*command, "killed"], seconds, is_begun, finish)
     run(processes, [*command, "killed"])
-    assert contents(output) == whole
-    assert not (tmp_path / "killed.partial").exists()
+    assert not partial.exists()
+    finish()
 
 
 def test_train_killed_again_and_again_ends_as_the_uninterrupted_run(processes: Launcher, tmp_path: Path) -> None:
     """The losses of all steps and the weights of both stages, in whichever step, save or start the kills came."""
     write_recipe(tmp_path)
-    command, rng = ["train", "recipe.yaml"], random.Random(0)
-    seconds = run(processes, command)
+    seconds = run(processes, ["train", "recipe.yaml"])
     os.rename("out", "whole")
-    num_killed = num_begun = 0
-    while num_killed < NUM_KILLS:
-        # A run that goes on needs less time, and one that finds everything done hardly any.
-        num_killed += kill_after(processes, command, rng.uniform(0, seconds))
-        seconds *= 0.9
-        num_begun += any(Path("out").glob("*/checkpoint-*")) and not Path("out/diffusion/model.safetensors").exists()
-    assert num_begun > 0  # control: some kills came in the middle of the work
-    run(processes, command)
-    for stage in ("instruct", "diffusion"):
-        assert step_losses(Path("out", stage)) == step_losses(Path("whole", stage))
-        weights = [Path(out, stage, "model.safetensors").read_bytes() for out in ("out", "whole")]
-        assert weights[0] == weights[1]
+
+    def is_begun() -> bool:
+        return any(Path("out").glob("*/checkpoint-*"))
+
+    def finish() -> None:
+        for stage in ("instruct", "diffusion"):
+            assert step_losses(Path("out", stage)) == step_losses(Path("whole", stage))
+            weights = [Path(out, stage, "model.safetensors").read_bytes() for out in ("out", "whole")]
+            assert weights[0] == weights[1]
+        shutil.rmtree("out")
+
+    kill_again_and_again(processes, ["train", "recipe.yaml"], seconds, is_begun, finish)
+    run(processes, ["train", "recipe.yaml"])
+    finish()
