@@ -3,7 +3,7 @@
 #   make test     run the tests (ARGS="-k cache" is passed on to pytest)
 #   make style    put the code in form
 #   make quality  check form, lint and types
-#   make peer-tests  run the common tests of transformers and PEFT on our classes (downloads them, about five minutes)
+#   make peer-tests  run the common tests of transformers and PEFT on our classes (downloads them; two minutes)
 #   make client-tests  run LangChain, LiteLLM's proxy and the Vercel AI SDK against the server (downloads them, npm needed)
 #   make docs     build the documentation as a site, site/index.html; a broken link fails
 #   make bench    time the decoding loop at toy size (ARGS="--shape small" for another)

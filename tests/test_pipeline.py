@@ -182,8 +182,7 @@ def test_pipeline_loads_an_adapter_by_its_folder(image: Image.Image, tmp_path: P
         if "lora_B" in name:
             weight.data.mul_(50)  # so that it changes the answer
     adapted.save_pretrained(tmp_path)
-    parts = {"model": str(tmp_path), "processor": str(FORMS_CHECKPOINT)}
-    pipe = pipeline("image-text-to-text", **parts, device="cpu", dtype=torch.float32)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path), device="cpu", dtype=torch.float32)
     assert pipe.model.active_adapters() == ["default"]
     messages = chat(QUESTIONS[2], image)
     inputs = pipe.processor.apply_chat_template(

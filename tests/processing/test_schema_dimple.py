@@ -66,6 +66,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "array", "items": [{"const": 1}],
       "additionalItems": {"type": "string"}}, [[], [1], [1, "a", "b"]], [[2], [1, 2]]),
     ({"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True}, [[], [3, 1], [2, 1, 3]], [[1, 1]]),
+    ({"type": "array", "items": {"type": ["boolean", "null"]}, "uniqueItems": True}, [[True, None, False]],
+     [[True, True]]),
     ({"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 2}, [["a"], ["a", "b"]],
      [["a", "a"]]),
     ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 5}, "maxItems": 3}, [[5], [1, 5], [5, 5,
