@@ -30,7 +30,7 @@ from itertools import repeat
 
 import numpy as np
 
-from .byte_nfa_dimple import ByteNFA, TooLargeError
+from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .segment_table_dimple import SegmentTable
 from .vocabulary_dimple import TokenTree, Vocabulary
 
@@ -605,9 +605,11 @@ class _Compiler:
                 following.setdefault(child, []).extend(self._configurations(segment.target))
 
 
-def build_automaton(build: Callable[[ByteNFA], int], vocabulary: Vocabulary) -> TokenAutomaton:
+def build_automaton(
+    build: Callable[[ByteNFA], int], vocabulary: Vocabulary, max_states: int = MAX_NODES
+) -> TokenAutomaton:
     """The automaton of the network that `build` makes; it returns the node to begin in."""
-    nfa = ByteNFA()
+    nfa = ByteNFA(max_states)
     return TokenAutomaton.from_nfa(nfa, build(nfa), vocabulary)
 
 
