@@ -34,6 +34,9 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
 pytest.importorskip("sklearn")  # the digits of the images
 
+#: Half a minute; its parts are tested where they belong.
+pytestmark = pytest.mark.slow
+
 RELEASED, ADAPTER = "rp-yu/Dimple-7B", "me/my-forms"
 
 

@@ -15,14 +15,13 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from server_process import ServerProcess, data_url, noise_image
+from server_process import data_url, noise_image
 
 from dimple_hf.decisions import Choice, Predicate, Score, decide
 
@@ -39,19 +38,6 @@ SAME = [
     Choice("Which?", ["a", "true", True]),
     Score("How full?", ["empty", "half", "full"]),
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    server = ServerProcess("--dtype", "float32")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        yield client
 
 
 def image_input(seed: int) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from dimple_hf.modeling.denoising_dimple import Sampler
 from dimple_hf.serve.batch import Batch
 from dimple_hf.serve.jobs import Job, Progress, ServerFault, TokenLogprob, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText, Logprobs
-from dimple_hf.serve.worker import Worker, admit_first, length_class
+from dimple_hf.serve.worker import CPU_LENGTH_CLASSES, LENGTH_CLASSES, Worker, admit_first
 
 #: One position a pass, so that there are as many passes as positions.
 SLOWLY = {"confidence_threshold": None}
@@ -96,6 +96,29 @@ def num_passes(forms_model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
+def test_questions_about_one_image_encode_it_once(forms_model: Any, forms_processor: Any) -> None:
+    """Whether they run together or one after the other; the metrics say so."""
+    worker, images = Worker(forms_model, forms_processor.tokenizer, max_batch_size=2), []
+    hook = forms_model.visual.register_forward_pre_hook(lambda module, args: images.append(None))
+    conversations = [chat(0) for _ in range(3)]
+    for number, conversation in enumerate(conversations):
+        conversation[0]["content"][1]["text"] = QUESTIONS[number]
+    asked = [Watched(Job(row(forms_processor, conversation), None, 16)) for conversation in conversations]
+    try:
+        worker.submit(*(one.job for one in asked))
+        while worker.waiting or worker.rows:
+            worker.step()
+        assert len(images) == 1
+    finally:
+        hook.remove()
+    for one, conversation in zip(asked, conversations, strict=True):
+        answer = forms_processor.decode(one.last().tokens, skip_special_tokens=True)
+        assert answer == own_answer(forms_model, forms_processor, conversation, max_new_tokens=16)
+    text = worker.metrics.text().decode()
+    assert 'dimple_image_features_total{kept="yes"} 2.0' in text
+    assert 'dimple_image_features_total{kept="no"} 1.0' in text
+
+
 def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     """Padding included: eight rows as long as the longest need no more memory than the bound allows."""
     short, long = job_of(num_tokens=4), job_of(num_tokens=24)  # 12 and 32 positions
@@ -108,8 +131,16 @@ def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     assert admit_first([], [], 4, 1) == 0
 
 
-def test_length_classes_part_short_answers_from_long_ones() -> None:
-    assert [length_class(length) for length in (1, 64, 65, 128, 129, 512, 513)] == [0, 0, 1, 1, 2, 3, 4]
+def test_rows_share_passes_with_those_of_about_their_length(forms_model: Any, forms_processor: Any) -> None:
+    """A short answer must not cost as many positions as a long one; on a CPU the classes are narrower."""
+    prompt = row(forms_processor, [{"role": "user", "content": "Hello."}])
+    assert Worker(forms_model, forms_processor.tokenizer, 8).length_classes == CPU_LENGTH_CLASSES
+    for classes, sizes in ((CPU_LENGTH_CLASSES, [2, 1, 1, 1]), (LENGTH_CLASSES, [4, 1])):
+        worker = Worker(forms_model, forms_processor.tokenizer, 8)
+        worker.length_classes = classes
+        for length in (8, 16, 17, 64, 65):
+            worker._add(Job(prompt, None, length))
+        assert [len(batch.rows) for _, batch in sorted(worker.batches.items())] == sizes
 
 
 def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:

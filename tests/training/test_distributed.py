@@ -64,7 +64,7 @@ def run_alone(script: ModuleType, output_dir: Path, *arguments: str) -> dict[str
     return json.loads((output_dir / "0.json").read_text())
 
 
-@pytest.mark.parametrize("mode", ["plain", "checkpointing"])
+@pytest.mark.parametrize("mode", ["plain", pytest.param("checkpointing", marks=pytest.mark.slow)])
 def test_training_on_two_processes_equals_one_whatever_a_micro_batch_holds(tmp_path: Path, mode: str) -> None:
     """Rows with and without images, in both phases: gradients reach all parameters on each process, losses are
     normalized by the tokens of the whole step, and masks follow from the rows."""

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The thread that owns the model, and which rows it decodes.
+"""The thread that owns the model and schedules rows.
 
 ```text
   submit -> waiting --join--> row of the batch of its length -> steps -> leaves when finished or cancelled
@@ -23,9 +23,11 @@
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..data.image_features import ImageFeatures
 from .batch import Batch, Row
 from .jobs import FAILED, SHUTTING_DOWN, Job, ServerFault
 from .metrics import Metrics
@@ -33,8 +35,9 @@ from .metrics import Metrics
 logger = logging.getLogger(__name__)
 
 #: A forward pass runs as many positions of each row as the longest answer has, so rows share passes with others of
-#: about their length: these are the upper bounds of the classes; what is longer is another one.
-LENGTH_CLASSES = (64, 128, 256, 512)
+#: about their length: these are the upper bounds of the classes; what is longer is another one. In a step each class
+#: is a forward pass of its own. On a CPU that costs little, because a pass takes as long as its positions.
+LENGTH_CLASSES, CPU_LENGTH_CLASSES = (64, 128, 256, 512), (16, 32, 64, 128, 256, 512)
 
 #: Most positions of all rows, padding included: as many as the model's context, but at least these.
 MIN_BATCH_POSITIONS = 8192
@@ -63,18 +66,6 @@ def admit_first(running: Sequence[Job], waiting: Sequence[Job], max_rows: int, m
     return max(min(len(jobs), max_rows) - len(running), 0)
 
 
-def length_class(length: int) -> int:
-    """
-    Args:
-        length (`int`):
-            Positions of an answer.
-
-    Returns:
-        `int`: The index of its class in `LENGTH_CLASSES`.
-    """
-    return sum(length > bound for bound in LENGTH_CLASSES)
-
-
 class Worker:
     """
     Decodes jobs in a thread of its own. Jobs join and leave between two denoising steps.
@@ -87,7 +78,7 @@ class Worker:
         max_batch_size (`int`):
             Maximum number of rows.
         metrics ([`Metrics`], *optional*):
-            Counts steps and answers.
+            Counts steps, answers and images.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_batch_size: int, metrics: Metrics | None = None):
@@ -95,6 +86,8 @@ class Worker:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
+        self.features = ImageFeatures(model, count=self.metrics.count_image)
+        self.length_classes = CPU_LENGTH_CLASSES if model.device.type == "cpu" else LENGTH_CLASSES
         self.max_positions = max(model.config.max_position_embeddings, MIN_BATCH_POSITIONS)
         self.waiting: list[Job] = []
         self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
@@ -208,12 +201,12 @@ class Worker:
     def _add(self, job: Job) -> None:
         """Makes a row of a job; a job that cannot be run takes no other with it."""
         try:
-            row = Row(job, self.model, self.tokenizer, self._end_token_ids())
+            row = Row(job, self.features, self.tokenizer, self._end_token_ids())
         except Exception:  # whatever it is, the next clients are to be served
             logger.exception("a request failed")
             fail([job], FAILED)
             return
-        key = length_class(job.answer_length)
+        key = bisect_left(self.length_classes, job.answer_length)
         if key not in self.batches:
             self.batches[key] = Batch(self.tokenizer.pad_token_id)
         self.batches[key].add(row)
