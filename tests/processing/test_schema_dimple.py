@@ -196,7 +196,7 @@ def test_bounds_that_the_schema_does_not_have_are_listed(tokenizer: DimpleTokeni
     prior = StructurePrior.from_json_schema(node, max_tokens=90)
     prior.canvas(tokenizer)
     assert prior.bounds["length"] == "90 tokens in all"
-    assert "5 levels" in prior.bounds["recursion"]
+    assert "3 levels" in prior.bounds["recursion"]
     assert "18 digits" in prior.bounds["numbers"]
     ids, _ = prior.write(tokenizer, '{"v":1}')
     assert not prior.touched_bound(tokenizer, ids)

@@ -496,13 +496,13 @@ def compact_canvas(
     """
     text, parts = _fixed_beginning(part)
     prefix = vocabulary.encode(text) if text else []
-    is_free = length is None
-    if length is None:
-        length = min(usual_tokens(part, vocabulary), MAX_SHARED_POSITIONS)
     if not parts:
         return Canvas(vocabulary, prefix, [], 0)
     rest = Concat(tuple(parts))
     automaton = build_automaton(lambda nfa: _Builder(nfa).build(rest, nfa.end), vocabulary, max_states)
+    is_free = length is None
+    if length is None:
+        length = min(usual_tokens(part, vocabulary), MAX_SHARED_POSITIONS)
     segment = Segment(automaton, len(prefix), max(length, len(prefix)), 0, 1)
     shortest = segment.shortest(MAX_POSITIONS)
     if shortest is None or (not is_free and shortest > length):
