@@ -14,6 +14,7 @@
 """`POST /v1/decisions` with OpenAI's client: every type of question, images, mistakes, and shared forward passes."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,8 @@ import openai
 import pytest
 from server_process import ServerProcess, data_url, noise_image
 
-from dimple_hf.decisions import Choice, Predicate, Score, decide
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.decisions import Calibration, Choice, Predicate, Score, decide
 
 PREDICATE = {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"}
 CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": "true"}, {"value": True}]}
@@ -41,9 +43,15 @@ SAME = [
 ]
 
 
+CALIBRATION = Calibration({"predicate": 2.0, "choice": 0.5})
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    server = ServerProcess("--dtype", "float32")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    checkpoint = tmp_path_factory.mktemp("served") / FORMS_CHECKPOINT.name
+    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
+    CALIBRATION.save_pretrained(checkpoint)
+    server = ServerProcess(str(checkpoint), "--calibrated", "--dtype", "float32")
     yield server
     server.stop()
 
@@ -63,11 +71,13 @@ def image_input(seed: int) -> list[dict[str, Any]]:
 
 
 def test_decisions_are_those_of_the_engine(client: openai.OpenAI, forms_model: Any, forms_processor: Any) -> None:
-    """Parsed by the SDK: a probability, a typed choice, an expected level; equal to `decide`."""
+    """Parsed by the SDK: a probability, a typed choice, an expected level; equal to `decide`, calibrated."""
     decision = client.decisions.create(model="forms", input=image_input(3), questions=QUESTIONS)
     predicate, choice, score = decision.answers
     content = [{"type": "image", "image": noise_image(3)}, {"type": "text", "text": "A form."}]
-    expected = decide(forms_model, forms_processor, [{"role": "user", "content": content}], SAME)
+    asked = (forms_model, forms_processor, [{"role": "user", "content": content}], SAME)
+    expected = decide(*asked, calibration=CALIBRATION)
+    assert abs(decide(*asked)[0].probability - expected[0].probability) > 1e-2  # control
     assert (predicate.type, predicate.name) == ("predicate", "high")
     assert predicate.probability == pytest.approx(expected[0].probability, abs=1e-4)
     assert [option.value for option in choice.probabilities] == ["a", "true", True]
