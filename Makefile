@@ -3,7 +3,8 @@
 #   make test     run the tests (ARGS="-k cache" is passed on to pytest)
 #   make style    put the code in form
 #   make quality  check form, lint and types
-#   make peer-tests  run transformers' own model tests and linter on our models (downloads them, about five minutes)
+#   make peer-tests  run the common tests of transformers and PEFT on our classes (downloads them; two minutes)
+#   make client-tests  run LangChain, LiteLLM's proxy and the Vercel AI SDK against the server (downloads them, npm needed)
 #   make docs     build the documentation as a site, site/index.html; a broken link fails
 #   make bench    time the decoding loop at toy size (ARGS="--shape small" for another)
 
@@ -11,8 +12,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS ?= .clients
 
-.PHONY: demo test peer-tests style quality docs bench clean
+.PHONY: demo test peer-tests client-tests style quality docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/generate.py $(ARGS)
@@ -24,6 +26,9 @@ test: $(INSTALLED)
 peer-tests: $(INSTALLED)
 	$(BIN)/python tests/peers/sources.py
 	PEER_TESTS=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -c tests/peers/pytest.ini -n 2 tests/peers $(ARGS)
+
+client-tests: $(INSTALLED) $(CLIENTS)/.installed
+	CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -n 0 -m slow tests/serve/test_serving_clients.py $(ARGS)
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -41,7 +46,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/decode.py --shape tiny $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last: an interrupted installation is taken up again. The version stands in __init__.py.
 $(INSTALLED): pyproject.toml setup.cfg constraints.txt src/dimple_hf/__init__.py
@@ -49,4 +54,11 @@ $(INSTALLED): pyproject.toml setup.cfg constraints.txt src/dimple_hf/__init__.py
 	  echo "$(PYTHON) is older than 3.11, which transformers 5.23 needs: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(CLIENTS)/.installed: tests/serve/clients/requirements.txt tests/serve/clients/package.json
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/serve/clients/requirements.txt
+	cp tests/serve/clients/package.json $(CLIENTS)/
+	npm install --prefix $(CLIENTS) --no-audit --no-fund --silent
 	touch $@

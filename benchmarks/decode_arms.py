@@ -13,8 +13,7 @@
 # limitations under the License.
 """What takes turns in the decoding benchmark: `generate`, the original's loop, and the bare layers.
 
-Each arm takes one denoising step at a time. Imported by `decode`; the plain loop is also what tests compare `generate`
-with.
+Each arm takes one denoising step at a time. The plain loop is also what tests compare `generate` with.
 """
 
 from collections.abc import Callable, Mapping

@@ -14,7 +14,7 @@
 """The least time that a denoising step can take on a machine: what it must read and reckon, over measured rates.
 
 A pass reads the weights of the text layers and of the head once, and the keys and values that its tokens see; it
-multiplies matrices. Whichever takes longer at the machine's best is the floor of the pass. Imported by `decode`.
+multiplies matrices. Whichever takes longer at the machine's best is the floor of the pass.
 """
 
 from collections.abc import Callable

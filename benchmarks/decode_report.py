@@ -13,7 +13,7 @@
 # limitations under the License.
 """The results of the decoding benchmark as two Markdown tables and a figure.
 
-Pure functions of the report that `decode` writes. Imported by it.
+Pure functions of the report that `decode` writes.
 """
 
 from collections.abc import Mapping

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Virtual environments for the tests that install something. Imported by `test_extras` and `test_lmms_eval`."""
+"""Virtual environments for the tests that install something."""
 
 import os
 import subprocess

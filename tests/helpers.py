@@ -13,8 +13,7 @@
 # limitations under the License.
 """Tiny Dimple models and prompts that the tests share.
 
-The models have two layers, 99 tokens and weights so large that confidences spread over the whole range. Imported by
-the tests of `modeling/` and by the fixtures next to them.
+The models have two layers, 99 tokens and weights so large that confidences spread over the whole range.
 """
 
 from collections.abc import Sequence

@@ -22,10 +22,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Pipeline, TextIteratorStreamer, pipeline
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.training import lora_config
 
 QUESTIONS = ("Read the form.", "Read the form as JSON.", "How many rows are there?")
 
@@ -170,3 +172,23 @@ def test_pipeline_of_loaded_parts_takes_their_device_and_dtype(image: Image.Imag
     assert pipe.model is model
     assert len(texts(pipe(text=chat(QUESTIONS[0], image), return_full_text=False))[0]) > 0
     assert pipe.model.dtype == torch.float32
+
+
+def test_pipeline_loads_an_adapter_by_its_folder(image: Image.Image, tmp_path: Path) -> None:
+    """With the model that the adapter was trained on, the processor beside that, and the adapter's weights."""
+    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32)
+    adapted = get_peft_model(model, lora_config(model.config.full_attn_mask, init_lora_weights=False)).eval()
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.mul_(50)  # so that it changes the answer
+    adapted.save_pretrained(tmp_path)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path), device="cpu", dtype=torch.float32)
+    assert pipe.model.active_adapters() == ["default"]
+    messages = chat(QUESTIONS[2], image)
+    inputs = pipe.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    sequences = adapted.generate(**inputs)
+    expected = pipe.processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert texts(pipe(text=messages, return_full_text=False)) == [expected]
+    assert generated(messages) != expected  # control

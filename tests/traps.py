@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Traps: files of code in a checkpoint's directory that leave a mark when they are run. Imported by tests."""
+"""Traps: files of code in a checkpoint's directory that leave a mark when they are run."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TRAPS = (
 
 
 def set_traps(directory: Path) -> Path:
-    """Puts a trap at every position of a checkpoint that code is looked for; returns the mark, which is not there
+    """Puts a trap wherever code is looked for in a checkpoint; returns the mark, which is not there
     yet."""
     mark = directory.parent / "executed"
     for name in TRAPS:

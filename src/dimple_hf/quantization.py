@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How the language model's layers are packed by bitsandbytes or torchao, for training adapters and for `convert`.
+"""Quantization of the language model's layers by bitsandbytes or torchao, for adapters and for `convert`.
 
 The vision tower, the projector and the head stay whole.
 """
@@ -67,7 +67,7 @@ def quantization_config(quantization: str) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=WHOLE_MODULES)
-    # bitsandbytes skips the same modules in both formats, whatever the option's name says.
+    # bitsandbytes skips the same modules in both formats, whatever the option's name suggests.
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=WHOLE_MODULES)
     return BitsAndBytesConfig(

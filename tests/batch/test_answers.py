@@ -27,6 +27,7 @@ from dimple_hf.batch.answers import Answerer, answer_batches, prepare
 from dimple_hf.batch.prompts import Prompt, PromptReader, make_prompt
 
 OPTIONS = {"max_new_tokens": 6, "confidence_threshold": None}
+NAMES = ("floor", "price", "table")
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}}}
 
 
@@ -58,6 +59,30 @@ def test_answers_are_those_of_plain_calls(
     assert len({line["answer"] for line in lines}) > 1  # control
     assert answerer.generate(prepare(prompts, processor)) == lines
     assert answerer.answer([]) == []
+
+
+def test_rows_of_a_batch_about_one_image_encode_it_once(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: list[Prompt]
+) -> None:
+    """In each batch anew: what a batch answers must not depend on the batches before it."""
+    row = forms_row("test", 0)
+    images: list[int] = []
+    hook = model.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: images.append(len(kwargs["grid_thw"])), with_kwargs=True
+    )
+    try:
+        questions = [dict(row, messages=[{"role": "user", "content": f"<image>Read the {name}."}]) for name in NAMES]
+        asked = [make_prompt({"row": index}, question, processor) for index, question in enumerate(questions)]
+        answerer = Answerer(model, processor, options=OPTIONS)
+        lines = answerer.answer(asked)
+        assert images == [1]
+        answerer.answer(asked[:1])
+        assert images == [1, 1]
+        answerer.answer([asked[0], prompts[1]])
+        assert images == [1, 1, 2]  # control
+    finally:
+        hook.remove()
+    assert lines == [alone(model, processor, prompt, max_new_tokens=6) for prompt in asked]
 
 
 def test_answers_are_greedy_whatever_the_model_says(

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import answer_length
 
-from dimple_hf.modeling import generation_dimple
+from dimple_hf.modeling import prepared_call_dimple
 
 
 def test_report_holds_times_and_passes_of_each_canvas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,13 +49,13 @@ def test_report_holds_times_and_passes_of_each_canvas(tmp_path: Path, capsys: py
 
 def test_other_tokens_on_a_grown_canvas_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: were the canvas in truth a longer one, its times would say nothing."""
-    grow = generation_dimple.grow_canvases
+    grow = prepared_call_dimple.grow_canvases
 
     def grow_and_write(runner: Any, canvas: Any, sampler: Any, *args: Any) -> Any:
         grown, num_passes = grow(runner, canvas, sampler, *args)
         return torch.where(grown == sampler.mask_token_id, 7, grown), num_passes
 
-    monkeypatch.setattr(generation_dimple, "grow_canvases", grow_and_write)
+    monkeypatch.setattr(prepared_call_dimple, "grow_canvases", grow_and_write)
     with pytest.raises(RuntimeError, match=r"must have the tokens of one|must give short answers"):
         answer_length.main(["--rows", "1", "--kinds", "rows"])
 

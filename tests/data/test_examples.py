@@ -21,7 +21,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from dimple_hf.data.examples import READ_ERROR, BadRowError, read_prompt, read_row, row_name
+from dimple_hf.data.examples import READ_ERROR, BadExampleError, example_name, read_example, read_prompt
 
 ANSWER = {"role": "assistant", "content": "yes"}
 PIL_IMAGE = PIL.Image.new("RGB", (28, 28))
@@ -38,14 +38,14 @@ def text(words: str) -> dict[str, Any]:
 IMAGE = {"type": "image"}
 
 
-def test_read_row_chat_form_keeps_parts_and_drops_empty_entries() -> None:
+def test_read_example_chat_form_keeps_parts_and_drops_empty_entries() -> None:
     """`datasets` fills what a part lacks with None, which must not look like an image or a text."""
     row = {
         "messages": [ask({"type": "image", "text": None}, text("What?")), ANSWER],
         "images": [PIL_IMAGE],
         "conversations": None,
     }
-    conversation = read_row(row)
+    conversation = read_example(row)
     assert conversation.messages == [ask(IMAGE, text("What?")), {"role": "assistant", "content": [text("yes")]}]
     assert conversation.images == [PIL_IMAGE]
     assert conversation.answer_indices == [1]
@@ -61,18 +61,18 @@ def test_read_row_chat_form_keeps_parts_and_drops_empty_entries() -> None:
         ("What?\n", [text("What?\n")]),
     ],
 )
-def test_read_row_llava_form_splits_text_at_images(value: str, parts: list[dict[str, Any]]) -> None:
+def test_read_example_llava_form_splits_text_at_images(value: str, parts: list[dict[str, Any]]) -> None:
     """One line break at each side of a placeholder belongs to LLaVA's writing; all other text is the user's."""
     row = {
         "conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "yes"}],
         "images": [PIL_IMAGE] * parts.count(IMAGE),
     }
-    assert read_row(row).messages == [ask(*parts), {"role": "assistant", "content": [text("yes")]}]
+    assert read_example(row).messages == [ask(*parts), {"role": "assistant", "content": [text("yes")]}]
 
 
 def as_text(row: dict[str, Any]) -> str:
     """Roles and parts of an example in one line, `#` for an image."""
-    found = read_row(row)
+    found = read_example(row)
     parts = (
         f"{message['role'][0]}:" + "".join(part.get("text", "#") for part in message["content"])
         for message in found.messages
@@ -107,19 +107,19 @@ def as_text(row: dict[str, Any]) -> str:
                             {"from": "gpt", "value": "yes"}], "image": None}, "u:? a:yes"),
     ],
 )  # fmt: skip
-def test_read_row_takes_the_forms_that_data_sets_have(row: dict[str, Any], expected: str) -> None:
+def test_read_example_takes_the_forms_that_data_sets_have(row: dict[str, Any], expected: str) -> None:
     """Each is one that a trainer of another family takes as it comes."""
     assert as_text(row) == expected
 
 
-def test_read_row_image_of_each_kind_is_taken(tmp_path: Path) -> None:
+def test_read_example_image_of_each_kind_is_taken(tmp_path: Path) -> None:
     """Pillow images, paths, bytes and what `datasets` makes of either."""
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (5, 4), "red").save(buffer, "PNG")
     data = buffer.getvalue()
 
     def only_image(image: Any, **options: Any) -> Any:
-        return read_row({"messages": [ask(IMAGE), ANSWER], "image": image}, **options).images[0]
+        return read_example({"messages": [ask(IMAGE), ANSWER], "image": image}, **options).images[0]
 
     assert only_image(PIL_IMAGE) is PIL_IMAGE
     assert only_image("a.png") == "a.png"
@@ -169,19 +169,19 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)
-def test_read_row_bad_row_is_refused_with_its_reason(message: str) -> None:
-    """Every branch that refuses a row."""
-    with pytest.raises(BadRowError) as error:
-        read_row(BAD_ROWS[message])
+def test_read_example_bad_example_is_refused_with_its_reason(message: str) -> None:
+    """Every branch that refuses an example."""
+    with pytest.raises(BadExampleError) as error:
+        read_example(BAD_ROWS[message])
     assert message in str(error.value)
 
 
-def test_read_row_bytes_are_turned_upright() -> None:
+def test_read_example_bytes_are_turned_upright() -> None:
     """As a camera held sideways stores them, and as any other image opened by path is."""
     data, exif = io.BytesIO(), PIL.Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by a quarter
     PIL.Image.new("RGB", (5, 4)).save(data, "JPEG", exif=exif)
-    image = read_row({"messages": [ask(IMAGE), ANSWER], "images": [data.getvalue()]}).images[0]
+    image = read_example({"messages": [ask(IMAGE), ANSWER], "images": [data.getvalue()]}).images[0]
     assert image.size == (4, 5)
     assert PIL.Image.open(io.BytesIO(data.getvalue())).size == (5, 4)  # control
 
@@ -212,15 +212,15 @@ def test_read_prompt_leaves_out_the_answer_at_the_end(messages: list[dict[str, A
         ({"messages": [ask(text("hi"))], "image": PIL_IMAGE}, "(got 1 images and 0 placeholders)"),
     ],
 )
-def test_read_prompt_bad_row_is_refused_with_its_reason(row: dict[str, Any], message: str) -> None:
+def test_read_prompt_bad_example_is_refused_with_its_reason(row: dict[str, Any], message: str) -> None:
     """What cannot be asked; what is wrong with messages and images alike is tested above."""
-    with pytest.raises(BadRowError) as error:
+    with pytest.raises(BadExampleError) as error:
         read_prompt(row)
     assert message in str(error.value)
 
 
-def test_row_name_prefers_the_rows_own_id() -> None:
+def test_example_name_prefers_its_own_id() -> None:
     """A position in a batch is the least that an error can say; an id is found in the data set."""
-    assert row_name({"id": "coco_7"}, 3) == "row 'coco_7'"
-    assert row_name({"id": 0}, 3) == "row 0"
-    assert row_name({"id": None}, 3) == "row 3 of its batch"
+    assert example_name({"id": "coco_7"}, 3) == "example 'coco_7'"
+    assert example_name({"id": 0}, 3) == "example 0"
+    assert example_name({"id": None}, 3) == "example 3 of its batch"

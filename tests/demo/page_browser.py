@@ -13,8 +13,7 @@
 # limitations under the License.
 """The page of `dimple-hf demo` in a real Chromium: what its tests and its screenshots share.
 
-The server runs in this process, so that tests can count the model's passes. Imported by `test_demo_page` and
-`demo_screenshots`.
+The server runs in this process, so that tests can count the model's passes.
 """
 
 import shutil

@@ -24,6 +24,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
+from dimple_hf.data.image_features import ImageFeatures
 from dimple_hf.demo import answers as demo_answers
 from dimple_hf.demo.answers import (
     FREE,
@@ -41,8 +42,8 @@ EIGHT_POSITIONS = read_form(TEMPLATE, "{text:8-8}")
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype="auto").eval()
+def features() -> ImageFeatures:
+    return ImageFeatures(AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype="auto").eval())
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +62,17 @@ def test_sample_of_the_package_is_that_of_the_examples(repo_root: Path) -> None:
     assert FORMS_SAMPLE.read_bytes() == (repo_root / "examples" / "forms" / "sample.png").read_bytes()
 
 
-def test_states_end_in_the_answer_of_generate(model: Any, processor: Any, image: PIL.Image.Image) -> None:
+def test_states_end_in_the_answer_of_generate(features: ImageFeatures, processor: Any, image: PIL.Image.Image) -> None:
     """The same answer in as many passes, one state for each and one before; every position is unmasked in some
     step."""
     asked = Question("Read the form.", image, confidence_threshold=0.99, max_new_tokens=40)
-    states = list(answer_states(model, processor, asked))
+    states = list(answer_states(features, processor, asked))
     inputs = processor.apply_chat_template(
         chat_messages(asked), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    output = model.generate(**inputs, max_new_tokens=40, confidence_threshold=0.99, return_dict_in_generate=True)
+    output = features.model.generate(
+        **inputs, max_new_tokens=40, confidence_threshold=0.99, return_dict_in_generate=True
+    )
     expected = processor.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert states[-1].text == expected
     assert states[-1].value is None
@@ -82,9 +85,9 @@ def test_states_end_in_the_answer_of_generate(model: Any, processor: Any, image:
     assert {run.unmasked_in for run in states[-1].runs} <= set(range(1, len(states)))
 
 
-def test_seconds_leave_out_what_the_consumer_does(model: Any, processor: Any) -> None:
+def test_seconds_leave_out_what_the_consumer_does(features: ImageFeatures, processor: Any) -> None:
     """A page that pauses after each step does not make the model look slow."""
-    states = answer_states(model, processor, Question("Read.", prior=EIGHT_POSITIONS, confidence_threshold=1.0))
+    states = answer_states(features, processor, Question("Read.", prior=EIGHT_POSITIONS, confidence_threshold=1.0))
     start, slept = time.perf_counter(), 0.0
     for _ in range(4):
         seconds = next(states).seconds
@@ -93,30 +96,30 @@ def test_seconds_leave_out_what_the_consumer_does(model: Any, processor: Any) ->
     assert 0 < seconds <= time.perf_counter() - start - slept
 
 
-def test_leaving_the_states_ends_the_work(model: Any, processor: Any) -> None:
+def test_leaving_the_states_ends_the_work(features: ImageFeatures, processor: Any) -> None:
     """The next pass runs when the next state is asked for."""
     passes: list[None] = []
-    handle = model.model.layers[0].register_forward_pre_hook(lambda module, args: passes.append(None))
+    handle = features.model.model.layers[0].register_forward_pre_hook(lambda module, args: passes.append(None))
     asked = Question("Read.", prior=EIGHT_POSITIONS, confidence_threshold=1.0)
-    for state in answer_states(model, processor, asked):
+    for state in answer_states(features, processor, asked):
         if state.step == 3:
             break
     assert len(passes) == 3
-    list(answer_states(model, processor, asked))
+    list(answer_states(features, processor, asked))
     handle.remove()
     assert len(passes) > 3 + 4  # control: there was more to do
 
 
-def test_form_gives_its_canvas_and_its_value(model: Any, processor: Any, image: PIL.Image.Image) -> None:
+def test_form_gives_its_canvas_and_its_value(features: ImageFeatures, processor: Any, image: PIL.Image.Image) -> None:
     """What the form fixes stands there from the beginning, and the answer's length is the form's."""
     prior = read_form(TEMPLATE, "price {price:int}")
-    states = list(answer_states(model, processor, Question("Read.", image, prior=prior, max_new_tokens=1)))
+    states = list(answer_states(features, processor, Question("Read.", image, prior=prior, max_new_tokens=1)))
     assert states[0].runs[0].text == "price "
     assert states[0].runs[0].unmasked_in == 0
     assert isinstance(states[-1].value["price"], int)
     assert states[-1].text == f"price {states[-1].value['price']}"
     schema = read_form(SCHEMA, '{"type": "array", "items": {"type": "boolean"}, "minItems": 1}')
-    values = [state.value for state in answer_states(model, processor, Question("Read.", image, prior=schema))]
+    values = [state.value for state in answer_states(features, processor, Question("Read.", image, prior=schema))]
     assert values[:-1] == [None] * (len(values) - 1)
     assert {type(item) for item in values[-1]} == {bool}
 
@@ -131,11 +134,11 @@ def test_chat_has_the_image_at_its_beginning_and_earlier_turns_in_order(image: P
     assert chat_messages(Question("Hi")) == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
 
 
-def test_earlier_turns_are_seen_by_the_model(model: Any, processor: Any, image: PIL.Image.Image) -> None:
+def test_earlier_turns_are_seen_by_the_model(features: ImageFeatures, processor: Any, image: PIL.Image.Image) -> None:
     """What is sent along changes what it computes, whatever it was taught."""
 
     def first_step(**options: Any) -> Any:
-        steps = answer_states(model, processor, Question("Read the form.", image, max_new_tokens=8, **options))
+        steps = answer_states(features, processor, Question("Read the form.", image, max_new_tokens=8, **options))
         return list(steps)[1].runs
 
     assert first_step(earlier=[("Read the form as JSON.", '{"age":1}')] * 3) != first_step()

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Broken checkpoints: kinds of damage, each a function that does it to a copy of a good checkpoint.
 
-Imported by `test_broken_checkpoints`. A kind is listed under the file that it damages, which an error has to name.
+A kind is listed under the file that it damages, which an error has to name.
 """
 
 import json

@@ -13,7 +13,7 @@
 # limitations under the License.
 """What both processes do: ask a model, to compare one that was pulled with the one it was; and type in snippets.
 
-Imported by `push` and `pull`; it must not import the package.
+It must not import the package.
 """
 
 import re

@@ -197,7 +197,7 @@ def test_end_token_at_odds_is_a_warning(checkpoint: Path) -> None:
     change(checkpoint / "config.json", eos_token_id=420)
     findings = check_checkpoint(str(checkpoint))
     assert with_status("problem", findings) == []
-    assert ("special tokens", "`eos_token_id` is 420 in config.json; for <|im_end|> the tokenizer says 422") in (
+    assert ("special tokens", "`eos_token_id` is 420 in config.json; for <|im_end|> the tokenizer has 422") in (
         with_status("warning", findings)
     )
 
@@ -235,13 +235,13 @@ def test_other_type_than_declared_is_a_warning_and_integers_are_a_problem(checkp
         rewrite(path, lambda weights: weights.update({name: w.bfloat16() for name, w in weights.items()}))
     findings = check_checkpoint(str(checkpoint))
     assert with_status("problem", findings) == []
-    assert ("weights", 'config.json says torch.float32, which `dtype="auto"` loads them as') in with_status(
+    assert ("weights", 'config.json has torch.float32, which `dtype="auto"` loads them as') in with_status(
         "warning", findings
     )
     for path in checkpoint.glob("*.safetensors"):
         rewrite(path, lambda weights: weights.update({name: w.char() for name, w in weights.items()}))
     ((_, problem),) = with_status("problem", check_checkpoint(str(checkpoint)))
-    assert "weights must be stored as F32, F16, BF16 unless `quantization_config` says how they are packed" in problem
+    assert "weights must be stored as F32, F16, BF16 unless `quantization_config` describes how they are packed" in problem
 
 
 def test_adapter_is_told_apart(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_adapter_of_unknown_mode_is_used_in_that_of_the_base(folder: Path, caplo
     with caplog.at_level(logging.WARNING, logger="dimple_hf"):
         model = PeftModel.from_pretrained(base_model(folder), str(folder / "adapter"))
     assert model.config.full_attn_mask is True
-    assert "The adapter 'default' does not say in which attention mode it was trained." in caplog.text
+    assert "The adapter 'default' does not record the attention mode of its training." in caplog.text
 
 
 def test_load_adapter_with_a_damaged_file_names_it(folder: Path) -> None:

@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig
 
 LENGTH = 8
 
@@ -99,6 +99,25 @@ def test_way_of_decoding_does_not_change_the_answer(
     expected = greedy_reference(causal_model, batch, LENGTH)
     length = {} if "generation_config" in options else {"max_new_tokens": LENGTH}
     assert torch.equal(causal_model.generate(**batch, **length, **options), expected)
+
+
+def test_generation_config_of_dimple_counts_like_transformers_own(
+    causal_model: DimpleForConditionalGeneration, row: dict[str, torch.Tensor]
+) -> None:
+    """Options that both modes have are honoured; those of the other mode are refused, as they are by name."""
+    model = copy.deepcopy(causal_model)
+    model.generation_config.confidence_threshold = 0.99
+    options: dict[str, Any] = {"max_new_tokens": 5, "repetition_penalty": 50.0}
+    expected = model.generate(**row, **options)
+    assert not torch.equal(expected, model.generate(**row, max_new_tokens=5))  # control
+    for config_class in (GenerationConfig, DimpleGenerationConfig):
+        assert torch.equal(model.generate(**row, generation_config=config_class(**options)), expected)
+    own = copy.deepcopy(model.generation_config)
+    own.update(**options)
+    assert torch.equal(model.generate(**row, generation_config=own), expected)
+    for change in ({"confidence_threshold": 0.5}, {"block_length": 2}):
+        with pytest.raises(ValueError, match=f"`{next(iter(change))}` must be used in bidirectional mode"):
+            model.generate(**row, generation_config=DimpleGenerationConfig(**options, **change))
 
 
 #: The same for ways that transformers offers for one row only.

@@ -770,7 +770,7 @@ def refusals() -> Iterator[Any]:
     yield "too long", {"max_new_tokens": 118}, r"must fit `max_position_embeddings`=128 \(got 11 \+ 118 tokens\)"
     yield "no length", {"max_new_tokens": 0}, "`max_new_tokens`"
     yield "no room", {"max_new_tokens": None, "max_length": 11}, "`max_length` must leave room .*11 tokens"
-    yield "no grid", {"image_grid_thw": None}, "`image_grid_thw` must be given for 4 image placeholders"
+    yield "no grid", {"image_grid_thw": None}, "given together .*no `image_grid_thw`"
     yield "no pixels", {"pixel_values": None}, "given together .*no `pixel_values`"
     yield "too many images", {"image_grid_thw": torch.tensor([[1, 4, 4]] * 2)}, "must hold 8 image placeholders"
     yield "pixels dtype", {"pixel_values": pixels.int()}, "`pixel_values` must be floating point"
@@ -855,6 +855,9 @@ def test_causal_generation_beyond_the_positions_is_refused(causal_model: DimpleF
     assert causal_model.generate(**inputs, max_new_tokens=2).shape == (1, 7)  # control
 
 
-def test_long_prompt_at_the_limit_of_positions_is_accepted(model: DimpleForConditionalGeneration) -> None:
-    """128 positions in all, not one less."""
+def test_long_prompt_at_the_limit_of_positions_is_accepted(
+    model: DimpleForConditionalGeneration, causal_model: DimpleForConditionalGeneration
+) -> None:
+    """128 positions in all, not one less, in both modes."""
+    assert causal_model.generate(**model_inputs(make_prompt(120)), min_new_tokens=8, max_new_tokens=8).shape[1] == 128
     assert model.generate(**model_inputs(make_prompt(120)), max_new_tokens=8).shape == (1, 128)

@@ -32,6 +32,7 @@ from dimple_hf.modeling.rules_dimple import (
     SamplerRule,
     ThresholdConfig,
     WinoConfig,
+    early_commits,
     flat_indices,
     rejected_positions,
     sampler_config_from_dict,
@@ -384,3 +385,12 @@ def test_flat_indices_are_those_of_nonzero() -> None:
     positions = torch.rand(3, 5) < 0.5
     expected = positions.flatten().nonzero().squeeze(1)
     assert torch.equal(flat_indices(positions, len(expected)), expected)
+
+
+@pytest.mark.parametrize(("num_committed", "least_gap"), [(0, 3.0), (1, 3.0), (2, 2.0), (3, 2.0), (4, 1.0), (5, 1.0)])
+def test_early_commit_needs_the_gap_of_its_third(num_committed: int, least_gap: float) -> None:
+    """Of six positions; a third begins with its first position. The threshold itself is enough."""
+    masked = (torch.arange(6) >= num_committed).repeat(2, 1)
+    gaps = torch.tensor([[least_gap], [least_gap - 0.01]]).expand(2, 6)
+    progress = torch.tensor([num_committed / 6] * 2)
+    assert early_commits(gaps, masked, progress, (3.0, 2.0, 1.0)).tolist() == [True, False]

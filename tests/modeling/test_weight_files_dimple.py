@@ -25,7 +25,7 @@ import pytest
 from transformers import AutoProcessor
 
 from dimple_hf import DimpleForConditionalGeneration
-from dimple_hf.modeling.weight_files_dimple import end_token_id, read_header, refuse_damaged_files
+from dimple_hf.modeling.weight_files_dimple import end_token_id, read_header, read_json, refuse_damaged_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -116,6 +116,28 @@ def test_loading_that_fails_names_the_file_that_is_cut_off(tmp_path: Path, weigh
         refuse_damaged_files("me/model", revision="main", cache_dir=tmp_path),
     ):
         raise RuntimeError("too short")
+
+
+def test_file_with_bytes_after_its_weights_is_refused(tmp_path: Path, weights: bytes) -> None:
+    """What stands there is nobody's weight: the file is not the one that was written."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(weights)
+    assert len(read_header(path)) > 0  # control
+    path.write_bytes(weights + b"\0")
+    with pytest.raises(ValueError, match=r"model\.safetensors must be a whole safetensors file"):
+        read_header(path)
+
+
+def test_json_file_beyond_32_mib_is_not_read(tmp_path: Path) -> None:
+    """A file of gigabytes would be parsed in memory."""
+    path = tmp_path / "config.json"
+    for size, reason in ((33_554_433, "more than 33554432 bytes"), (33_554_432, "Expecting value")):
+        with path.open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(ValueError, match=rf"config\.json must hold a JSON object \(got {reason}"):
+            read_json(path)
+    path.write_text("{}")
+    assert read_json(path) == {}
 
 
 @pytest.mark.parametrize("checkpoint", [None, "me/other", "/no/such/directory", "directory"])

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Answers of a model that has no idea: random scores, positions unmasked in random order and in random numbers.
 
-Imported by the tests of what priors guarantee; much cheaper than a model of random weights.
+Much cheaper than a model of random weights.
 """
 
 import random

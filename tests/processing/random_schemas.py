@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Random JSON schemas of the supported subset, with what is awkward in them.
-
-Imported by `test_structure_guarantee.py`.
-"""
+"""Random JSON schemas of the supported subset, with what is awkward in them."""
 
 import random
 from typing import Any

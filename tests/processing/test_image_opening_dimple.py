@@ -138,6 +138,17 @@ def test_open_image_reads_avif() -> None:
     assert open_image(encoded(PIL.Image.new("RGB", (64, 64), "red"), "AVIF")).size == (64, 64)
 
 
+@pytest.mark.parametrize("block", [b"II*\x00\x08", b"no TIFF header"])
+def test_open_image_on_damaged_exif_keeps_the_pixels(block: bytes) -> None:
+    """Pillow overlooks the damage in a file, and raises when the image from it is opened again."""
+    image = PIL.Image.new("RGB", (12, 8), "red")
+    opened = open_image(encoded(image, "JPEG", exif=b"Exif\x00\x00" + block))
+    assert open_image(opened).size == (12, 8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    assert open_image(encoded(image, "JPEG", exif=exif)).size == (8, 12)  # control
+
+
 def test_open_image_bounds_the_pixels_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few kilobytes of a file can ask for gigabytes of memory."""
     data = encoded(PIL.Image.new("L", (100, 50)))

@@ -344,7 +344,7 @@ def test_image_processor_without_rescaling_takes_floats_as_they_are(
         (7, r"image 1 must .*got int"),
         (b"bytes", r"image 1 \(of 5 bytes\) must .*got another format"),
         ({"image": 1}, r"image 1 must .*got int"),
-        ({"bytes": b""}, r"image 1 must have names that it knows .*got `bytes`"),
+        ({"bytes": b""}, r"image 1 must have known names .*got `bytes`"),
         (PIL.Image.new("RGB", (0, 5)), r"image 1 must .*it has 0 x 5 pixels"),
         (PIL.Image.new("F", (56, 56)), r"mode 'F' must be converted"),
         (PIL.Image.new("I", (56, 56)), r"mode 'I' must be converted"),
@@ -540,7 +540,7 @@ def test_image_processor_on_options_of_one_image_applies_them_to_it_alone(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_pixel": 5}, r"image 0 must have names that it knows \(got `max_pixel`; did you mean `max_pixels`"),
+        ({"max_pixel": 5}, r"image 0 must have known names \(got `max_pixel`; did you mean `max_pixels`"),
         ({"max_pixels": 0}, r"`max_pixels` of image 0 must be a positive integer \(got 0\)"),
         ({"min_pixels": True}, r"`min_pixels` of image 0 must be a positive integer \(got True\)"),
         ({"min_pixels": 9, "max_pixels": 8}, r"`min_pixels` of image 0 must be at most its `max_pixels`"),

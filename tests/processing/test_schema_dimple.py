@@ -66,6 +66,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "array", "items": [{"const": 1}],
       "additionalItems": {"type": "string"}}, [[], [1], [1, "a", "b"]], [[2], [1, 2]]),
     ({"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True}, [[], [3, 1], [2, 1, 3]], [[1, 1]]),
+    ({"type": "array", "items": {"type": ["boolean", "null"]}, "uniqueItems": True}, [[True, None, False]],
+     [[True, True]]),
     ({"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 2}, [["a"], ["a", "b"]],
      [["a", "a"]]),
     ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 5}, "maxItems": 3}, [[5], [1, 5], [5, 5,
@@ -224,6 +226,8 @@ def test_bounds_that_the_schema_does_not_have_are_listed(tokenizer: DimpleTokeni
         ({"type": "integer", "minimum": 5, "maximum": 4}, r"must allow at least one value at \$"),
         ({"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1}, "must allow at least one value"),
         ({"type": "number", "maximum": float("nan")}, "a number below 1e300"),
+        ({"type": "number", "maximum": 1e300}, "a number below 1e300"),
+        ({"type": "number", "exclusiveMinimum": -1e300}, "a number below 1e300"),
         ({"type": "string", "minLength": 5, "maxLength": 4}, "must allow at least one value"),
         ({"type": "string", "maxLength": -1}, r"an integer >= 0 at \$\.maxLength \(got -1\)"),
         ({"type": "string", "x-max-tokens": 0}, r"an integer >= 1 at \$\.x-max-tokens \(got 0\)"),
@@ -241,6 +245,11 @@ def test_schema_that_cannot_be_guaranteed_is_refused_by_path(schema: dict[str, A
     """Bad schemas must not wait for a model, and their owner must see where they are bad."""
     with pytest.raises(ValueError, match=message):
         SchemaReader(schema, ReaderOptions()).part()
+
+
+def test_bound_of_three_hundred_digits_is_kept() -> None:
+    """The largest that is accepted."""
+    assert SchemaReader({"type": "number", "minimum": 9e299}, ReaderOptions()).part() is not None
 
 
 def references(fan_out: int, levels: int, is_required: bool = True) -> dict[str, Any]:

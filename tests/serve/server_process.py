@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Chats about images that differ from each other; the server's process and the images are the benchmark's.
-
-Imported by the tests of the server.
-"""
+"""Chats about images that differ from each other; the server's process and the images are the benchmark's."""
 
 import json
 from typing import Any

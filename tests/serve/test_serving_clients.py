@@ -11,20 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Clients that others have written, against `dimple-hf serve`: each is skipped where it is not installed.
+"""Clients that others have written, against `dimple-hf serve`: `make client-tests` installs them and runs this.
 
-LangChain and LiteLLM: `pip install langchain-openai 'litellm[proxy]'`. The Vercel AI SDK is installed by npm into a
-temporary folder, which needs its registry.
+They are in a folder of their own, which the variable `CLIENTS` names: a Python environment and `node_modules`.
 """
 
 import json
 import os
-import shutil
+import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ from server_process import ServerProcess, messages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+PROGRAMS = Path(__file__).parent / "clients"
+
 
 class Form(BaseModel):
     price: int = Field(ge=0, le=9999)
@@ -42,51 +43,61 @@ class Form(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
+def clients() -> Path:
+    if "CLIENTS" not in os.environ:
+        pytest.skip("`make client-tests` installs the clients and runs this")
+    return Path(os.environ["CLIENTS"]).absolute()
+
+
+@pytest.fixture(scope="module")
+def server(clients: Path) -> Iterator[ServerProcess]:
     server = ServerProcess("--dtype", "float32", "--api-key", "secret")
     yield server
     server.stop()
 
 
-def expected_answer(server: ServerProcess) -> str:
+@pytest.fixture(scope="module")
+def expected(server: ServerProcess) -> str:
     """What the openai client is answered."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0, timeout=120) as client:
         answer = client.chat.completions.create(model="forms", messages=messages(0))
         return answer.choices[0].message.content
 
 
-def test_langchain_chats_streams_and_parses(server: ServerProcess) -> None:
-    langchain_openai = pytest.importorskip("langchain_openai")
-    model = langchain_openai.ChatOpenAI(base_url=f"{server.url}/v1", api_key="secret", model="forms", timeout=120)
-    expected = expected_answer(server)
-    answer = model.invoke(messages(0))
-    assert answer.content == expected
-    assert answer.usage_metadata["input_tokens"] > 0
-    assert "".join(chunk.content for chunk in model.stream(messages(0))) == expected
-    assert model.invoke([*messages(0), answer, ("user", "What is the floor?")]).content
-    assert isinstance(model.with_structured_output(Form, method="json_schema").invoke(messages(0)), Form)
-    assert isinstance(model.with_structured_output(Form, method="function_calling").invoke(messages(0)), Form)
+def output_of(command: list[Any], **options: Any) -> dict[str, Any]:
+    """What a program of `clients` has printed."""
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, **options)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
 
 
-def test_litellm_proxy_passes_requests_on(server: ServerProcess, tmp_path: Path) -> None:
+def assert_right(got: dict[str, Any], expected: str) -> None:
+    """A program's answers: whole, streamed, in a second turn, under a schema, and as a call of a function."""
+    assert got["whole"] == got["streamed"] == expected != ""
+    assert got["second"]
+    assert Form.model_validate(got["parsed"])
+    assert Form.model_validate(got["call"])
+    assert got["tokens"] > 0
+
+
+def test_langchain_is_answered(clients: Path, server: ServerProcess, expected: str) -> None:
+    command = [clients / "bin" / "python", PROGRAMS / "ask_langchain.py", f"{server.url}/v1"]
+    assert_right(output_of(command, input=json.dumps(messages(0))), expected)
+
+
+def test_vercel_ai_sdk_is_answered(clients: Path, server: ServerProcess, expected: str) -> None:
+    """A client in another language. Its program comes on the standard input, so that it finds its modules."""
+    chat: Any = messages(0)
+    image = chat[0]["content"][0]["image_url"]["url"].partition(",")[2]
+    command = ["node", "--input-type=module", "-", f"{server.url}/v1", image]
+    assert_right(output_of(command, input=(PROGRAMS / "ask_ai_sdk.mjs").read_text(), cwd=clients), expected)
+
+
+def test_litellm_proxy_passes_requests_on(clients: Path, server: ServerProcess, expected: str, tmp_path: Path) -> None:
     """A gateway between the openai client and the server, as companies run it."""
-    command = Path(sys.executable).parent / "litellm"
-    if not command.exists():
-        pytest.skip("litellm's proxy is not installed")
-    parameters = {"model": "openai/forms", "api_base": f"{server.url}/v1", "api_key": "secret"}
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"model_list": [{"model_name": "dimple", "litellm_params": parameters}]}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = open(tmp_path / "log", "wb")  # noqa: SIM115 - the process writes into it
-    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    arguments = [str(command), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-    process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
-    try:
-        wait_for_port(port, seconds=180)
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=2, timeout=120)
-        expected = expected_answer(server)
+    key = f"sk-{secrets.token_hex(32)}"
+    with litellm_proxy(clients, server, key, tmp_path) as url:
+        client = openai.OpenAI(base_url=url, api_key=key, max_retries=2, timeout=120)
         answer = client.chat.completions.create(model="dimple", messages=messages(0))
         assert answer.choices[0].message.content == expected
         pieces = client.chat.completions.create(model="dimple", messages=messages(0), stream=True)
@@ -95,65 +106,34 @@ def test_litellm_proxy_passes_requests_on(server: ServerProcess, tmp_path: Path)
         assert isinstance(parsed.choices[0].message.parsed, Form)
         again = [*messages(0), answer.choices[0].message, {"role": "user", "content": "What is the floor?"}]
         assert client.chat.completions.create(model="dimple", messages=again).choices
-    finally:
-        process.kill()
-        log.close()
 
 
-def wait_for_port(port: int, seconds: float) -> None:
-    """Returns when somebody listens."""
-    deadline = time.monotonic() + seconds
-    while True:
+@contextmanager
+def litellm_proxy(clients: Path, server: ServerProcess, key: str, folder: Path) -> Iterator[str]:
+    """The URL of a proxy that passes the model `dimple` on to the server, for those who have the key."""
+    parameters = {"model": "openai/forms", "api_base": f"{server.url}/v1", "api_key": "secret"}
+    config = folder / "config.yaml"
+    config.write_text(json.dumps({"model_list": [{"model_name": "dimple", "litellm_params": parameters}]}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [clients / "bin" / "litellm", "--config", config, "--host", "127.0.0.1", "--port", port]
+    # Without the second variable it downloads prices.
+    environment = os.environ | {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+            deadline = time.monotonic() + 240
+            while not is_listening(int(port)):
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()
+            process.wait()
 
 
-#: Asks as a TypeScript application does, and prints what it got.
-PROGRAM = """
-import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, Output, streamText } from "ai";
-import { z } from "zod";
-const [baseURL, image] = process.argv.slice(2);
-const provider = createOpenAICompatible({
-  name: "dimple", baseURL, apiKey: "secret", supportsStructuredOutputs: true, includeUsage: true,
-});
-const model = provider("forms");
-const content = [
-  { type: "file", mediaType: "image/png", data: Buffer.from(image, "base64") },
-  { type: "text", text: "Give the form as JSON." },
-];
-const messages = [{ role: "user", content }];
-const whole = await generateText({ model, messages });
-let streamed = "";
-for await (const piece of streamText({ model, messages }).textStream) streamed += piece;
-const schema = z.object({ price: z.number().int().min(0).max(9999), floor: z.number().int().min(0).max(99) });
-const parsed = await generateText({ model, messages, output: Output.object({ schema }) });
-console.log(JSON.stringify({ whole: whole.text, streamed, parsed: parsed.output, tokens: whole.usage.inputTokens }));
-"""
-
-
-def test_vercel_ai_sdk_chats_streams_and_parses(server: ServerProcess, tmp_path: Path) -> None:
-    """A client that is not written in Python."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    packages = ["ai@7", "@ai-sdk/openai-compatible@3", "zod@4"]
-    install = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", *packages], cwd=tmp_path, capture_output=True, timeout=300
-    )
-    if install.returncode:
-        pytest.skip("npm's registry cannot be reached")
-    (tmp_path / "ask.mjs").write_text(PROGRAM)
-    chat: Any = messages(0)
-    image = chat[0]["content"][0]["image_url"]["url"].partition(",")[2]
-    run = subprocess.run(
-        ["node", "ask.mjs", f"{server.url}/v1", image], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    got = json.loads(run.stdout)
-    assert got["whole"] == got["streamed"] != ""
-    assert Form.model_validate(got["parsed"])
-    assert got["tokens"] > 0
+def is_listening(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

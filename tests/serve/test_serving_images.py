@@ -18,6 +18,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -27,7 +28,9 @@ import pytest
 from serve_load import png_bomb
 from server_process import data_url, noise_image
 
+from dimple_hf.serve import chat as chat_module
 from dimple_hf.serve import fetching
+from dimple_hf.serve.chat import ChatCompletions
 from dimple_hf.serve.fetching import fetch, is_public, public_address
 from dimple_hf.serve.images import data_url_bytes, read_images
 from dimple_hf.serve.limits import Limits, RefusedRequest
@@ -195,6 +198,24 @@ def test_fetch_is_bounded_in_bytes_and_seconds(address: str, monkeypatch: pytest
     monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.5)
     with pytest.raises(RefusedRequest, match="too long"):
         anyio.run(fetch, f"{address}/slow", 100)
+
+
+def test_fetched_images_of_a_request_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each download may take what the ones before it have left; one that comes twice is downloaded once."""
+    bounds = []
+
+    async def counted(url: str, max_bytes: int) -> bytes:
+        bounds.append(max_bytes)
+        return bytes(300)
+
+    monkeypatch.setattr(chat_module, "fetch", counted)
+    urls = ["http://a", "https://b", "data:image/png;base64,AAAA", "http://a", "http://c"]
+    request = SimpleNamespace(image_urls=lambda: urls)
+    chat = ChatCompletions("m", *[SimpleNamespace()] * 2, Limits(max_image_bytes=1000, max_images=5), None, True)
+    assert list(anyio.run(chat.fetch_images, request)) == ["http://a", "https://b", "http://c"]
+    assert bounds == [1000, 700, 400]
+    with pytest.raises(RefusedRequest, match=r"at most 5 images \(got 6\)"):
+        anyio.run(chat.fetch_images, SimpleNamespace(image_urls=lambda: [*urls, "http://d"]))
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://", "https://image.test:99999/", "http://a b/"])

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from server_process import body, messages
 from tasks import allocate, die, double, fail, refuse, spin, write
@@ -185,6 +186,22 @@ class CountingProcesses:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         yield self.outcome
+
+
+def test_prompt_and_answer_may_fill_the_context_and_no_more(forms_model: Any, forms_processor: Any) -> None:
+    """The last position counts, and none after it."""
+    prompt = {"input_ids": np.zeros((1, 10), dtype=np.int64)}
+    preparation = Preparation(forms_model, forms_processor, Limits(), CountingProcesses(prompt))
+    request = parse_request(body())
+    space = preparation.context_length - 10
+
+    async def prepare(answer_length: int) -> None:
+        async with preparation.inputs(request, {}, answer_length) as arrays:
+            assert arrays is prompt
+
+    asyncio.run(prepare(space))
+    with pytest.raises(RefusedRequest, match=rf"tokens \(got 10 \+ {space + 1}\)"):
+        asyncio.run(prepare(space + 1))
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,15 @@ def test_request_full_of_faults_is_refused_at_the_first(sent: bytes) -> None:
     assert time.process_time() - start < 5  # it was 65 s for one million unknown names
 
 
+def test_request_may_hold_two_hundred_thousand_json_values() -> None:
+    """Counted before anything is parsed, and as written here: what they take in memory was measured."""
+    most = b'{"messages":' + b"[" * 199_998
+    with pytest.raises(RefusedRequest, match="JSON(?! values)"):
+        parse_request(most)
+    with pytest.raises(RefusedRequest, match="at most 200000 JSON values"):
+        parse_request(most + b"[")
+
+
 def test_error_messages_do_not_repeat_what_a_client_sent_at_length() -> None:
     """Else a large request gets a large answer."""
     with pytest.raises(RefusedRequest) as caught:

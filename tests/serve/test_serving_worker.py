@@ -96,6 +96,29 @@ def num_passes(forms_model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
+def test_questions_about_one_image_encode_it_once(forms_model: Any, forms_processor: Any) -> None:
+    """Whether they run together or one after the other; the metrics say so."""
+    worker, images = Worker(forms_model, forms_processor.tokenizer, max_batch_size=2), []
+    hook = forms_model.visual.register_forward_pre_hook(lambda module, args: images.append(None))
+    conversations = [chat(0) for _ in range(3)]
+    for number, conversation in enumerate(conversations):
+        conversation[0]["content"][1]["text"] = QUESTIONS[number]
+    asked = [Watched(Job(row(forms_processor, conversation), None, 16)) for conversation in conversations]
+    try:
+        worker.submit(*(one.job for one in asked))
+        while worker.waiting or worker.rows:
+            worker.step()
+        assert len(images) == 1
+    finally:
+        hook.remove()
+    for one, conversation in zip(asked, conversations, strict=True):
+        answer = forms_processor.decode(one.last().tokens, skip_special_tokens=True)
+        assert answer == own_answer(forms_model, forms_processor, conversation, max_new_tokens=16)
+    text = worker.metrics.text().decode()
+    assert 'dimple_image_features_total{kept="yes"} 2.0' in text
+    assert 'dimple_image_features_total{kept="no"} 1.0' in text
+
+
 def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     """Padding included: eight rows as long as the longest need no more memory than the bound allows."""
     short, long = job_of(num_tokens=4), job_of(num_tokens=24)  # 12 and 32 positions

@@ -26,7 +26,7 @@ from training_run import CHECKPOINT, make_rows
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor, StructurePrior
 from dimple_hf.modeling import DimpleOutput
-from dimple_hf.training import BadRowError, DimpleDataCollator
+from dimple_hf.training import BadExampleError, DimpleDataCollator
 from dimple_hf.training.collator import answer_length_bounds
 
 PAD = 420
@@ -158,7 +158,7 @@ def test_collator_canvas_of_a_prior_is_never_shortened(processor: DimpleProcesso
     if max_length == 11:
         assert collator([laid_out])["input_ids"].shape == (1, 11)
         return
-    with pytest.raises(BadRowError, match=r"`max_length`=10 \(its prompt has 6 tokens, the canvas .* 5\)"):
+    with pytest.raises(BadExampleError, match=r"`max_length`=10 \(its prompt has 6 tokens, the canvas .* 5\)"):
         collator([laid_out])
 
 
@@ -318,37 +318,41 @@ def test_collator_row_too_long_for_its_images_is_refused_by_name(
     """One position less than the last row that can be shortened."""
     long = row("0123456789" * 3, "9" * 20, images=(PIL_IMAGE,), id="scan-9")
     long["messages"][0]["content"][1]["text"] = ("0123456789" * 3)[:num_digits]
-    with pytest.raises(BadRowError, match=rf"row 'scan-9' is bad: it must fit `max_length`={max_length} .* 2 of them"):
+    with pytest.raises(
+        BadExampleError, match=rf"example 'scan-9' is bad: it must fit `max_length`={max_length} .* 2 of them"
+    ):
         DimpleDataCollator(processor, max_length=max_length)([long])
     DimpleDataCollator(processor, max_length=max_length + 1)([long])
 
 
 BAD_ROWS = {
-    "row 1 of its batch is bad: it must have an assistant turn": row("hi"),
-    "row 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
-    "row 'b' is bad: answers must not be empty": row("hi", "", id="b"),
-    "row 'c' is bad: it must have as many images as placeholders": row("hi", "ho", images=(PIL_IMAGE,), id="c")
+    "example 1 of its batch is bad: it must have an assistant turn": row("hi"),
+    "example 'a' is bad: roles must be one of": {"id": "a", "messages": [{"role": "bot", "content": "hi"}]},
+    "example 'b' is bad: answers must not be empty": row("hi", "", id="b"),
+    "example 'c' is bad: it must have as many images as placeholders": row("hi", "ho", images=(PIL_IMAGE,), id="c")
     | {"images": [PIL_IMAGE, PIL_IMAGE]},
-    "row 'd' is bad: image 0 ('no/file.png') must be a readable image": row("hi", "ho", images=(PIL_IMAGE,), id="d")
+    "example 'd' is bad: image 0 ('no/file.png') must be a readable image": row(
+        "hi", "ho", images=(PIL_IMAGE,), id="d"
+    )
     | {"images": ["no/file.png"]},
-    "row 'e' is bad: image 0 (of 4 bytes) must be a PNG": row("hi", "ho", images=(PIL_IMAGE,), id="e")
+    "example 'e' is bad: image 0 (of 4 bytes) must be a PNG": row("hi", "ho", images=(PIL_IMAGE,), id="e")
     | {"images": [b"junk"]},
-    "row 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
-    "row 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
-    "row 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
+    "example 'g' is bad: its text must not hold the mask token <|mask|>": row("hi", "<|mask|>", id="g"),
+    "example 'h' is bad: its text must not spell the image placeholder": row("hi <|image_pad|>", "ho", id="h"),
+    "example 'j' is bad: `structure_prior` must be a StructurePrior (got str)": row(
         "hi", "ho", id="j", structure_prior="a"
     ),
-    "row 'k' is bad: its answers must be ones of its `structure_prior`: `text` must have the prior's form": row(
+    "example 'k' is bad: its answers must be ones of its `structure_prior`: `text` must have the prior's form": row(
         "hi", "ho", id="k", structure_prior=StructurePrior.from_template("ho{n:1:int}")
     ),
-    "row 'i' is bad: answers must not hold the image placeholder": row("hi", "<|image_pad|>", id="i"),
+    "example 'i' is bad: answers must not hold the image placeholder": row("hi", "<|image_pad|>", id="i"),
 }
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)
-def test_collator_bad_row_is_refused_by_name(processor: DimpleProcessor, message: str) -> None:
+def test_collator_bad_example_is_refused_by_name(processor: DimpleProcessor, message: str) -> None:
     """The first error of a long run must say where to look."""
-    with pytest.raises(BadRowError) as error:
+    with pytest.raises(BadExampleError) as error:
         DimpleDataCollator(processor)([row("good", "row"), BAD_ROWS[message]])
     assert str(error.value).startswith(message)
 
@@ -360,14 +364,14 @@ def test_collator_cut_off_image_file_is_refused_by_name(processor: DimpleProcess
     collator = DimpleDataCollator(processor, image_folder=tmp_path)
     cut_off = row("hi", "ho", images=(PIL_IMAGE,), id=7)
     collator([cut_off | {"images": ["whole.png"]}])
-    with pytest.raises(BadRowError, match=r"row 7 is bad: .*half\.png"):
+    with pytest.raises(BadExampleError, match=r"example 7 is bad: .*half\.png"):
         collator([cut_off | {"images": ["half.png"]}])
 
 
 def test_collator_fault_of_the_code_is_not_taken_for_a_bad_row(processor: DimpleProcessor) -> None:
     """Leaving rows out must not hide a bug: only what is wrong with a row is skipped."""
     with pytest.raises(AttributeError):
-        DimpleDataCollator(processor, on_bad_row="skip")([None])
+        DimpleDataCollator(processor, on_bad_example="skip")([None])
 
 
 def test_collator_skipped_rows_are_left_out_counted_and_reported(
@@ -375,40 +379,42 @@ def test_collator_skipped_rows_are_left_out_counted_and_reported(
 ) -> None:
     """The rest of the batch is as if they had not been there; one warning at the end tells how many."""
     caplog.set_level(logging.INFO, logger="dimple_hf")
-    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    collator = DimpleDataCollator(processor, on_bad_example="skip")
     good = row("ab", "cdef", images=(PIL_IMAGE,))
     batch = collator([row("hi", "", id="empty"), good, {}])
     assert all(torch.equal(batch[name], tensor) for name, tensor in DimpleDataCollator(processor)([good]).items())
-    assert collator.num_skipped_rows == 2
-    assert "row 'empty' is bad: answers must not be empty" in caplog.text
+    assert collator.num_skipped_examples == 2
+    assert "example 'empty' is bad: answers must not be empty" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     del collator
     gc.collect()
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("2 bad rows were left out of training batches")
+    assert warnings[0].startswith("2 bad examples were left out of training batches")
 
 
 def test_collator_too_many_bad_rows_stop_the_run_with_their_list(processor: DimpleProcessor, tmp_path: Path) -> None:
     """As with a wrong folder of images: skipping all rows would train on nothing, and say so to nobody."""
     rows = [row("a", "b", id=f"r{index}") | {"image": "a.png"} for index in range(8)]
     PIL_IMAGE.save(tmp_path / "a.png")
-    good = DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path)
+    good = DimpleDataCollator(processor, on_bad_example="skip", image_folder=tmp_path)
     assert len(good(rows)["input_ids"]) == 8  # control
     with pytest.raises(
-        BadRowError, match=r"(?s)3 of 3 rows are bad, more than `max_bad_share`=0.1:.*'r0'.*'r2' is bad"
+        BadExampleError, match=r"(?s)3 of 3 examples are bad, more than `max_bad_share`=0.1:.*'r0'.*'r2' is bad"
     ):
-        DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path / "wrong")(rows)
-    tolerant = DimpleDataCollator(processor, on_bad_row="skip", image_folder=tmp_path / "wrong", max_bad_share=1.0)
+        DimpleDataCollator(processor, on_bad_example="skip", image_folder=tmp_path / "wrong")(rows)
+    tolerant = DimpleDataCollator(processor, on_bad_example="skip", image_folder=tmp_path / "wrong", max_bad_share=1.0)
     assert len(tolerant(rows)["input_ids"]) == 1
 
 
 def test_collator_image_address_is_refused_unless_allowed(processor: DimpleProcessor) -> None:
     """A data set must not make a run fetch what it names."""
     address = row("a", "b") | {"image": "http://127.0.0.1:9/a.png"}
-    with pytest.raises(BadRowError, match=r"image 0 must be a file, not 'http.*`allow_urls=True` lets it be fetched"):
+    with pytest.raises(
+        BadExampleError, match=r"image 0 must be a file, not 'http.*`allow_urls=True` lets it be fetched"
+    ):
         DimpleDataCollator(processor)([address])
-    with pytest.raises(BadRowError, match="must be a readable image"):  # control: it is tried
+    with pytest.raises(BadExampleError, match="must be a readable image"):  # control: it is tried
         DimpleDataCollator(processor, allow_urls=True)([address])
 
 
@@ -416,7 +422,7 @@ def test_collator_without_skipped_rows_is_silent_at_the_end(
     processor: DimpleProcessor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning that always comes is not read."""
-    collator = DimpleDataCollator(processor, on_bad_row="skip")
+    collator = DimpleDataCollator(processor, on_bad_example="skip")
     collator([row("ab", "cd")])
     del collator
     gc.collect()
@@ -425,11 +431,11 @@ def test_collator_without_skipped_rows_is_silent_at_the_end(
 
 def test_collator_skipped_rows_of_loading_processes_are_counted(processor: DimpleProcessor) -> None:
     """Rows are mostly read by other processes, which end without a word."""
-    collator = DimpleDataCollator(processor, on_bad_row="skip", max_bad_share=0.5)
+    collator = DimpleDataCollator(processor, on_bad_example="skip", max_bad_share=0.5)
     rows = [row("ab", "cd"), {}, row("ab", "cd"), {}, {}, row("ab", "cd")]
     batches = list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
     assert [len(batch["input_ids"]) for batch in batches] == [1, 1, 1]
-    assert collator.num_skipped_rows == 3
+    assert collator.num_skipped_examples == 3
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -437,7 +443,7 @@ def test_collator_batch_of_bad_rows_trains_nothing(
     processor: DimpleProcessor, model: DimpleForConditionalGeneration, is_causal: bool
 ) -> None:
     """A batch of one bad row must neither stop the run nor move a weight."""
-    batch = DimpleDataCollator(processor, on_bad_row="skip")([{}])
+    batch = DimpleDataCollator(processor, on_bad_example="skip")([{}])
     assert batch["labels"].tolist() == [[-100, -100]]
     loss = model(**batch, is_causal=is_causal).loss
     loss.backward()
@@ -452,7 +458,7 @@ def test_collator_batch_of_bad_rows_trains_nothing(
         ({"canvas_length": 0}, "`canvas_length` must be >= 1 (got 0)"),
         ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
         ({"max_bad_share": 1.5}, "`max_bad_share` must be in [0, 1] (got 1.5)"),
-        ({"on_bad_row": "ignore"}, "`on_bad_row` must be 'raise' or 'skip' (got 'ignore')"),
+        ({"on_bad_example": "ignore"}, "`on_bad_example` must be 'raise' or 'skip' (got 'ignore')"),
     ],
 )
 def test_collator_bad_argument_is_refused(processor: DimpleProcessor, arguments: dict, message: str) -> None:

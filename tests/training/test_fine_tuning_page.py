@@ -30,7 +30,7 @@ from transformers import AutoModel
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.cli.main import main
-from dimple_hf.data.examples import read_row
+from dimple_hf.data.examples import read_example
 from dimple_hf.training import load_recipe, lora_config
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "fine_tuning.md"
@@ -94,8 +94,8 @@ def test_rows_are_read_alike(here: Path) -> None:
     second = json.loads(block[end:])
     assert first.keys() == {"messages", "images"}
     assert second.keys() == {"conversations", "image"}
-    assert read_row(first).messages == read_row(second).messages
-    assert read_row(first).answer(1) == "A cat."
+    assert read_example(first).messages == read_example(second).messages
+    assert read_example(first).answer(1) == "A cat."
 
 
 def test_adapter_snippet_runs(here: Path) -> None:

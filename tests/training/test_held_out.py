@@ -25,7 +25,7 @@ import torch
 from training_run import CHECKPOINT, make_rows, make_trainer
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor, StructurePrior
-from dimple_hf.training import BadRowError, GenerationCallback, add_before_reporters, held_out
+from dimple_hf.training import BadExampleError, GenerationCallback, add_before_reporters, held_out
 from dimple_hf.training.held_out import HeldOutAnswer
 
 
@@ -168,7 +168,7 @@ def test_generation_callback_shows_images_where_a_reporter_can(
 def test_generation_callback_bad_rows_are_refused() -> None:
     """When it is made, not at the first evaluation."""
     processor = DimpleProcessor.from_pretrained(CHECKPOINT)
-    with pytest.raises(ValueError, match="`rows` must hold at least one row"):
+    with pytest.raises(ValueError, match="`examples` must hold at least one example"):
         GenerationCallback(processor, [])
-    with pytest.raises(BadRowError, match="row 'x' is bad: it must have an assistant turn"):
+    with pytest.raises(BadExampleError, match="example 'x' is bad: it must have an assistant turn"):
         GenerationCallback(processor, [{"id": "x", "messages": [{"role": "user", "content": "hi"}]}])

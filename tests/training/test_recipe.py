@@ -26,7 +26,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from training_run import CHECKPOINT
 
 from dimple_hf import DimpleForConditionalGeneration
-from dimple_hf.data.examples import BadRowError, read_row
+from dimple_hf.data.examples import BadExampleError, read_example
 from dimple_hf.data.sources import JsonLines, Source, read_source
 from dimple_hf.training import recipe as recipe_module
 from dimple_hf.training.recipe import Recipe, load_recipe
@@ -112,12 +112,12 @@ def test_recipe_of_a_stage_wins_over_the_recipes_own(tmp_path: Path, write_recip
         "instruct",
     ]
     trainer = {"per_device_train_batch_size": 4, "bf16": True}
-    collator = {"max_length": 128, "on_bad_row": "skip"}
+    collator = {"max_length": 128, "on_bad_example": "skip"}
     data = {"train": "rows.jsonl", "eval": "held_out.jsonl"}
     align, instruct = load_recipe(write_recipe(stages=stages, data=data, trainer=trainer, collator=collator)).plans
     assert align.eval is not None
     assert align.eval.location == "held_out.jsonl"  # what a stage does not name stays
-    assert align.collator == {"seed": 0, "max_length": 64, "on_bad_row": "skip"}
+    assert align.collator == {"seed": 0, "max_length": 64, "on_bad_example": "skip"}
     assert instruct.collator == {"seed": 0} | collator
     assert (align.train.location, instruct.train.location) == ("captions.jsonl", "rows.jsonl")
     assert align.trainer == {"per_device_train_batch_size": 2, "bf16": True}
@@ -150,9 +150,9 @@ def test_recipe_numbers_without_a_point_are_numbers(tmp_path: Path, write_recipe
 def test_recipe_held_out_follows_evaluation_data(write_recipe: WriteRecipe) -> None:
     """Answers are generated as soon as there are rows for them, in the recipe or in a stage."""
     data = {"train": "rows.jsonl", "eval": "rows.jsonl"}
-    assert load_recipe(write_recipe(data=data)).held_out.num_rows == 4
-    recipe = load_recipe(write_recipe(stages=[{"name": "align", "data": data}], held_out={"num_rows": 1}))
-    assert (recipe.held_out.num_rows, recipe.held_out.max_new_tokens) == (1, 64)
+    assert load_recipe(write_recipe(data=data)).held_out.num_examples == 4
+    recipe = load_recipe(write_recipe(stages=[{"name": "align", "data": data}], held_out={"num_examples": 1}))
+    assert (recipe.held_out.num_examples, recipe.held_out.max_new_tokens) == (1, 64)
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_recipe_held_out_follows_evaluation_data(write_recipe: WriteRecipe) -> N
         ({"collator": {"processor": 1}}, "collator: `processor` is unknown"),
         ({"collator": {"max_length": "long"}}, "collator: `max_length` must be an integer (got 'long')"),
         ({"collator": {"image_folder": "nowhere"}}, "collator: `image_folder` must be a directory (got nowhere)"),
-        ({"held_out": {"num_rows": 2}}, "held_out: answers are generated from `data.eval`, which must be given"),
-        ({"held_out": {"num_rows": -1}}, "held_out: `num_rows` must be an integer >= 0 (got -1)"),
+        ({"held_out": {"num_examples": 2}}, "held_out: answers are generated from `data.eval`, which must be given"),
+        ({"held_out": {"num_examples": -1}}, "held_out: `num_examples` must be an integer >= 0 (got -1)"),
         ({"held_out": {"max_new_tokens": 0}}, "held_out: `max_new_tokens` must be an integer >= 1 (got 0)"),
-        ({"held_out": {"rows": 1}}, "held_out: `rows` is unknown; did you mean `num_rows`?"),
+        ({"held_out": {"examples": 1}}, "held_out: `examples` is unknown; did you mean `num_examples`?"),
         ({"peft": {"rank": 8}}, "peft: `rank` is unknown"),
         ({"peft": {"modules_to_save": ["x"]}}, "peft: `modules_to_save` is unknown"),
         ({"peft": {"r": 8}}, "`peft` needs a stage that trains `language_model` (got none)"),
@@ -339,7 +339,7 @@ def test_json_lines_without_rows_is_refused(tmp_path: Path) -> None:
     """An empty file would train on nothing."""
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n")
-    with pytest.raises(ValueError, match="must hold at least one row"):
+    with pytest.raises(ValueError, match="must hold at least one example"):
         JsonLines(path)
 
 
@@ -369,9 +369,9 @@ def test_source_function_comes_from_the_recipes_folder(tmp_path: Path) -> None:
         Source("rows_of_test:rows", arguments={"number": 3}).check(folder)
     with pytest.raises(ValueError, match="`split` must only be given for a data set"):
         Source("rows_of_test:rows", split="train").check(folder)
-    with pytest.raises(ValueError, match="must give rows that can be counted and indexed"):
+    with pytest.raises(ValueError, match="must give examples that can be counted and indexed"):
         Source("rows_of_test:stream").load(folder)
-    with pytest.raises(ValueError, match="must give at least one row"):
+    with pytest.raises(ValueError, match="must give at least one example"):
         Source("rows_of_test:none").load(folder)
 
 
@@ -384,7 +384,7 @@ def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, expected in ((Source("one"), [1, 2]), (Source("two", split="test"), [2, 3])):
         source.check(tmp_path)
-        assert [row["a"] for row in source.load(tmp_path).rows] == expected
+        assert [row["a"] for row in source.load(tmp_path).examples] == expected
     with pytest.raises(ValueError, match=r"`split` must be one of train, test for two \(got None\)"):
         Source("two").load(tmp_path)
     with pytest.raises(ValueError, match="must hold a data set saved by `save_to_disk`"):
@@ -393,7 +393,7 @@ def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty" / "metadata.csv").write_text("file_name,question,answer\na.png,What?,Black.\n")
     images = Source("empty", columns={"prompt": "question", "completion": "answer"})
     images.check(tmp_path)
-    conversation = read_row(images.load(tmp_path)[0])
+    conversation = read_example(images.load(tmp_path)[0])
     assert conversation.answer(1) == "Black."
     assert conversation.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
     with pytest.raises(ValueError, match="`arguments` must only be given to a function"):
@@ -440,13 +440,15 @@ def test_source_file_of_each_kind_is_read(tmp_path: Path) -> None:
         source = Source(str(tmp_path / f"rows.{suffix}"), columns={"prompt": "q", "completion": "a"})
         source.check(tmp_path)
         found = source.load(tmp_path)
-        assert [read_row(found[index]).answer(1) for index in range(2)] == ["Red.", "Blue."], suffix
-        assert [read_row(found[index]).images for index in range(2)] == [["a.png"], []], suffix
+        assert [read_example(found[index]).answer(1) for index in range(2)] == ["Red.", "Blue."], suffix
+        assert [read_example(found[index]).images for index in range(2)] == [["a.png"], []], suffix
     broken = Source(str(tmp_path / "rows.jsonl")).load(tmp_path)[2]
-    with pytest.raises(BadRowError, match=r"it must be readable \(got ValueError: rows.jsonl:3 must be a JSON object"):
-        read_row(broken)
-    with pytest.raises(BadRowError, match=r"`columns` must name columns \(got b; there are id, q, a, image\)"):
-        read_row(Source(str(tmp_path / "rows.jsonl"), columns={"prompt": "b"}).load(tmp_path)[0])
+    with pytest.raises(
+        BadExampleError, match=r"it must be readable \(got ValueError: rows.jsonl:3 must be a JSON object"
+    ):
+        read_example(broken)
+    with pytest.raises(BadExampleError, match=r"`columns` must name columns \(got b; there are id, q, a, image\)"):
+        read_example(Source(str(tmp_path / "rows.jsonl"), columns={"prompt": "b"}).load(tmp_path)[0])
     for text, message in (("{", "must be JSON"), ('{"a": 1, "b": 2}', "must hold a list of examples \\(got dict")):
         (tmp_path / "rows.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -462,9 +464,9 @@ def test_source_image_that_is_damaged_is_that_examples_fault(tmp_path: Path) -> 
     rows = [{"prompt": "?", "completion": "!", "image": {"bytes": part}} for part in (whole, whole[:60])]
     Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
     found = Source(str(tmp_path / "saved")).load(tmp_path)
-    assert read_row(found[0]).images[0].size == (40, 40)
-    with pytest.raises(BadRowError, match=r"image 0 \(of 60 bytes\) must be"):
-        read_row(found[1])
+    assert read_example(found[0]).images[0].size == (40, 40)
+    with pytest.raises(BadExampleError, match=r"image 0 \(of 60 bytes\) must be"):
+        read_example(found[1])
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from dimple_hf.training.run import (
     micro_batches,
     save_whole_model,
     train_recipe,
+    trainer_settings,
     write_stage_file,
 )
 
@@ -164,6 +165,16 @@ def test_train_recipe_killed_after_its_last_step_takes_no_other(
         assert torch.equal(weight, checkpoint[name]), name
 
 
+def test_stages_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
+    """Else two stages over the same data would see it in the same order and with the same masks."""
+    seeds = []
+    for seed in (0, 1):
+        recipe = load_recipe(write_recipe(tmp_path, stages=STAGES, seed=seed))
+        seeds += [trainer_settings(recipe, plan, 1)["seed"] for plan in recipe.plans]
+    assert len(set(seeds)) == 4
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
 def test_train_recipe_with_another_seed_draws_otherwise(tmp_path: Path) -> None:
     """Control for the test above: what is equal there is not equal by chance."""
     losses = []
@@ -226,8 +237,8 @@ def test_train_recipe_with_refused_collator_option_loads_no_model(
 ) -> None:
     """The collator checks its own options, with the processor alone."""
     monkeypatch.setattr(run, "load_model", no_model)
-    with pytest.raises(ValueError, match="`on_bad_row` must be 'raise' or 'skip'"):
-        train_recipe(load_recipe(write_recipe(tmp_path, collator={"on_bad_row": "ignore"})))
+    with pytest.raises(ValueError, match="`on_bad_example` must be 'raise' or 'skip'"):
+        train_recipe(load_recipe(write_recipe(tmp_path, collator={"on_bad_example": "ignore"})))
 
 
 def test_train_recipe_on_several_devices_without_launcher_is_refused(
@@ -242,7 +253,7 @@ def test_train_recipe_on_several_devices_without_launcher_is_refused(
 def test_train_recipe_with_evaluation_logs_answers(tmp_path: Path) -> None:
     """Held-out answers are in the log of each stage's end, in the mode of the stage."""
     data = {"train": "interrupting_rows:rows", "eval": "interrupting_rows:rows"}
-    held_out = {"num_rows": 2, "max_new_tokens": 4}
+    held_out = {"num_examples": 2, "max_new_tokens": 4}
     train_recipe(load_recipe(write_recipe(tmp_path, data=data, held_out=held_out)))
     for stage, phase in (("instruct", 0), ("diffusion", 1)):
         history = json.loads((tmp_path / "out" / stage / "trainer_state.json").read_text())["log_history"]
@@ -250,7 +261,7 @@ def test_train_recipe_with_evaluation_logs_answers(tmp_path: Path) -> None:
         assert len(entries) == 1
         assert entries[0]["eval_answers"].count("What") == 2
         assert entries[0]["eval_phase"] == phase
-    train_recipe(load_recipe(write_recipe(tmp_path, data=data, held_out={"num_rows": 0}, output_dir="silent")))
+    train_recipe(load_recipe(write_recipe(tmp_path, data=data, held_out={"num_examples": 0}, output_dir="silent")))
     assert "eval_answers" not in (tmp_path / "silent" / "diffusion" / "trainer_state.json").read_text()
 
 

@@ -44,7 +44,7 @@ def test_check_examples_reports_lengths_bad_examples_and_a_sample(processor: Dim
     report = check_examples(rows, collator)
     assert (report.num_examples, len(report.tokens), report.turns) == (4, 3, [1, 1, 1])
     assert report.image_tokens == [2, 4, 2]
-    assert report.bad == ["row 'empty' is bad: it must have an assistant turn (got none)"]
+    assert report.bad == ["example 'empty' is bad: it must have an assistant turn (got none)"]
     text = str(report)
     assert text.startswith("4 examples, 1 of them bad")
     assert "<|image_pad|> x 2" in text
@@ -53,7 +53,7 @@ def test_check_examples_reports_lengths_bad_examples_and_a_sample(processor: Dim
     refuse_bad_data(rows[:3], collator, "data.train")  # control
     with pytest.raises(ValueError, match=r"(?s)data.train must hold good examples \(got 1 bad ones among.*'empty'"):
         refuse_bad_data(rows, collator, "data.train")
-    refuse_bad_data(rows, DimpleDataCollator(processor, on_bad_row="skip", max_bad_share=0.25), "data.train")
+    refuse_bad_data(rows, DimpleDataCollator(processor, on_bad_example="skip", max_bad_share=0.25), "data.train")
 
 
 def test_data_check_command_ends_with_1_for_a_bad_example(

@@ -102,7 +102,7 @@ def test_stages_have_the_papers_figures() -> None:
 
 
 def test_stage_gives_the_trainer_and_the_callback_its_figures() -> None:
-    """One position for each number: the Trainer's arguments and the phase say the same."""
+    """The Trainer's arguments and the phase have the same numbers."""
     stage = Stage(**SMALL | {"max_steps": 7, "max_grad_norm": 0.5, "warmup_ratio": 0.1, "decay_ratio": 0.25})
     assert stage.training_arguments() == {"learning_rate": 1, "max_grad_norm": 0.5, "max_steps": 7}
     assert stage.phase() == Phase(1, 0.1, 0.25, 0.5)

@@ -87,6 +87,22 @@ def test_sft_trainer_has_the_trainers_losses(tmp_path: Path, switch_at: int, use
     assert found[0][0] != found[0][1]  # control
 
 
+def test_sft_trainer_takes_the_path_of_a_checkpoint(tmp_path: Path) -> None:
+    """TRL finds the class by the configuration, and trains the whole model."""
+    processor = DimpleProcessor.from_pretrained(CHECKPOINT)
+    arguments = trl.SFTConfig(
+        str(tmp_path), bf16=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **ARGUMENTS
+    )
+    trainer = trl.SFTTrainer(
+        str(CHECKPOINT), arguments, processing_class=processor, callbacks=[PhaseCallback(0)],
+        data_collator=DimpleDataCollator(processor), train_dataset=data_set(),
+    )  # fmt: skip
+    assert type(trainer.model) is DimpleForConditionalGeneration
+    trainer.train()
+    assert len(losses(trainer)) == ARGUMENTS["max_steps"]
+    assert "auto_map" not in trainer.model.config.to_dict()
+
+
 def test_head_of_other_trainers_is_refused_in_bidirectional_mode() -> None:
     """DPO and GRPO need the probability of a whole answer; a causal model has it."""
     from trl.trainer.utils import add_fused_lm_head

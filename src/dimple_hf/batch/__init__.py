@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Many rows asked offline: read, grouped by length, answered, and kept whatever happens to the process.
+"""Offline batches: rows are read, grouped by length, answered and stored; an interrupted run resumes.
 
-Imported by the command line; `dimple_hf` itself does not import it.
+`dimple_hf` itself does not import it.
 """

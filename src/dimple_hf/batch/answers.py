@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Batches of rows in, a line for each row out: `generate`, while worker processes read and prepare the next batches.
+"""Answers batches of rows with `generate`, while worker processes read and prepare the next batches.
 
 Decoding is greedy, and each row of a batch is decoded as if it were alone, so that answers do not depend, but for
 rounding, on which rows share a batch.
@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..data.image_features import ImageFeatures
 from ..processing import StructurePrior
 from ..processing.structure_prior_dimple import canvas_inputs
 from .prompts import Prompt, PromptReader
@@ -70,6 +71,8 @@ class Answerer:
         if return_confidence and not model.config.full_attn_mask:
             raise ValueError("confidences must be read in bidirectional mode (got `full_attn_mask=False`)")
         self.model = model
+        # Nothing is kept from batch to batch: a resumed run would encode images in other groups, with other rounding.
+        self.features = ImageFeatures(model, max_bytes=0)
         self.processor = processor
         self.prior = prior
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
@@ -107,15 +110,17 @@ class Answerer:
             `return_confidence` also `confidence`, a probability in [0, 1] or under a prior a tree of them; with
             `truncated` where a longer canvas may have given a longer answer ([`~StructurePrior.touched_bound`]); and
             `passes` (forward passes) if the model is in bidirectional mode. `{"error": reason}`, with `passes`, where
-            the prior's class refuses what the answer says.
+            the prior's class refuses the answer's values.
 
         Raises:
             ValueError: If the model refuses one of them.
         """
         num_rows, prompt_length = inputs["input_ids"].shape
-        inputs = inputs.to(self.model.device)
+        encoded = self.features.encode(inputs)
         canvas = {} if self.prior is None else canvas_inputs(self.prior, num_rows, self.processor.tokenizer)
-        output = self.model.generate(**inputs, **canvas, **self.options, do_sample=False, return_dict_in_generate=True)
+        output = self.model.generate(
+            **encoded, **canvas, **self.options, do_sample=False, return_dict_in_generate=True
+        )
         read = self._read_texts if self.prior is None else self._read_values
         lines = read(output, output.sequences[:, prompt_length:])
         passes = output.get("num_forward_passes")  # not counted in causal mode

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which rows share a batch: functions of their lengths alone. Imported by `run` and the benchmark."""
+"""Grouping of rows into batches, by their lengths alone."""
 
 from collections.abc import Sequence
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Short digests of what an answer depends on: a row with the contents of its image files, and a checkpoint."""
+"""Short digests of a row with the contents of its image files, and of a checkpoint."""
 
 import hashlib
 import os

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A row as the model is asked it, or the reason why it cannot be; and its length, from its text and image headers.
+"""The prompt of a row, or the reason why it has none; and its length, from its text and image headers.
 
 What is wrong with a row never leaves this file as an error: it becomes part of the [`Prompt`].
 """
@@ -195,7 +195,7 @@ def count_image_tokens(source: Any, processor: ProcessorMixin) -> int:
         else:
             with PIL.Image.open(source) as image:
                 width, height = image.size
-    except Exception:  # a broken file raises any of a dozen types; whoever decodes it says which
+    except Exception:  # a broken file raises any of a dozen types; reported when it is decoded
         num_patches = image_processor.size["longest_edge"] // image_processor.patch_size**2
     else:
         num_patches = image_processor.get_number_of_image_patches(height, width)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The lines of one output: appended by many processes, resumed after any of them was killed, put together at the end.
+"""The lines of one output: appended by many processes, resumed after an interruption, merged at the end.
 
 ```text
 answers.jsonl.settings.json              what the run was begun with; stays

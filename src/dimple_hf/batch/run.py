@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The rows of one process: in windows, each in batches of like length, each batch written as soon as it is answered.
+"""The run of one process: windows of rows, batches of similar length, each written as soon as it is answered.
 
 A window is a stretch of the process's rows, so that a data set of any size needs little memory and no pass over it
 beforehand. Windows and batches follow from the rows, the batch size and the number of processes alone, not from what

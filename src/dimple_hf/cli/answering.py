@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `batch`, `extract` and `decide` share: rows are answered into an output, counted, and make the exit status."""
+"""The part that `batch`, `extract` and `decide` share: answer rows, write and count them, set the exit status."""
 
 import argparse
 import json

@@ -78,5 +78,5 @@ def refuse_taken_address(host: str, port: int | None) -> None:
         with socket.create_server(address[:2], family=family):
             pass
     except OSError as error:
-        position = host if port is None else f"{host}, port {port}"
-        raise OSError(f"nothing can listen at {position}: {error.strerror}") from error
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(f"nothing can listen at {where}: {error.strerror}") from error

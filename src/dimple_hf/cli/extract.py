@@ -58,9 +58,7 @@ def add_form_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-string-tokens", type=int, default=16, help="of a string without `maxLength` (%(default)s)"
     )
-    parser.add_argument(
-        "--max-items", type=int, default=4, help="that an array without `maxItems` has positions for (%(default)s)"
-    )
+    parser.add_argument("--max-items", type=int, default=4, help="items of an array without `maxItems` (%(default)s)")
     parser.add_argument(
         "--max-digits", type=int, default=18, help="of a number, before the point and after it (%(default)s)"
     )

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What commands load before they ask a model: the device, the checkpoint and an adapter, each refused in one line."""
+"""Loading for commands: the device, the checkpoint and an adapter, each refused in one line."""
 
 import os
 from collections.abc import Iterator
@@ -100,7 +100,7 @@ def explain_failure(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # libraries raise any of a dozen types, depending on the damage
-        if type(error).__name__ == "OutOfMemoryError":  # says nothing about the files
+        if type(error).__name__ == "OutOfMemoryError":  # not about the files
             raise
         if isinstance(error, ValueError) and str(name) in str(error):  # names the file already
             raise

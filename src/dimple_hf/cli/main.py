@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The parser of the `dimple-hf` command, and how a sub-command ends: with a status and, after an error, one line."""
+"""The parser of the `dimple-hf` command; runs a sub-command and turns an error into one line and a status."""
 
 import argparse
 import importlib

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     model = (
         AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(find_device(args.device)).eval()
     )
-    # A directory says nothing to clients, and they need not know it.
+    # A directory means nothing to clients and is not shown to them.
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
     app = build_app(
         model,

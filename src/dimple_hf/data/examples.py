@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Examples of chats as users have them, brought into one form: a chat, and its images in the order of placeholders.
+"""Training examples in their common forms, converted into one: a chat, and its images in the order of placeholders.
 
 Read are the Hub's chat form (`messages`), LLaVA's and ShareGPT's (`conversations`), LLaMA-Factory's (`<image>` in
 plain text) and TRL's (`prompt` and `completion`). Everything that can be wrong with an example is found here or in the
-collator, and is a [`BadRowError`].
+collator, and is a [`BadExampleError`].
 """
 
 import base64
@@ -50,14 +50,14 @@ IMAGE_KEYS = ("image", "path", "url", "base64", "bytes")
 READ_ERROR = "__read_error__"
 
 
-class BadRowError(ValueError):
+class BadExampleError(ValueError):
     """An example that cannot be trained on, through no fault of the code."""
 
 
 @dataclass(frozen=True)
 class Conversation:
     """
-    A row in the one form that the rest of the package reads.
+    An example in the one form that the rest of the package reads.
 
     Args:
         messages (`list[dict]`):
@@ -82,26 +82,26 @@ class Conversation:
         return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
 
 
-def row_name(row: Mapping[str, Any], position: int) -> str:
+def example_name(example: Mapping[str, Any], position: int) -> str:
     """What an error calls an example: its `id` where it has one, and where it stands in its batch."""
-    return f"row {row['id']!r}" if row.get("id") is not None else f"row {position} of its batch"
+    return f"example {example['id']!r}" if example.get("id") is not None else f"example {position} of its batch"
 
 
 @contextmanager
-def naming(row: Mapping[str, Any], position: int) -> Iterator[None]:
-    """Lets a [`BadRowError`] that is raised inside name its example; see [`row_name`]."""
+def naming(example: Mapping[str, Any], position: int) -> Iterator[None]:
+    """Lets a [`BadExampleError`] that is raised inside name its example; see [`example_name`]."""
     try:
         yield
-    except BadRowError as error:
-        raise BadRowError(f"{row_name(row, position)} is bad: {error}") from error
+    except BadExampleError as error:
+        raise BadExampleError(f"{example_name(example, position)} is bad: {error}") from error
 
 
-def read_row(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
+def read_example(example: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
     """
     Reads an example of any form and checks all that can be checked without opening files.
 
     Args:
-        row (`Mapping[str, Any]`):
+        example (`Mapping[str, Any]`):
             - `messages` or `conversations`: turns with `role` and `content` or `from` and `value`; or `prompt` and
               `completion`, as text or turns. `system` (*optional*) comes before the first turn.
             - Images in the turns' parts (`{"type": "image", "path": ...}` and its kin), or in `images` or `image`
@@ -118,25 +118,25 @@ def read_row(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
         [`Conversation`]
 
     Raises:
-        BadRowError: If the example has no such form; a role, a part or an image is of an unknown kind; an answer is
-            empty or holds an image; there is no answer, or nothing before the first one; bytes hold no image; there
+        BadExampleError: If the example has no such form; a role, a part or an image is of an unknown kind; an answer
+            is empty or holds an image; there is no answer, or nothing before the first one; bytes hold no image; there
             are more or fewer images than placeholders; or `structure_prior` is something else.
     """
-    prior = row.get("structure_prior")
+    prior = example.get("structure_prior")
     if not isinstance(prior, StructurePrior | None):
-        raise BadRowError(f"`structure_prior` must be a StructurePrior (got {type(prior).__name__})")
-    conversation = Conversation(*_read_chat(row, image_folder), prior)
+        raise BadExampleError(f"`structure_prior` must be a StructurePrior (got {type(prior).__name__})")
+    conversation = Conversation(*_read_chat(example, image_folder), prior)
     _check_answers(conversation)
     return conversation
 
 
-def read_prompt(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
+def read_prompt(example: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Conversation:
     """
     Reads what an example asks: the chat without the answer that it may end with.
 
     Args:
-        row (`Mapping[str, Any]`):
-            As for [`read_row`], with or without answers.
+        example (`Mapping[str, Any]`):
+            As for [`read_example`], with or without answers.
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative paths are relative to.
 
@@ -144,26 +144,26 @@ def read_prompt(row: Mapping[str, Any], image_folder: str | os.PathLike[str] | N
         [`Conversation`]: Its last turn is the user's.
 
     Raises:
-        BadRowError: If the example has no known form; a role, a part or an image is of an unknown kind; it does not
-            end in a question; bytes hold no image; or there are more or fewer images than placeholders.
+        BadExampleError: If the example has no known form; a role, a part or an image is of an unknown kind; it does
+            not end in a question; bytes hold no image; or there are more or fewer images than placeholders.
     """
-    messages, images = _read_chat(row, image_folder)
+    messages, images = _read_chat(example, image_folder)
     if messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages or messages[-1]["role"] != "user":
-        raise BadRowError("it must end with a user turn, or with one and its answer")
+        raise BadExampleError("it must end with a user turn, or with one and its answer")
     return Conversation(messages, images)
 
 
 def _read_chat(
-    row: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
+    example: Mapping[str, Any], image_folder: str | os.PathLike[str] | None
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Messages in the form of [`Conversation`], and their images."""
-    turns = _read_turns(row)
-    images = _read_column(row)
+    turns = _read_turns(example)
+    images = _read_column(example)
     is_plain = all(isinstance(content, str) for _, content in turns)
     # Without images, `<image>` in a chat is what somebody wrote; in LLaVA's form it always stands for one.
-    has_placeholders = bool(images) or row.get("messages") is None
+    has_placeholders = bool(images) or example.get("messages") is None
     messages: list[dict[str, Any]] = [
         {"role": role, "content": _read_content(content, has_placeholders)} for role, content in turns
     ]
@@ -178,33 +178,33 @@ def _read_chat(
     if sources and not images:
         images = sources
     if len(images) != len(parts):
-        raise BadRowError(
+        raise BadExampleError(
             f"it must have as many images as placeholders (got {len(images)} images and {len(parts)} placeholders)"
         )
     return messages, [_read_image(image, index, image_folder) for index, image in enumerate(images)]
 
 
-def _read_turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _read_turns(example: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Role and content of each turn."""
-    if row.get(READ_ERROR) is not None:
-        raise BadRowError(row[READ_ERROR])
-    column = next((name for name in ("messages", "conversations") if row.get(name) is not None), None)
+    if example.get(READ_ERROR) is not None:
+        raise BadExampleError(example[READ_ERROR])
+    column = next((name for name in ("messages", "conversations") if example.get(name) is not None), None)
     if column is not None:
-        turns = [_read_turn(turn, column) for turn in _list_of_turns(row[column], column)]
+        turns = [_read_turn(turn, column) for turn in _list_of_turns(example[column], column)]
         if column == "conversations" and turns and turns[0][0] == "assistant":
             turns = turns[1:]  # LLaVA's own reader leaves out an answer without a question
-    elif row.get("prompt") is not None:
+    elif example.get("prompt") is not None:
         turns = [
             turn
             for name, role in (("prompt", "user"), ("completion", "assistant"))
-            for turn in _read_side(row.get(name), name, role)
+            for turn in _read_side(example.get(name), name, role)
         ]
     else:
-        raise BadRowError(
+        raise BadExampleError(
             "it must have `messages`, `conversations` or `prompt` and `completion` "
-            f"(got {', '.join(row) or 'nothing'}; `Trainer` drops columns without `remove_unused_columns=False`)"
+            f"(got {', '.join(example) or 'nothing'}; `Trainer` drops columns without `remove_unused_columns=False`)"
         )
-    system = row.get("system")
+    system = example.get("system")
     if system and not any(role == "system" for role, _ in turns):
         turns = [("system", system), *turns]
     return turns
@@ -212,7 +212,7 @@ def _read_turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _list_of_turns(turns: Any, column: str) -> list[Mapping[str, Any]]:
     if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRowError(f"`{column}` must be a list of mappings (got {reprlib.repr(turns)})")
+        raise BadExampleError(f"`{column}` must be a list of mappings (got {reprlib.repr(turns)})")
     return list(turns)
 
 
@@ -221,9 +221,9 @@ def _read_turn(turn: Mapping[str, Any], column: str) -> tuple[str, Any]:
     if role is None and turn.get("from") is not None:
         role, name, content = turn["from"], "value", turn.get("value")
     if role not in ROLES:
-        raise BadRowError(f"roles must be one of {', '.join(ROLES)} (got {role!r})")
+        raise BadExampleError(f"roles must be one of {', '.join(ROLES)} (got {role!r})")
     if name == "value" and not isinstance(content, str):
-        raise BadRowError(f"`value` must be a string (got {content!r})")
+        raise BadExampleError(f"`value` must be a string (got {content!r})")
     return ROLES[role], content
 
 
@@ -240,7 +240,7 @@ def _read_content(content: Any, has_placeholders: bool) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return _split_text(content) if has_placeholders else [{"type": "text", "text": content}]
     if not isinstance(content, (list, tuple)):
-        raise BadRowError(f"`content` must be a string or a list of parts (got {type(content).__name__})")
+        raise BadExampleError(f"`content` must be a string or a list of parts (got {type(content).__name__})")
     return [_read_part(part) for part in content]
 
 
@@ -257,7 +257,7 @@ def _read_part(part: Any) -> dict[str, Any]:
         return {"type": "image", "source": address}
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    raise BadRowError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {part!r})")
+    raise BadExampleError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {part!r})")
 
 
 def _split_text(text: str) -> list[dict[str, Any]]:
@@ -276,10 +276,10 @@ def _split_text(text: str) -> list[dict[str, Any]]:
     return parts
 
 
-def _read_column(row: Mapping[str, Any]) -> list[Any]:
-    images = row.get("images")
+def _read_column(example: Mapping[str, Any]) -> list[Any]:
+    images = example.get("images")
     if images is None or (isinstance(images, (list, tuple)) and not images):
-        images = row.get("image")
+        images = example.get("image")
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]
@@ -295,12 +295,12 @@ def _read_image(image: Any, index: int, image_folder: str | os.PathLike[str] | N
         try:
             return open_image(image, index=index)
         except ValueError as error:
-            raise BadRowError(str(error)) from error
+            raise BadExampleError(str(error)) from error
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
         is_url = "://" in path or path.startswith("data:")
         return path if image_folder is None or is_url else os.path.join(image_folder, path)
-    raise BadRowError(f"image {index} must be a Pillow image, a path or bytes (got {type(image).__name__})")
+    raise BadExampleError(f"image {index} must be a Pillow image, a path or bytes (got {type(image).__name__})")
 
 
 def _decode_base64(data: Any, index: int) -> Any:
@@ -310,17 +310,17 @@ def _decode_base64(data: Any, index: int) -> Any:
     try:
         return base64.b64decode(data, validate=True)
     except ValueError as error:
-        raise BadRowError(f"image {index} must be readable (got text as `bytes`: {error})") from error
+        raise BadExampleError(f"image {index} must be readable (got text as `bytes`: {error})") from error
 
 
 def _check_answers(conversation: Conversation) -> None:
     answers = conversation.answer_indices
     if not answers:
-        raise BadRowError("it must have an assistant turn (got none)")
+        raise BadExampleError("it must have an assistant turn (got none)")
     if answers[0] == 0:
-        raise BadRowError("its first turn must not be the assistant's")
+        raise BadExampleError("its first turn must not be the assistant's")
     for index in answers:
         if any(part["type"] == "image" for part in conversation.messages[index]["content"]):
-            raise BadRowError(f"answers must be text (message {index} holds an image)")
+            raise BadExampleError(f"answers must be text (message {index} holds an image)")
         if not conversation.answer(index).strip():
-            raise BadRowError(f"answers must not be empty (message {index} is)")
+            raise BadExampleError(f"answers must not be empty (message {index} is)")

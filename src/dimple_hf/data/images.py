@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The one opener of images: bounded before decoding, upright, of a few formats, with errors that name the file.
+"""The image opener: bounds before decoding, EXIF orientation, few formats, errors that name the file.
 
 It stands in `processing`, because it travels to the Hub with the processor.
 """

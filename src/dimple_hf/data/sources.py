@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where a recipe's examples come from: a file, a folder of images, a saved data set, the Hub, or a function.
+"""Sources of a recipe's examples: a file, a folder of images, a saved data set, the Hub, or a function.
 
 Everything that can be missing is found by `check`, which loads no data. An example that cannot be read, such as a
 broken line, becomes one that the collator finds bad, so that it is named, or skipped, like any other.
@@ -49,7 +49,7 @@ class JsonLines:
             The file, UTF-8. Empty lines are skipped.
 
     Raises:
-        ValueError: If the file has no rows; when one is read, if it is not a JSON object.
+        ValueError: If the file has no examples; when one is read, if it is not a JSON object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class JsonLines:
                     numbers.append(number)
                 offset += len(line)
         if not offsets:
-            raise ValueError(f"{path} must hold at least one row (got none)")
+            raise ValueError(f"{path} must hold at least one example (got none)")
         # Arrays, because loading processes share their pages; a list of numbers would be copied into each.
         self._offsets = np.array(offsets)
         self._line_numbers = np.array(numbers)
@@ -75,14 +75,14 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(self._offsets[index])
             line = file.readline()
-        position = f"{self.path.name}:{self._line_numbers[index]}"
+        location = f"{self.path.name}:{self._line_numbers[index]}"
         try:
-            row = json.loads(line)
+            example = json.loads(line)
         except ValueError as error:  # also of bytes that are not UTF-8
-            raise ValueError(f"{position} must be a JSON object (got an error: {error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{position} must be a JSON object (got {type(row).__name__})")
-        return {"id": position} | row
+            raise ValueError(f"{location} must be a JSON object (got an error: {error})") from error
+        if not isinstance(example, dict):
+            raise ValueError(f"{location} must be a JSON object (got {type(example).__name__})")
+        return {"id": location} | example
 
 
 class Examples:
@@ -91,38 +91,38 @@ class Examples:
     an `id` for each.
 
     Args:
-        rows:
+        examples:
             Something with `len` and integer indices.
         name (`str`):
             What their ids begin with.
         columns (`Mapping[str, str]`):
-            From the name that [`read_row`] reads to the column that holds it.
+            From the name that [`read_example`] reads to the column that holds it.
     """
 
-    def __init__(self, rows: Any, name: str, columns: Mapping[str, str]) -> None:
-        self.rows = rows
+    def __init__(self, examples: Any, name: str, columns: Mapping[str, str]) -> None:
+        self.examples = examples
         self.name = name
         self.columns = columns
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        position = f"{self.name}[{index}]"
+        location = f"{self.name}[{index}]"
         try:
-            row = dict(self.rows[index])
+            example = dict(self.examples[index])
         except Exception as error:  # whatever a file, a decoder or a user's function raises
-            return {"id": position, READ_ERROR: f"it must be readable (got {type(error).__name__}: {error})"}
-        return {"id": position} | rename_columns(row, self.columns)
+            return {"id": location, READ_ERROR: f"it must be readable (got {type(error).__name__}: {error})"}
+        return {"id": location} | rename_columns(example, self.columns)
 
 
-def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Gives columns the names that [`read_row`] reads; one that is not there is a [`READ_ERROR`]."""
-    missing = [column for column in columns.values() if column not in row]
+def rename_columns(example: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Gives columns the names that [`read_example`] reads; one that is not there is a [`READ_ERROR`]."""
+    missing = [column for column in columns.values() if column not in example]
     if missing:
-        return {READ_ERROR: f"`columns` must name columns (got {', '.join(missing)}; there are {', '.join(row)})"}
-    renamed = {name: row[column] for name, column in columns.items()}
-    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
+        return {READ_ERROR: f"`columns` must name columns (got {', '.join(missing)}; there are {', '.join(example)})"}
+    renamed = {name: example[column] for name, column in columns.items()}
+    return {name: value for name, value in example.items() if name not in columns.values()} | renamed
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,16 @@ class Source:
             - `FILE.jsonl`: one example on each line; `FILE.json`: a list of them; `FILE.csv` and `FILE.parquet`;
             - `DIRECTORY`: what `datasets` saved with `save_to_disk`, or images with a `metadata.csv`, `metadata.jsonl`
               or `metadata.parquet` (an ImageFolder);
-            - `module:function`: a function, of a module in the recipe's folder or an installed one, that returns rows;
+            - `module:function`: a function, of a module in the recipe's folder or an installed one, that returns
+              examples;
             - `OWNER/NAME`: a data set on the Hub.
 
             Paths are relative to the current directory.
         split (`str`, *optional*):
             Which split of a saved data set (if it has several) or of the Hub's (`"train"` by default).
         columns (`dict[str, str]`):
-            For examples whose columns have other names: from a name that [`read_row`] reads to the column's, such as
-            `{"prompt": "question", "completion": "answer"}`.
+            For examples whose columns have other names: from a name that [`read_example`] reads to the column's, such
+            as `{"prompt": "question", "completion": "answer"}`.
         streaming (`bool`, defaults to `False`):
             Whether a data set of the Hub is read as it is trained on, without a length. An interrupted run then reads
             it again up to where it was.
@@ -220,24 +221,28 @@ class Source:
         Raises:
             ValueError: If the data set has several splits and none is chosen, or its length is not known.
         """
-        rows = self._load_rows(recipe_dir)
-        if isinstance(rows, DatasetDict):
-            rows = self._choose_split(rows)
-        if isinstance(rows, (Dataset, IterableDataset)):
-            rows = _undecoded(rows)
+        examples = self._load_examples(recipe_dir)
+        if isinstance(examples, DatasetDict):
+            examples = self._choose_split(examples)
+        if isinstance(examples, (Dataset, IterableDataset)):
+            examples = _undecoded(examples)
         if self.streaming:
-            return rows.rename_columns({column: name for name, column in self.columns.items()})
-        if isinstance(rows, IterableDataset) or not isinstance(rows, Sized) or not hasattr(rows, "__getitem__"):
+            return examples.rename_columns({column: name for name, column in self.columns.items()})
+        if (
+            isinstance(examples, IterableDataset)
+            or not isinstance(examples, Sized)
+            or not hasattr(examples, "__getitem__")
+        ):
             raise ValueError(
-                f"{self.location} must give rows that can be counted and indexed, so that an interrupted run can go "
-                f"on (got {type(rows).__name__})"
+                f"{self.location} must give examples that can be counted and indexed, so that an interrupted run can "
+                f"go on (got {type(examples).__name__})"
             )
-        if not len(rows):
-            raise ValueError(f"{self.location} must give at least one row (got none)")
+        if not len(examples):
+            raise ValueError(f"{self.location} must give at least one example (got none)")
         name = Path(self.location).name if self.kind == "file" else self.location
-        return Examples(rows, name, self.columns)
+        return Examples(examples, name, self.columns)
 
-    def _load_rows(self, recipe_dir: Path) -> Any:
+    def _load_examples(self, recipe_dir: Path) -> Any:
         if self.kind == "function":
             return self._function(recipe_dir)(**self.arguments)
         if self.kind == "hub":
@@ -253,10 +258,10 @@ class Source:
     def _is_image_folder(self) -> bool:
         return any(Path(self.location).glob("**/metadata.[cjp]*"))
 
-    def _choose_split(self, rows: DatasetDict) -> Dataset:
-        if self.split is None or self.split not in rows:
-            raise ValueError(f"`split` must be one of {', '.join(rows)} for {self.location} (got {self.split!r})")
-        return rows[self.split]
+    def _choose_split(self, examples: DatasetDict) -> Dataset:
+        if self.split is None or self.split not in examples:
+            raise ValueError(f"`split` must be one of {', '.join(examples)} for {self.location} (got {self.split!r})")
+        return examples[self.split]
 
     def _function(self, recipe_dir: Path) -> Callable[..., Any]:
         module_name, _, name = self.location.partition(":")
@@ -282,32 +287,32 @@ class Source:
             raise ValueError(f"`arguments` must be those of {self.location} (got an error: {error})") from error
 
 
-def _undecoded(rows: Any) -> Any:
+def _undecoded(examples: Any) -> Any:
     """Leaves images as bytes and paths, for the collator to open: so that a damaged one is that example's fault."""
-    for name, feature in (rows.features or {}).items():
+    for name, feature in (examples.features or {}).items():
         if isinstance(feature, Image):
-            rows = rows.cast_column(name, Image(decode=False))
+            examples = examples.cast_column(name, Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), Image):
-            rows = rows.cast_column(name, type(feature)(Image(decode=False)))
-    return rows
+            examples = examples.cast_column(name, type(feature)(Image(decode=False)))
+    return examples
 
 
 def _read_json(path: Path) -> list[Any]:
     """A list of examples, or the list that is the only one in an object, as some tools write it."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        examples = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON (got an error: {error})") from error
-    if isinstance(rows, dict) and len(rows) == 1:
-        rows = next(iter(rows.values()))
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} must hold a list of examples (got {type(rows).__name__})")
-    return rows
+    if isinstance(examples, dict) and len(examples) == 1:
+        examples = next(iter(examples.values()))
+    if not isinstance(examples, list):
+        raise ValueError(f"{path} must hold a list of examples (got {type(examples).__name__})")
+    return examples
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8") as file:
-        return [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: value or None for name, value in example.items()} for example in csv.DictReader(file)]
 
 
 def _read_parquet(path: Path) -> Dataset:

@@ -75,11 +75,13 @@ class PredicateAnswer:
 
 
 @dataclass(frozen=True)
-class ChoiceAnswer:
+class OptionsAnswer:
     """
+    An answer with a probability for each of several options.
+
     Args:
         probabilities (`tuple[OptionProbability, ...]`):
-            One for each choice, in the order of the question.
+            One for each option, in the question's order; the levels of a score from the lowest.
         label_mass (`float`):
             See [`PredicateAnswer`].
         name (`str`, *optional*):
@@ -96,14 +98,18 @@ class ChoiceAnswer:
         return tuple(option.probability for option in self.probabilities)
 
     @property
+    def confidence(self) -> float:
+        """Probability of the most probable option."""
+        return max(self.option_probabilities)
+
+
+class ChoiceAnswer(OptionsAnswer):
+    """An [`OptionsAnswer`] to a [`Choice`]."""
+
+    @property
     def choice(self) -> str | bool:
         """Value of the most probable choice."""
         return max(self.probabilities, key=lambda option: option.probability).value
-
-    @property
-    def confidence(self) -> float:
-        """Probability of that choice."""
-        return max(option.probability for option in self.probabilities)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer in OpenAI's form."""
@@ -119,36 +125,13 @@ class ChoiceAnswer:
         }
 
 
-@dataclass(frozen=True)
-class ScoreAnswer:
-    """
-    Args:
-        probabilities (`tuple[OptionProbability, ...]`):
-            One for each level, from the lowest.
-        label_mass (`float`):
-            See [`PredicateAnswer`].
-        name (`str`, *optional*):
-            Name of the question.
-    """
-
-    probabilities: tuple[OptionProbability, ...]
-    label_mass: float
-    name: str | None = None
-
-    @property
-    def option_probabilities(self) -> tuple[float, ...]:
-        """Probabilities of the options, in the question's order."""
-        return tuple(option.probability for option in self.probabilities)
+class ScoreAnswer(OptionsAnswer):
+    """An [`OptionsAnswer`] to a [`Score`]."""
 
     @property
     def score(self) -> float:
         """Expected level, where the lowest is 0 and the highest is the number of levels less 1."""
         return sum(level * option.probability for level, option in enumerate(self.probabilities))
-
-    @property
-    def confidence(self) -> float:
-        """Probability of the most probable level."""
-        return max(option.probability for option in self.probabilities)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer in OpenAI's form."""

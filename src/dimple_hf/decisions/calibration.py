@@ -230,7 +230,7 @@ def score_decisions(probabilities: Sequence[Sequence[float]], targets: Sequence[
             Index of the right option of each example.
 
     Returns:
-        `dict[str, Any]`: What [`score_confidence`] says of the most probable options, and `brier`.
+        `dict[str, Any]`: The scores of [`score_confidence`] for the most probable options, and `brier`.
     """
     confidences = torch.tensor([max(row) for row in probabilities])
     correct = torch.tensor([max(row) == row[right] for row, right in zip(probabilities, targets, strict=True)])

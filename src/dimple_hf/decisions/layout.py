@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How questions are laid out on canvases, and how what is read becomes log-probabilities of their options."""
+"""Layout of questions on canvases, and of the log-probabilities that are read back."""
 
 from collections.abc import Sequence
 from itertools import accumulate

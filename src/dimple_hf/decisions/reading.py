@@ -13,9 +13,9 @@
 # limitations under the License.
 """Reads probabilities off masked positions: one forward pass over prompts and canvases, nothing is generated.
 
-A canvas is an answer whose fixed text is given. At its masked positions the model says how probable each candidate
-token is, given the prompt, the images and the rest of the canvas (Dimple, section 3, arXiv 2505.16990: one step of the
-reverse process). In causal mode a position sees only what precedes it.
+A canvas is an answer whose fixed text is given. At its masked positions the model gives each candidate token a
+probability, given the prompt, the images and the rest of the canvas (Dimple, section 3, arXiv 2505.16990: one step of
+the reverse process). In causal mode a position sees only what precedes it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

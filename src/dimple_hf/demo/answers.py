@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a question on the page to the states of its answer, and what is wrong with an image or a form in plain words.
+"""The states of an answer on the page, and plain-language errors for images and forms.
 
-No gradio here: model and processor in, states out, one for each denoising step, run when the next one is asked for.
+No gradio here: model and processor in, states out, one for each denoising step, run when the next one is requested.
 """
 
 import json
@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from ..data import images
+from ..data.image_features import ImageFeatures
 from ..data.images import FORMATS
 from ..processing import StructurePrior
 from .canvas import Run, canvas_runs, update_unmasks
@@ -50,7 +51,7 @@ class Question:
         earlier (`Sequence[tuple[str, str]]`, *optional*):
             Questions and answers that came before.
         prior ([`StructurePrior`], *optional*):
-            The form of the answer, which also says how long it is.
+            The form of the answer, which also sets its length.
         confidence_threshold (`float`, defaults to 0.95):
             Every position above this confidence is unmasked at once, in (0, 1].
         max_new_tokens (`int`, defaults to 64):
@@ -82,7 +83,7 @@ class AnswerState:
         text (`str`, *optional*):
             The answer, once it is finished.
         value (`Any`):
-            With a prior, what the finished answer says: the values of a template, or the JSON value.
+            With a prior, the content of the finished answer: the values of a template, or the JSON value.
     """
 
     runs: list[Run]
@@ -164,11 +165,11 @@ def read_form(kind: str, text: str) -> StructurePrior | None:
     return StructurePrior.from_json_schema(schema)
 
 
-def answer_states(model: PreTrainedModel, processor: ProcessorMixin, question: Question) -> Iterator[AnswerState]:
+def answer_states(features: ImageFeatures, processor: ProcessorMixin, question: Question) -> Iterator[AnswerState]:
     """
     Args:
-        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
-            What answers, in bidirectional mode.
+        features ([`ImageFeatures`]), processor ([`DimpleProcessor`]):
+            What encodes images, with the model that answers, in bidirectional mode, and its processor.
         question ([`Question`]):
             What is asked.
 
@@ -179,7 +180,7 @@ def answer_states(model: PreTrainedModel, processor: ProcessorMixin, question: Q
     Raises:
         ValueError: If the question or one of its settings is refused, with the first state.
     """
-    start = time.perf_counter()
+    start, model = time.perf_counter(), features.model
     form = {} if question.prior is None else {"structure_prior": question.prior}
     inputs = processor.apply_chat_template(
         chat_messages(question),
@@ -188,9 +189,12 @@ def answer_states(model: PreTrainedModel, processor: ProcessorMixin, question: Q
         return_dict=True,
         return_tensors="pt",
         **form,
-    ).to(model.device)
+    )
+
     length = {"max_new_tokens": question.max_new_tokens} if question.prior is None else {}
-    steps = model.generate_steps(**inputs, **length, confidence_threshold=question.confidence_threshold)
+    steps = model.generate_steps(
+        **features.encode(inputs), **length, confidence_threshold=question.confidence_threshold
+    )
     unmasked_in: list[int | None] = []
     seconds = time.perf_counter() - start
     while True:

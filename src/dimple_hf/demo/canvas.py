@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An answer's canvas as the page draws it: which step unmasked each position, and HTML and text made of that.
+"""The canvas of an answer as HTML and text, with the step that unmasked each position.
 
 Pure functions of tokens. The colours go round the circle of hues; the number of the step stands after each run, so
 that nothing is told by colour alone.
@@ -89,7 +89,7 @@ class Run:
 
     Args:
         text (`str`):
-            What their tokens say; a sign for each position where they are masked or padding.
+            The text of their tokens; a sign for each position where they are masked or padding.
         num_positions (`int`):
             How many they are.
         kind (`str`):
@@ -186,7 +186,7 @@ def canvas_html(runs: Sequence[Run], step: int) -> str:
             Steps done.
 
     Returns:
-        `str`: The drawing, one image to a screen reader, whose name says how far the answer is.
+        `str`: The drawing, one image to a screen reader, whose name tells how far the answer is.
     """
     num_positions = sum(run.num_positions for run in runs)
     num_masked = sum(run.num_positions for run in runs if run.kind == "mask")

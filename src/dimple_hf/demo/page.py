@@ -32,6 +32,7 @@ import gradio as gr
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoints import FORMS_SAMPLE
+from ..data.image_features import ImageFeatures
 from .answers import FREE, SCHEMA, TEMPLATE, AnswerState, Question, answer_states, open_image, read_form
 from .canvas import CANVAS_CSS, CANVAS_JS, canvas_html, canvas_text, replay_html
 
@@ -53,7 +54,8 @@ DEFAULT_PAUSE = 0.2
 
 EMPTY_CANVAS = (
     '<div class="dimple-canvas"><span class="hint">The answer appears here, all positions at once. Dashed boxes are'
-    " still masked; colour and number say which step unmasked a position, a strong colour that the model was sure."
+    " still masked; colour and number show which step unmasked a position; a strong colour means a high"
+    " confidence."
     "</span></div>"
 )
 
@@ -194,7 +196,7 @@ def build_page(model: PreTrainedModel, processor: ProcessorMixin, name: str, rem
             f" it is sure of.** You ask {name}. {OTHER_HINT if remembers else FORMS_HINT}",
             elem_id="intro",
         )
-        _connect(_lay_out(model, remembers), model, processor)
+        _Events(_lay_out(model, remembers), model, processor).connect()
     return page
 
 
@@ -263,22 +265,24 @@ def _lay_out_settings(model: PreTrainedModel, remembers: bool) -> tuple[gr.Slide
     return threshold, length, pause, remember
 
 
-def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """What happens on the page."""
-    turns = gr.State([])  # finished questions and answers
-    asked_about = gr.State(None)  # the image that they were about
-    stopped: set[str | None] = set()  # sessions whose answer is to end after the step that is running
-    buttons = (parts.ask, parts.stop, parts.new_chat)
+class _Events:
+    """What happens on the page: its components, and the model that answers."""
 
-    def enabled(*active: gr.Button) -> dict[Any, Any]:
-        return {button: gr.update(interactive=button in active) for button in buttons}
+    def __init__(self, parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin):
+        self.parts = parts
+        self.features = ImageFeatures(model)
+        self.processor = processor
+        self.turns = gr.State([])  # finished questions and answers
+        self.asked_about = gr.State(None)  # the image that they were about
+        self.stopped: set[str | None] = set()  # sessions whose answer is to end after the step that is running
+        self.buttons = (parts.ask, parts.stop, parts.new_chat)
 
-    at_rest, at_work = enabled(parts.ask, parts.new_chat), enabled(parts.stop)
-
-    def reply(content: str) -> dict[str, Any]:
-        return {"role": "assistant", "content": content}
+    def enabled(self, *active: gr.Button) -> dict[Any, Any]:
+        """Updates that enable these buttons only."""
+        return {button: gr.update(interactive=button in active) for button in self.buttons}
 
     def respond(
+        self,
         text: str,
         path: str | None,
         kind: str,
@@ -292,8 +296,10 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
         messages: list[dict[str, Any]],
         request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:
-        """Asks, and shows each state of the answer. What is wrong with the question becomes the status."""
-        stopped.discard(request.session_hash)
+        """Asks, and shows each state of the answer. What is wrong with the question becomes the status. Gradio passes
+        an argument for each input."""
+        parts, at_rest = self.parts, self.enabled(self.parts.ask, self.parts.new_chat)
+        self.stopped.discard(request.session_hash)
         earlier = earlier if path == about else []
         messages = [*messages, {"role": "user", "content": text}]
         try:
@@ -307,70 +313,84 @@ def _connect(parts: _Parts, model: PreTrainedModel, processor: ProcessorMixin) -
                 confidence_threshold=threshold,
                 max_new_tokens=int(length),
             )
-            for state in answer_states(model, processor, asked):
-                is_stopped = state.text is None and request.session_hash in stopped
-                draw = replay_html if state.text is not None or is_stopped else canvas_html
-                shown: dict[Any, Any] = {
-                    parts.canvas: draw(state.runs, state.step),
-                    parts.status: f"Stopped: {status_text(state)}" if is_stopped else status_text(state),
-                }
+            for state in answer_states(self.features, self.processor, asked):
+                is_stopped = state.text is None and request.session_hash in self.stopped
+                shown = self.shown(state, is_stopped)
                 if state.step == 0:
-                    shown |= {parts.question: "", parts.chat: [*messages, reply("…")], **at_work}
+                    shown |= {parts.question: "", parts.chat: [*messages, _reply("…")], **self.enabled(parts.stop)}
                 if state.text is not None:
-                    shown |= {turns: [*earlier, (text, state.text)], asked_about: path}
+                    shown |= {self.turns: [*earlier, (text, state.text)], self.asked_about: path}
                 if state.text is not None or is_stopped:
-                    yield shown | {parts.chat: [*messages, reply(answer_markdown(state))], **at_rest}
+                    yield shown | {parts.chat: [*messages, _reply(answer_markdown(state))], **at_rest}
                     return
                 yield shown
                 time.sleep(pause)
         except ValueError as error:
             yield {parts.status: f"⚠ {error}", **at_rest}
         except Exception:  # a defect, or too little memory: the page stays usable, and the log has the traceback
-            yield {parts.status: "⚠ Something went wrong; the log of the server says what.", **at_rest}
+            yield {parts.status: "⚠ Something went wrong; see the log of the server.", **at_rest}
             raise
 
-    def check(path: str) -> dict[Any, Any]:
+    def shown(self, state: AnswerState, is_stopped: bool) -> dict[Any, Any]:
+        """Canvas and status of a state."""
+        draw = replay_html if state.text is not None or is_stopped else canvas_html
+        return {
+            self.parts.canvas: draw(state.runs, state.step),
+            self.parts.status: f"Stopped: {status_text(state)}" if is_stopped else status_text(state),
+        }
+
+    def check(self, path: str) -> dict[Any, Any]:
         """Refuses a bad file as soon as it is there."""
         try:
             open_image(path)
         except ValueError as error:
-            return {parts.image: None, parts.status: f"⚠ {error}"}
-        return {parts.status: ""}
+            return {self.parts.image: None, self.parts.status: f"⚠ {error}"}
+        return {self.parts.status: ""}
 
-    def request_stop(request: gr.Request) -> None:
-        stopped.add(request.session_hash)
+    def request_stop(self, request: gr.Request) -> None:
+        """Ends the session's answer after the step that is running."""
+        self.stopped.add(request.session_hash)
 
-    gr.on(
-        [parts.ask.click, parts.question.submit],
-        respond,
-        [
-            parts.question, parts.image, parts.kind, parts.form, parts.threshold, parts.length, parts.pause,
-            parts.remember, turns, asked_about, parts.chat,
-        ],
-        [parts.question, parts.chat, parts.canvas, parts.status, turns, asked_about, *buttons],
-        show_progress="hidden",
-        concurrency_limit=1,
-    )  # fmt: skip
-    # On a phone the answer may be below the screen.
-    parts.ask.click(
-        None, js="() => document.getElementById('canvas').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-    )
-    parts.stop.click(request_stop, queue=False, show_progress="hidden")
-    gr.on(
-        [parts.new_chat.click, parts.chat.clear],
-        lambda: ([], EMPTY_CANVAS, "", [], None),
-        None,
-        [parts.chat, parts.canvas, parts.status, turns, asked_about],
-        queue=False,
-        show_progress="hidden",
-    )
-    parts.image.upload(check, parts.image, [parts.image, parts.status], show_progress="hidden")
-    parts.kind.change(
-        lambda kind: gr.update(visible=kind != FREE, label=kind, placeholder=FORM_HINTS[kind]),
-        parts.kind,
-        parts.form,
-        show_progress="hidden",
-    )
+    def connect(self) -> None:
+        """Lets the components call the methods."""
+        parts = self.parts
+        gr.on(
+            [parts.ask.click, parts.question.submit],
+            self.respond,
+            [
+                parts.question, parts.image, parts.kind, parts.form, parts.threshold, parts.length, parts.pause,
+                parts.remember, self.turns, self.asked_about, parts.chat,
+            ],
+            [
+                parts.question, parts.chat, parts.canvas, parts.status, self.turns, self.asked_about, *self.buttons
+            ],
+            show_progress="hidden",
+            concurrency_limit=1,
+        )  # fmt: skip
+        # On a phone the answer may be below the screen.
+        parts.ask.click(
+            None, js="() => document.getElementById('canvas').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+        )
+        parts.stop.click(self.request_stop, queue=False, show_progress="hidden")
+        gr.on(
+            [parts.new_chat.click, parts.chat.clear],
+            lambda: ([], EMPTY_CANVAS, "", [], None),
+            None,
+            [parts.chat, parts.canvas, parts.status, self.turns, self.asked_about],
+            queue=False,
+            show_progress="hidden",
+        )
+        parts.image.upload(self.check, parts.image, [parts.image, parts.status], show_progress="hidden")
+        parts.kind.change(
+            lambda kind: gr.update(visible=kind != FREE, label=kind, placeholder=FORM_HINTS[kind]),
+            parts.kind,
+            parts.form,
+            show_progress="hidden",
+        )
+
+
+def _reply(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
 
 
 def page_theme() -> gr.themes.Base:

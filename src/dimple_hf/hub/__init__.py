@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a directory needs to be a good citizen of the Hub: a model card, a check of its files, a clean copy.
+"""Checkpoints for the Hub: model card, check of the files, clean copy, first weights.
 
-Imported by the command line and users; `dimple_hf` itself does not import it.
+`dimple_hf` itself does not import it.
 """
 
 from .card import build_model_card, write_model_card

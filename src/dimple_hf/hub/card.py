@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Model cards: the `README.md` of a model or an adapter, from what its own files say.
+"""Model cards: the `README.md` of a model or an adapter, written from its own files.
 
 Nothing is invented: the license, the data sets and the scores are the author's to state; the rest is read from the
 configurations and from the headers of the weights. The metadata follow the Hub's model card specification, which
-huggingface_hub implements. Imported by `dimple-hf card`.
+huggingface_hub implements.
 """
 
 import json
@@ -39,13 +39,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 TAGS = ("dimple", "diffusion-language-model", "masked-diffusion", "vision-language-model")
 
-#: Generation options that say nothing about how answers are decoded. The others are named when a checkpoint sets them.
+#: Generation options that do not change how answers are decoded. The others are listed when a checkpoint sets them.
 OTHER_OPTIONS = (
     "bos_token_id", "eos_token_id", "mask_token_id", "num_return_sequences", "output_history", "pad_token_id",
     "return_dict_in_generate", "transformers_version",
 )  # fmt: skip
 
-#: By mode; `None`: an adapter that does not know it.
+#: By mode; `None`: an adapter that does not record it.
 WHAT_IT_IS = {
     True: "a [Dimple](https://arxiv.org/abs/2505.16990): a vision-language model that does not write its answers from "
     "left to right. It starts from an answer that is all masks and fills in, at each pass, every token that it is "

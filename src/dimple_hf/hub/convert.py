@@ -209,7 +209,7 @@ def find_sources(directory: Path, headers: SafetensorsRepoMetadata) -> dict[str,
             Of its weights.
 
     Returns:
-        `dict[str, SourceTensor]`: Each weight's position by its name.
+        `dict[str, SourceTensor]`: Each weight's location by its name.
     """
     sources = {}
     for name, header in headers.files_metadata.items():
@@ -258,7 +258,7 @@ def write_weights(
 
 def shard_header(sources: list[SourceTensor], dtype: torch.dtype) -> bytes:
     """
-    The beginning of a safetensors file, which says where each tensor lies in what follows. The library writes files
+    The header of a safetensors file, with the offsets of its tensors. The library writes files
     only from tensors that are in memory together.
 
     Args:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checks a checkpoint without loading its weights: are all files there, and do they fit together?
+"""Checks that a checkpoint is complete and consistent, without loading its weights.
 
 Configurations, tokenizer and processor are loaded by this package's own classes; of the weights only the headers are
 read, in a directory or through the network, and compared with the model on the meta device. Nothing of a checkpoint is
@@ -63,7 +63,7 @@ class Checkpoint:
 
     Args:
         source (`str`):
-            Directory or Hub id, as it was asked for.
+            Directory or Hub id, as it was given.
         directory (`Path`):
             Where the small files lie, and for a directory all others, too.
         files (`frozenset[str]`):
@@ -106,7 +106,7 @@ def check_checkpoint(source: str) -> list[Finding]:
     1. Files: all that is needed is there; what is pickled and what is code is named.
     2. Configuration: `config.json` and `generation_config.json` are read by this package's classes.
     3. Weights: every file is whole; names, shapes and types are those of the model that the configuration describes.
-    4. Processor: tokenizer and image processor load and know a chat template.
+    4. Processor: tokenizer and image processor load and have a chat template.
     5. Agreement: special tokens, vocabulary and patches are the same for the model and the processor.
 
     Args:
@@ -180,7 +180,7 @@ def check_files(checkpoint: Checkpoint) -> list[Finding]:
     if pickled:
         advice = "they can run code when they are read; this package never reads them"
         if not {WEIGHTS, INDEX} & checkpoint.files:
-            advice += ". Load them in a position that you trust and save them with `model.save_pretrained(...)`"
+            advice += ". Load them on a machine without secrets and save them with `model.save_pretrained(...)`"
         findings.append(Finding("pickled files", "warning", f"{', '.join(pickled)}: {advice}"))
     code = sorted(name for name in checkpoint.files if name.endswith(".py"))
     if code:
@@ -241,13 +241,13 @@ def check_weights(checkpoint: Checkpoint, config: DimpleConfig) -> list[Finding]
         `list[Finding]`: Whether they match, and whether `config.json` names another type than theirs.
     """
     if not {WEIGHTS, INDEX} & checkpoint.files:
-        return []  # said already
+        return []  # reported already
     headers, finding = _load("weights", "safetensors", lambda: matching_headers(checkpoint, config), _describe_weights)
     findings = [finding]
     if headers is not None and not _is_quantized(config):
         most = max(headers.parameter_count, key=lambda name: headers.parameter_count[name])
         if config.dtype not in (None, DTYPES[most]):
-            message = f'config.json says {config.dtype}, which `dtype="auto"` loads them as'
+            message = f'config.json has {config.dtype}, which `dtype="auto"` loads them as'
             findings.append(Finding("weights", "warning", message))
     return findings
 
@@ -317,8 +317,8 @@ def compare_weights(config: DimpleConfig, stored: dict[str, StoredTensor], quant
     packed_names = [f"{name} ({tensor.file.name})" for name, tensor in stored.items() if tensor.dtype not in DTYPES]
     if packed_names:
         raise ValueError(
-            f"weights must be stored as {', '.join(DTYPES)} unless `quantization_config` says how they are packed "
-            f"(got others for {', '.join(packed_names[:5])}{' and more' if len(packed_names) > 5 else ''})"
+            f"weights must be stored as {', '.join(DTYPES)} unless `quantization_config` describes how they are "
+            f"packed (got others for {', '.join(packed_names[:5])}{' and more' if len(packed_names) > 5 else ''})"
         )
 
 
@@ -354,7 +354,7 @@ def check_agreement(
     config: DimpleConfig, generation_config: DimpleGenerationConfig | None, processor: DimpleProcessor
 ) -> list[Finding]:
     """
-    Compares what the model, its generation options and its processor say about the same things.
+    Compares the values that the model, its generation options and its processor have in common.
 
     Args:
         config (`DimpleConfig`):
@@ -376,7 +376,7 @@ def check_agreement(
     for field, token in SPECIAL_TOKENS.items():
         of_model, of_tokenizer = getattr(config, field), vocab.get(token)
         if of_model is not None and of_model != of_tokenizer:
-            found = "has none" if of_tokenizer is None else f"says {of_tokenizer}"
+            found = "has none" if of_tokenizer is None else f"has {of_tokenizer}"
             findings.append(
                 Finding(
                     "special tokens",
@@ -399,7 +399,7 @@ def check_agreement(
         if getattr(images, name) != of_tower:
             message = f"`{name}` is {getattr(images, name)} in the image processor, {of_tower} in the vision tower"
             findings.append(Finding("images", "problem", message))
-    return findings or [Finding("agreement", "ok", "model, tokenizer and image processor say the same")]
+    return findings or [Finding("agreement", "ok", "model, tokenizer and image processor agree")]
 
 
 def _load(
@@ -410,7 +410,7 @@ def _load(
         part = load()
         return part, Finding(subject, "ok", describe(part))
     except Exception as error:
-        name = "" if type(error) is ValueError else f"{type(error).__name__}: "  # ours say enough themselves
+        name = "" if type(error) is ValueError else f"{type(error).__name__}: "  # ours are clear by themselves
         message = f"{name}{' '.join(str(error).split())}"
         return None, Finding(subject, "problem", message if file in message else f"{file}: {message}")
 
@@ -462,7 +462,7 @@ def _pointers(checkpoint: Checkpoint) -> set[str]:
     for path in checkpoint.directory.glob("*.json"):
         try:
             entries: Any = read_json(path).get("auto_map")
-        except ValueError:  # what needs the file says so
+        except ValueError:  # reported where the file is needed
             continue
         for value in entries.values() if isinstance(entries, dict) else []:
             items = value if isinstance(value, list) else [value]

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reports on this machine: versions, devices, attention kernels, what is fast here and why not, what does not work.
+"""A report on this machine: versions, devices, attention kernels, performance hints, known problems.
 
-Nothing is timed; the answers come from the libraries themselves. Imported by `dimple-hf doctor`.
+Nothing is timed; the answers come from the libraries themselves.
 """
 
 import importlib

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a check found, for people and for programs. Imported by the files next to it and the command line."""
+"""Findings of a check, for people and for programs."""
 
 from dataclasses import dataclass
 from typing import Literal

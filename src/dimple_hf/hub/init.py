@@ -168,7 +168,7 @@ def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[s
     elif any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise ValueError(
             f"{directory} must hold its weights as safetensors (got pickled files, which can run code when they are "
-            "read): load them in a position that you trust and save them with `model.save_pretrained(...)`"
+            "read): load them on a machine without secrets and save them with `model.save_pretrained(...)`"
         )
     else:
         raise ValueError(f"{directory} must hold model.safetensors or model.safetensors.index.json (got neither)")
@@ -177,7 +177,7 @@ def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[s
         header = read_header(directory / file)
         for name in [name for name in wanted if wanted[name] == file]:
             if name not in header:
-                raise ValueError(f"{directory / file} must hold {name}, as the index says (got a file without it)")
+                raise ValueError(f"{directory / file} must hold {name}, as the index lists it (got a file without it)")
             dtype, shape = header[name]
             if dtype not in DTYPES:
                 raise ValueError(
@@ -221,7 +221,7 @@ def _language_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 def split_rotary_frequencies(num_frequencies: int) -> list[int]:
     """
-    Shares rotary frequencies among the three axes of an image's positions, for a language model that knows one axis.
+    Shares rotary frequencies among the three axes of an image's positions, for a language model that has one axis.
 
     Args:
         num_frequencies (`int`):
@@ -379,7 +379,7 @@ def initialize_dimple(
         `Path`: `output_dir`.
 
     Raises:
-        ValueError: If `output_dir` holds files, or a checkpoint is not what its position needs; see [`find_tensors`],
+        ValueError: If `output_dir` holds files, or a checkpoint lacks required weights; see [`find_tensors`],
             [`build_config`] and [`check_tensors`].
     """
     output_dir = Path(output_dir).absolute()

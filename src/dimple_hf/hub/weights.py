@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The weights of a checkpoint by the headers of its files: names, types and shapes, compared with the model's."""
+"""The weights of a checkpoint from the headers of its files: names, types and shapes, compared with the model's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Dimple inside other people's programs. Each sub-package needs libraries of its own, by the extra that it names.
+"""Dimple in other libraries. Each sub-module needs the libraries of the extra that it names.
 
 Nothing here is imported by `import dimple_hf`; the command line imports what a command needs.
 """

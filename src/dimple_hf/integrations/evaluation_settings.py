@@ -11,11 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Settings of an evaluation: presets, what the user names, what the task asks for, and which of them wins.
+"""Settings of an evaluation: presets, options of the user, options of the task, and their precedence.
 
 Functions of data that need no evaluation library. The presets are those of the paper's evaluation (arXiv 2505.16990,
-section 5: MaskGIT order, one token per step, answers of 4, 8 or 16 positions) and of confident decoding. Imported by
-`lmms_eval`.
+section 5: MaskGIT order, one token per step, answers of 4, 8 or 16 positions) and of confident decoding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -87,7 +86,7 @@ def model_options(preset: str | None, given: Mapping[str, Any], other_arguments:
 
 def task_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
     """
-    What a task asks for. Tasks are written for models of many kinds: some settings mean nothing here.
+    The settings of a task. Tasks are written for models of many kinds: some settings mean nothing here.
 
     Args:
         given (`Mapping[str, Any]`):

@@ -15,7 +15,7 @@
 
 The entry point group `lmms_eval.models` of pyproject.toml names `MANIFEST`, so that lmms-eval finds the model by
 itself. Written against lmms-eval 0.7.3 (https://github.com/EvolvingLMMs-Lab/lmms-eval); needs the extra `eval`.
-Imported by lmms-eval only. How to use it: `docs/evaluation.md`.
+How to use it: `docs/evaluation.md`.
 """
 
 import inspect
@@ -35,8 +35,9 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import eval_logger
 from tqdm import tqdm
-from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 
+from ..data.image_features import ImageFeatures
 from ..modeling import DimpleConfig
 from .evaluation_model import answer_likelihood, load_evaluated, with_system_prompt
 from .evaluation_settings import end_at, model_options, task_options
@@ -51,7 +52,7 @@ MANIFEST = ModelManifest(
 @dataclass(frozen=True)
 class Answer:
     """
-    What the model said.
+    The model's answer.
 
     Args:
         text (`str`): Its answer, without special tokens.
@@ -126,6 +127,7 @@ class Dimple(lmms):
         self.model, self.processor = load_evaluated(
             pretrained, dtype, self.device, adapter, attn_implementation, max_pixels
         )
+        self.features = ImageFeatures(self.model)
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers all requests, in their order, and logs passes and tokens of each task."""
@@ -140,7 +142,7 @@ class Dimple(lmms):
                 eval_logger.warning(f"{', '.join(foreign)} mean nothing for Dimple and are left out")
             while batch := list(islice(group, self.batch_size)):
                 chats = [self._chat(request) for request in batch]
-                answers = ask(self.model, self.processor, chats, **(options | self.options))
+                answers = ask(self.features, self.processor, chats, **(options | self.options))
                 for request, answer in zip(batch, answers, strict=True):
                     answers_of_task[request.task_name].append(answer)
                     text = end_at(answer.text, stop_strings)
@@ -191,7 +193,7 @@ class Dimple(lmms):
 
 
 class DimpleLikelihoods(Dimple):
-    """[`Dimple`] for tasks that ask for likelihoods, which lmms-eval sends with `--force_simple` only."""
+    """[`Dimple`] for tasks that need likelihoods, which lmms-eval sends with `--force_simple` only."""
 
     is_simple = True
 
@@ -201,14 +203,14 @@ class DimpleLikelihoods(Dimple):
 
 
 def ask(
-    model: PreTrainedModel, processor: ProcessorMixin, chats: Sequence[list[dict[str, Any]]], **options: Any
+    features: ImageFeatures, processor: ProcessorMixin, chats: Sequence[list[dict[str, Any]]], **options: Any
 ) -> list[Answer]:
     """
     Answers a batch of chats.
 
     Args:
-        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
-            What is asked.
+        features ([`ImageFeatures`]), processor ([`DimpleProcessor`]):
+            What encodes the images, with the model that is asked, and its processor.
         chats (`Sequence[list[dict]]`):
             Messages, images in them.
         options:
@@ -219,8 +221,8 @@ def ask(
     """
     inputs = processor.apply_chat_template(
         list(chats), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-    ).to(model.device)
-    output = model.generate(**inputs, **options, return_dict_in_generate=True)
+    )
+    output = features.model.generate(**features.encode(inputs), **options, return_dict_in_generate=True)
     tokens = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
     is_special = torch.isin(tokens, torch.tensor(processor.tokenizer.all_special_ids))
     texts = processor.batch_decode(tokens, skip_special_tokens=True)

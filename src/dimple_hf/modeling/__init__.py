@@ -20,8 +20,9 @@ from .cache_dimple import CachePolicy
 from .configuration_dimple import DimpleConfig, DimpleVisionConfig
 from .denoising_dimple import DecodingState
 from .generation_config_dimple import DimpleGenerationConfig
-from .generation_dimple import DimpleGenerationMixin, DimpleGenerationOutput
+from .generation_dimple import DimpleGenerationMixin
 from .modeling_dimple import DimpleForConditionalGeneration, DimpleOutput, DimplePreTrainedModel
+from .prepared_call_dimple import DimpleGenerationOutput
 from .rules_dimple import (
     EntropyBoundConfig,
     FactorConfig,

@@ -47,7 +47,7 @@ def adapter_mode(adapter_config: Any) -> bool | None:
             An adapter's configuration.
 
     Returns:
-        `bool`, *optional*: The `full_attn_mask` that it was trained with; `None` if it does not say.
+        `bool`, *optional*: The `full_attn_mask` that it was trained with; `None` if it does not record it.
     """
     for fields in (adapter_config.auto_mapping or {}, getattr(adapter_config, "alpha_pattern", None) or {}):
         if MODE_KEY in fields:
@@ -154,7 +154,7 @@ class AdapterMixin(nn.Module):
         self._active_modes = active
         for name, mode in active:
             if mode is None:
-                logger.warning("The adapter %r does not say in which attention mode it was trained.", name)
+                logger.warning("The adapter %r does not record the attention mode of its training.", name)
         mode = modes.pop() if modes else self._own_mode
         if mode != self.config.full_attn_mask:
             logger.warning(

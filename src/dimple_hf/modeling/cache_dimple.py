@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Keys and values during denoising: when they are refreshed, and memory in which they are overwritten in place.
+"""Keys and values during denoising: refresh policies, and memory that is overwritten in place.
 
 Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990), policy `"prompt"`; prefix and dual cache of Fast-dLLM,
 sections 3.1 and 3.2 (arXiv 2505.22618), policies `"prefix"` and `"dual"`.

@@ -14,7 +14,7 @@
 """Runs the model over a prompt and an answer canvas, computing only what a step needs.
 
 Source: "prefilling" in Dimple, section 4.3 (arXiv 2505.16990). Holds the prompt, the cache, the attention mask and the
-length of each row's canvas; how tokens are chosen is no subject here.
+length of each row's canvas. Tokens are chosen in `denoising_dimple`.
 """
 
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class CanvasRunner:
         self._probed: dict[int, torch.Tensor] = {}  # row -> logits of its canvas, until the first call of `logits`
 
     def compile(self, compile_config: CompileConfig | None) -> None:
-        """Compiles the text layers for windows, as `compile_config` says, or keeps what another call has compiled; and
+        """Compiles the text layers for windows, with `compile_config`, or keeps what another call has compiled; and
         captures the pass over a window as a CUDA graph, where the mode has one. The full pass comes once in an answer;
         the head runs at another number of positions in each pass."""
         text_model = self.model.model
@@ -157,7 +157,7 @@ class CanvasRunner:
             return full_logits
         if full_logits is None:
             return self._run_window(answer, positions, blocks, num_positions)
-        # The stale rows run once more with the others, for nothing: else the others' cache had to be copied.
+        # The stale rows run again with the others, without effect; otherwise the others' cache would be copied.
         of_others = positions.clone()
         of_others[stale] = False
         window_logits = self._run_window(answer, of_others, blocks)

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The causal mode's `generate`: transformers' own, with images and with positions on three axes.
 
-All but the checks fills hooks of `GenerationMixin`, so that its options keep their meaning. Source: the same hooks
+It fills hooks of `GenerationMixin`, so that its options keep their meaning. Source: the same hooks
 of Qwen2.5-VL in transformers.
 """
 
@@ -25,10 +25,8 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .generation_config_dimple import DEFAULT_MAX_NEW_TOKENS, DIFFUSION_OPTIONS
+from .generation_inputs_dimple import CANVAS_INPUTS, check_length, check_prompt
 from .position_ids_dimple import get_position_offset, set_position_offset
-
-#: What the processor makes of a structure prior.
-CANVAS_INPUTS = ("answer_ids", "answer_attention_mask", "answer_constraint")
 
 
 class DimpleCausalGenerationMixin(GenerationMixin):
@@ -47,8 +45,11 @@ class DimpleCausalGenerationMixin(GenerationMixin):
             ValueError: If an option belongs to the bidirectional mode, or a row is padded on the right, has no token
                 or holds the mask token.
         """
+        generation_config = kwargs.get("generation_config")
         for name in (*DIFFUSION_OPTIONS, *CANVAS_INPUTS):
-            if kwargs.get(name) is not None:
+            # The checkpoint's own may stand in a configuration that was copied from it.
+            known = (None, getattr(self.generation_config, name, None))
+            if kwargs.get(name) is not None or getattr(generation_config, name, None) not in known:
                 raise ValueError(f"`{name}` must be used in bidirectional mode (got `full_attn_mask=False`)")
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         attention_mask = kwargs.get("attention_mask")
@@ -90,11 +91,8 @@ class DimpleCausalGenerationMixin(GenerationMixin):
     ) -> None:
         """CHANGED: refuses an answer that ends beyond the model's positions."""
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        if generation_config.max_length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"prompt and answer must fit `max_position_embeddings`={self.config.max_position_embeddings} "
-                f"(got {input_ids_length} + {generation_config.max_length - input_ids_length} tokens)"
-            )
+        answer_length = generation_config.max_length - input_ids_length
+        check_length(input_ids_length, answer_length, self.config.max_position_embeddings)
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
@@ -124,11 +122,12 @@ class DimpleCausalGenerationMixin(GenerationMixin):
         model_input_name: str | None,
         generation_config: GenerationConfig,
     ) -> dict[str, Any]:
-        """Encodes the images, but for those that a filled cache already holds."""
+        """Encodes the images, unless that is done, but for those that a filled cache already holds."""
         pixel_values, grid = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_grid_thw", None)
-        if pixel_values is None:
+        encoded = model_kwargs.pop("mm_encoder_outputs", None)
+        if pixel_values is None and not encoded:
             return model_kwargs
-        features = self.get_image_features(pixel_values, grid)
+        features = encoded["image"] if encoded else self.get_image_features(pixel_values, grid)
         cache, input_ids = model_kwargs.get("past_key_values"), _prompt_tokens(inputs_tensor, model_kwargs)
         if cache is not None and input_ids is not None and cache.get_seq_length() > 0:
             columns = (input_ids == self.config.image_token_id).nonzero()[:, 1]
@@ -170,49 +169,6 @@ def end_token_ids(config: GenerationConfig) -> list[int]:
     eos, pad = config.eos_token_id, config.pad_token_id
     ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
     return [*ends, pad] if pad is not None and pad not in ends else ends
-
-
-def check_prompt(
-    input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None, mask_token_id: int
-) -> torch.LongTensor:
-    """
-    Checks a prompt's tokens.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`):
-            Prompt tokens.
-        attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
-            1 at tokens, 0 at padding.
-        mask_token_id (`int`):
-            The mask token, which no prompt may hold.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size, prompt_length)`: The attention mask, all ones where there is none.
-
-    Raises:
-        ValueError: If the shapes differ, a row has no token, is padded after a token or holds the mask token.
-    """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)} "
-            f"(got {tuple(attention_mask.shape)})"
-        )
-    is_token = attention_mask != 0
-    for row in (~is_token.any(dim=1)).nonzero()[:1, 0].tolist():
-        raise ValueError(f"`attention_mask` must have a token in each row (got only padding in row {row})")
-    for row in (is_token[:, :-1] & ~is_token[:, 1:]).any(dim=1).nonzero()[:1, 0].tolist():
-        raise ValueError(
-            '`attention_mask` must be padded on the left for generation; use padding_side="left" '
-            f"(got padding after a token in row {row})"
-        )
-    for row in ((input_ids == mask_token_id) & is_token).any(dim=1).nonzero()[:1, 0].tolist():
-        raise ValueError(
-            f"`input_ids` must not hold the mask token {mask_token_id}, which belongs in `answer_ids` "
-            f"(got it in row {row})"
-        )
-    return attention_mask
 
 
 def _prompt_tokens(inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> torch.LongTensor | None:

@@ -14,7 +14,7 @@
 """Configuration of Dimple: a Qwen2.5-VL vision tower, a projector and a Dream-7B language model.
 
 Source: "Dimple: Discrete Diffusion Multimodal Large Language Model with Parallel Decoding" (arXiv 2505.16990) and the
-`config.json` of the released checkpoint, which loads as it is. Imported by `modeling_dimple`.
+`config.json` of the released checkpoint, which loads as it is.
 """
 
 import json
@@ -38,7 +38,7 @@ MODEL_AUTO_CLASSES = (
 )  # fmt: skip
 
 
-#: More layers than any model of this kind has. A file that asks for a billion must not be built for an hour.
+#: More layers than any model of this kind has. A file with a billion of them must not be built for an hour.
 MAX_LAYERS = 1024
 
 
@@ -134,12 +134,12 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
             Whether the masked-diffusion loss trains each row on a mask and on its complement, so that every answer
             token is learned in every pass (the released code's "dual" strategy). Images are encoded once.
         use_cache (`bool`, defaults to `False`):
-            For the original's code, where `True` changes how it decodes. Here the generation options say it.
+            For the original's code, where `True` changes how it decodes. Here it is a generation option.
         rope_theta (`float`, *optional*):
             Base of the rotary frequencies; accepted as a keyword and kept in `rope_parameters`. 10000 when missing, as
             the original's.
         mask_token_id (`int`, defaults to 151666):
-            The token that stands for "not yet decided".
+            The token of masked positions.
         pad_token_id (`int`, defaults to 151643):
             Fills batches, and ends answers: the released model closes an answer with a run of it.
         image_token_id, video_token_id, vision_start_token_id, vision_end_token_id, vision_token_id (`int`):
@@ -147,7 +147,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
 
     Raises:
         ValueError: If a size is not positive, an option of the loss is unknown or contradicts another, a sliding
-            window is asked for, `mrope_section` does not sum to half the head size, heads do not divide each other or
+            window is set, `mrope_section` does not sum to half the head size, heads do not divide each other or
             the hidden size, or a special token id lies outside the vocabulary.
     """
 
@@ -188,9 +188,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         # Pointers to code inside a checkpoint. The package needs none, as its classes are registered; where this file
         # itself came with a checkpoint, they lead to the model.
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            kwargs.pop("auto_map", None)
+            kwargs["auto_map"] = {}  # TRL reads it of every model that is not transformers' own
         if isinstance(self.vision_config, dict):
-            # The original writes "dimple" as the tower's type too; the class knows its own.
+            # The original writes "dimple" as the tower's type too; the class has its own.
             self.vision_config = {k: v for k, v in self.vision_config.items() if k != "model_type"}
         if isinstance(self.num_hidden_layers, int):  # before the parent lists the layers
             _check_positive(self, "num_hidden_layers", MAX_LAYERS)
@@ -208,7 +208,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super().convert_rope_params_to_dict(**kwargs)
         # The original keeps the sections at the top level, transformers' rotary embedding reads them from here. Our
-        # own files carry them in both positions, and then they are equal.
+        # own files have both, and they are equal.
         self.rope_parameters.setdefault("mrope_section", list(self.mrope_section))
         self.mrope_section = list(self.rope_parameters["mrope_section"])
         return kwargs
@@ -260,7 +260,7 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields. `auto_map` is none: it says where code lies, and [`~DimpleConfig.to_json_file`] writes it."""
+        """The fields. `auto_map` is none: it locates code, and [`~DimpleConfig.to_json_file`] writes it."""
         register_lora_targets()
         return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
@@ -269,8 +269,8 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         Writes the configuration as JSON, with the names that the original code reads next to transformers' own:
         without them it would load what we save with a rotary base of 10000, silently.
 
-        Beside the code, which `save_pretrained` copies, the file also says where the classes are (`auto_map`);
-        elsewhere it does not, whatever the checkpoint said that the configuration was loaded from.
+        Beside the code, which `save_pretrained` copies, the file also locates the classes (`auto_map`);
+        elsewhere it does not, whatever the loaded checkpoint had.
 
         Args:
             json_file_path (`str` or `os.PathLike`):

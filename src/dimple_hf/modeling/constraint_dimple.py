@@ -13,7 +13,7 @@
 # limitations under the License.
 """The protocol of a constraint on the answer.
 
-The processor makes such objects from structure priors; any object with these methods will do.
+The processor makes such objects from structure priors; any object with these methods is accepted.
 """
 
 from typing import Protocol
@@ -38,7 +38,7 @@ class AnswerConstraint(Protocol):
         ...
 
     def repeat_interleave(self, repeats: int) -> "AnswerConstraint":
-        """The constraint of a batch in which each row comes `repeats` times in a row."""
+        """The constraint of a batch in which each row is repeated `repeats` times, consecutively."""
         ...
 
     def mask_logits(

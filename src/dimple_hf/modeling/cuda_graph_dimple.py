@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A pass of the model as one CUDA graph: a GPU replays its kernels without a launch of each.
+"""A forward pass as one CUDA graph, which a GPU replays without a launch for each kernel.
 
 `torch.compile` records graphs of its own, and checks each time that every weight is where it was, which takes half as
 long as a step of the 7B model. Here a graph belongs to one call of `generate`, during which weights stay where they
@@ -47,7 +47,7 @@ def without_graphs(compile_config: CompileConfig | None, model: PreTrainedModel)
     Returns:
         `CompileConfig`, *optional*: The same but for graphs. `None` where none is captured: because the mode has
         none, because not all weights lie on one GPU, or because the model may have to wait for the GPU, as quantized
-        layers and flash attention with padding do. There all is left to `torch.compile`, which finds such positions.
+        layers and flash attention with padding do. There all is left to `torch.compile`, which detects these cases.
     """
     compile_config = compile_config or CompileConfig()
     weights = list(model.parameters())

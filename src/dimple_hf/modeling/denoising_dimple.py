@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The denoising loop: from an answer of mask tokens to a complete one, each row as if it were alone.
+"""The denoising loop: from mask tokens to a complete answer, for each row independently.
 
 Source: Dimple, section 4 (arXiv 2505.16990) and the released decoding loop. What runs the model is in `canvas_dimple`;
 the computations of a step are in `sampling_dimple` and `rules_dimple`.
@@ -49,7 +49,7 @@ from .sampling_dimple import (
 @dataclass
 class DecodingResult:
     """
-    What is known of all rows of a call. Its tensors are the loop's own: they change with the next step.
+    The results so far of all rows of a call. Its tensors are the loop's own: they change with the next step.
 
     Args:
         answer_ids (`torch.LongTensor` of shape `(batch_size, answer_length)`):
@@ -87,7 +87,7 @@ class DecodingResult:
 @dataclass
 class DecodingState:
     """
-    The rows still being decoded and what is known of each. A row leaves when it is finished, unless rows must stay.
+    The rows that are still being decoded, and their state. A finished row leaves, unless rows must stay.
 
     Args:
         answer (`torch.LongTensor` of shape `(num_rows, answer_length)`):
@@ -183,7 +183,7 @@ class DecodingState:
 
     def record(self, chosen: torch.Tensor, probability: torch.Tensor, logits: torch.Tensor | None) -> None:
         """
-        Writes the answer into the result, with what is known of the positions committed now.
+        Writes the answer into the result, with the probabilities and steps of the positions committed now.
 
         Args:
             chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
@@ -450,7 +450,7 @@ def denoise(
         canvas (`torch.LongTensor` of shape `(batch_size, answer_length)`):
             Fixed tokens and mask tokens.
         sampler ([`Sampler`]):
-            Decides.
+            What each step scores, commits and remasks.
         criteria (`Iterable[StoppingCriteria]`):
             Called with the sequences of the rows in the batch after each step; `True` ends a row.
         num_forward_passes (`torch.LongTensor` of shape `(batch_size,)`, *optional*):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation options of Dimple: what they are called, which values they take, and their defaults, in one place."""
+"""Generation options of Dimple: names, valid values and defaults."""
 
 import copy
 import difflib
@@ -126,8 +126,8 @@ class DimpleGenerationConfig(GenerationConfig):
         sampler (`str` or [`SamplerRule`], *optional*, defaults to `"threshold"`):
             Which positions a step commits together: `"threshold"` (confident decoding), `"factor"` (Fast-dLLM),
             `"entropy_bound"` (EB-Sampler), `"klass"` (stable and confident), `"prophet"` (commits early), `"wino"`
-            (remasks what does not stand up), or a rule of your own (see `docs/custom_rules.md`). A row in which it
-            chooses none follows the schedule.
+            (remasks tokens that fail verification), or a rule of your own (see `docs/custom_rules.md`). A row in which
+            it selects none follows the schedule.
         sampler_config ([`SamplerConfig`] or `dict`, *optional*):
             Options of a built-in rule, which it also names: `sampler_config=EntropyBoundConfig(entropy_bound=0.3)`.
         confidence_threshold (`float`, *optional*):

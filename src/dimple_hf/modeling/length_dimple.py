@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How long each row's canvas is: before the first step, canvases grow while the end of the answer is not in sight.
+"""The length of each row's canvas, which grows before the first step until it holds the end of the answer.
 
 Source: DAEDAL, section 3 (arXiv 2508.00819). Every row by itself.
 """
@@ -22,8 +22,8 @@ from .canvas_dimple import CanvasRunner
 from .denoising_dimple import DecodingState, Sampler
 
 #: The end is in sight when the end tokens have this probability, on average, at so many last positions of a canvas
-#: that is still all masked. The last one alone says little: a model that has learned to end answers with padding puts
-#: some there even where the canvas is too short.
+#: that is still all masked. The last one alone is no evidence: a model that has learned to end answers with padding
+#: puts some there even where the canvas is too short.
 END_PROBABILITY = 0.5
 NUM_LAST_POSITIONS = 4
 

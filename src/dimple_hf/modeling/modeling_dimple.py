@@ -15,7 +15,7 @@
 
 Source: Dimple, section 3 (arXiv 2505.16990). Parameter names and shapes are those of the released checkpoint. The
 logits at position i predict the token at position i + 1 in both modes, because the language model was autoregressive
-first. Imported by the package's `__init__`, which registers the model with transformers' Auto classes.
+first.
 """
 
 import copy
@@ -40,7 +40,8 @@ from .adapter_dimple import AdapterMixin, copy_adapter_mode
 from .configuration_dimple import DimpleConfig
 from .diffusion_dimple import image_keys
 from .generation_config_dimple import DimpleGenerationConfig
-from .generation_dimple import DimpleGenerationMixin, check_no_video
+from .generation_dimple import DimpleGenerationMixin
+from .generation_inputs_dimple import check_no_video
 from .likelihood_dimple import DimpleLikelihoodMixin
 from .objective_dimple import (
     NoisySequences,
@@ -115,7 +116,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
 
     config: DimpleConfig
     _supports_flex_attn = True
-    generation_config = None  # `get_compiled_call` asks for it, also here
+    generation_config = None  # `get_compiled_call` reads it, also here
 
     @capture_outputs
     def forward(
@@ -388,9 +389,9 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         1. The mode: causal or bidirectional.
         2. Embed tokens and put image features at the placeholders.
         3. Positions on the three axes.
-        4. With labels in bidirectional mode: mask tokens by the noise schedule, or as `masked_positions` says.
+        4. With labels in bidirectional mode: mask tokens by the noise schedule, or those of `masked_positions`.
         5. The language model.
-        6. The loss at supervised positions, or the logits at the positions asked for.
+        6. The loss at supervised positions, or the logits at the requested positions.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -413,7 +414,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 In place of `pixel_values`: under `"image"`, what
                 [`~DimpleForConditionalGeneration.get_image_features`] returned.
             mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Says the same as the placeholders, and is not used; processors can make it.
+                The same information as the placeholders; accepted, because processors can make it, and not used.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The right token at each position, *not* shifted; -100 where nothing is learned.
             shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -453,10 +454,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         if self.training and torch.is_grad_enabled():
             self.note_adapter_mode(not is_causal)
         check_no_video(kwargs)
-        self._check_forward_arguments(
-            input_ids, attention_mask, inputs_embeds, position_ids, past_key_values, pixel_values, image_grid_thw,
-            mm_encoder_outputs, labels, masked_positions, branch_ids, is_causal,
-        )  # fmt: skip
+        _check_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_encoder_outputs)
+        self._check_labels(input_ids, attention_mask, labels, masked_positions, branch_ids, is_causal)
         # Not in the signature: `Trainer` takes all arguments of a name with "label" for ones that a batch must have.
         shift_labels: torch.LongTensor | None = kwargs.pop("shift_labels", None)
         if shift_labels is not None:
@@ -465,20 +464,19 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         # 2. Embeddings
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
-        image_features = torch.cat(mm_encoder_outputs["image"].pooler_output) if mm_encoder_outputs else None
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, image_features)
-        if image_features is None and self.training and torch.is_grad_enabled():
+            images = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else ()
+            inputs_embeds = self.embed(input_ids, torch.cat(images) if images else None)
+        if not mm_encoder_outputs and self.training and torch.is_grad_enabled():
             inputs_embeds = inputs_embeds + self._no_image_features().to(inputs_embeds.device, inputs_embeds.dtype)
 
         # 3. Positions
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            trunk = attention_mask if branch_ids is None else (branch_ids == 0) & (attention_mask != 0)
-            position_ids = self._default_position_ids(input_ids, inputs_embeds, image_grid_thw, trunk, past_key_values)
-            if branch_ids is not None:
-                position_ids = position_ids + branch_offsets(branch_ids)
+            position_ids = self._default_position_ids(
+                input_ids, inputs_embeds, image_grid_thw, attention_mask, branch_ids, past_key_values
+            )
         position_ids = position_ids.expand(3, -1, -1) if position_ids.ndim == 2 else position_ids
 
         # 4. Forward process
@@ -518,7 +516,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 return self._fused_head_output(tokens, labels)
             losses = self._loss_fields(tokens, labels, num_items_in_batch)
         if labels is None or logits_to_keep is not None:
-            # With complements, the rows as the caller knows them
+            # With complements, the caller's rows
             logits = self.lm_head(select_positions(hidden_states[: len(clean["inputs_embeds"])], logits_to_keep))
             if labels is None and input_ids is not None and not is_causal and self.training and logits.requires_grad:
                 logits.register_hook(partial(refuse_copying, input_ids, self.config.mask_token_id))
@@ -688,9 +686,16 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         inputs_embeds: torch.FloatTensor | None,
         image_grid_thw: torch.LongTensor | None,
         attention_mask: torch.Tensor | dict | None,
+        branch_ids: torch.LongTensor | None,
         past_key_values: Cache | None,
     ) -> torch.LongTensor:
         """Positions of the tokens, of those in a filled cache on; a cache that is being filled keeps their offset."""
+        if branch_ids is not None:
+            trunk = (branch_ids == 0) & (attention_mask != 0)
+            position_ids = self._default_position_ids(
+                input_ids, inputs_embeds, image_grid_thw, trunk, None, past_key_values
+            )
+            return position_ids + branch_offsets(branch_ids)
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         attention_mask = attention_mask if is_padding_mask else None
         if input_ids is not None:
@@ -710,32 +715,15 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             set_position_offset(past_key_values, position_ids, attention_mask)
         return position_ids
 
-    def _check_forward_arguments(
+    def _check_labels(
         self,
         input_ids: torch.LongTensor | None,
         attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
-        inputs_embeds: torch.FloatTensor | None,
-        position_ids: torch.LongTensor | None,
-        past_key_values: Cache | None,
-        pixel_values: torch.FloatTensor | None,
-        image_grid_thw: torch.LongTensor | None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
         labels: torch.LongTensor | None,
         masked_positions: torch.BoolTensor | None,
         branch_ids: torch.LongTensor | None,
         is_causal: bool,
     ) -> None:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
-        has_images = pixel_values is not None or bool(mm_encoder_outputs)
-        if image_grid_thw is not None and inputs_embeds is None and not has_images:
-            raise ValueError("`pixel_values` must be given with `image_grid_thw` (got None)")
-        if inputs_embeds is not None and has_images:
-            raise ValueError(
-                "`inputs_embeds` must already hold the images (got `pixel_values` or `mm_encoder_outputs` too)"
-            )
-        if pixel_values is not None and mm_encoder_outputs:
-            raise ValueError("only one of `pixel_values` and `mm_encoder_outputs` must be given (got both)")
         if masked_positions is not None and (labels is None or is_causal):
             raise ValueError("`masked_positions` must come with `labels` in bidirectional mode (`is_causal=False`)")
         if labels is not None and not is_causal and input_ids is None:
@@ -826,6 +814,26 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
                 f"the {int(counts[index])} placeholders of image {index} must be adjacent in one row of `input_ids` "
                 f"(got them from row {int(first[index, 0])} to row {int(last[index, 0])})"
             )
+
+
+def _check_inputs(
+    input_ids: torch.LongTensor | None,
+    inputs_embeds: torch.FloatTensor | None,
+    pixel_values: torch.FloatTensor | None,
+    image_grid_thw: torch.LongTensor | None,
+    mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+) -> None:
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
+    has_images = pixel_values is not None or bool(mm_encoder_outputs)
+    if image_grid_thw is not None and inputs_embeds is None and not has_images:
+        raise ValueError("`pixel_values` must be given with `image_grid_thw` (got None)")
+    if inputs_embeds is not None and has_images:
+        raise ValueError(
+            "`inputs_embeds` must already hold the images (got `pixel_values` or `mm_encoder_outputs` too)"
+        )
+    if pixel_values is not None and mm_encoder_outputs:
+        raise ValueError("only one of `pixel_values` and `mm_encoder_outputs` must be given (got both)")
 
 
 def select_positions(

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the model is trained on: the sequences that are noised, and the losses at their masked tokens.
+"""The training objective: noised sequences, and the losses at their masked tokens.
 
 Pure functions of tensors around [`DimpleForConditionalGeneration.forward`]; noise and weights are in
 `diffusion_dimple`, the turns of a conversation in `turns_dimple`.
@@ -107,7 +107,7 @@ def add_noise(
         seed (`int`, *optional*):
             Masks follow from it and the content of a sequence; from torch's global generator when missing.
         row_keys (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            What tells rows apart beside their tokens; see [`content_uniforms`].
+            Keys that distinguish rows with the same tokens; see [`content_uniforms`].
 
     Returns:
         [`NoisySequences`]
@@ -136,7 +136,7 @@ def add_noise(
 @dataclass(frozen=True)
 class TokenLosses:
     """
-    What a language model's outputs say of the tokens that count.
+    The losses and predictions of a language model at the tokens that count.
 
     Args:
         rows, positions (`torch.LongTensor` of shape `(num_tokens,)`):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The original's call in a loop of its own: its option names, defaults and habits, and nowhere else.
+"""The original's `diffusion_generate` in a loop of its own, with its option names, defaults and quirks.
 
 Source: the released `diffusion_generate` (github.com/yu-rp/Dimple). Unlike there, budgets, rankings and fallbacks are
 per row.
@@ -78,7 +78,7 @@ MODEL_INPUTS = (
 class OriginalOptions:
     """
     The options of the original's call, with its defaults; see
-    [`~generation_dimple.DimpleGenerationMixin.diffusion_generate`] for their meaning.
+    [`~original_generation_dimple.DimpleOriginalGenerationMixin.diffusion_generate`] for their meaning.
 
     Raises:
         ValueError: If a value is out of range or a name unknown.

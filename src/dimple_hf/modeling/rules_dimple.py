@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which positions a denoising step commits together: the protocol of a sampler rule, and the built-in rules.
+"""Sampler rules: the protocol, and the built-in rules that choose the positions of a step.
 
 A built-in rule is one frozen dataclass of options that is callable, and one row of `SAMPLER_RULES`; the choice itself
-is a pure function of tensors. Every rule is per row; in a row where it chooses nothing, the schedule does. The source
+is a pure function of tensors. Rules apply to each row; where a rule selects nothing, the schedule does. The source
 of each is named at its function, `docs/decoding.md` compares them.
 """
 
@@ -44,7 +44,7 @@ class SamplerRule(Protocol):
       committed at each of them, in [0, 1]; 0 elsewhere.
     - `masked` (`torch.BoolTensor` of shape `(num_rows, answer_length)`): `True` at the positions to choose from, the
       masked ones of each row's block.
-    - `state` ([`DecodingState`]): what is known of each row.
+    - `state` ([`DecodingState`]): the state of each row.
 
     It returns `torch.BoolTensor` of shape `(num_rows, answer_length)`, `True` at the positions to commit. In a row
     where that is none, the schedule chooses; in the last step all are committed. It must treat each row by itself.
@@ -63,7 +63,7 @@ class SamplerRule(Protocol):
 @dataclass(frozen=True)
 class PositionValues:
     """
-    Something known of some positions, without memory for the others. `values[rows]` selects rows, as that of a tensor.
+    Values at some positions; the others take no memory. `values[rows]` selects rows, as for a tensor.
 
     Args:
         positions (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
@@ -236,7 +236,7 @@ def count_stable_steps(
     kl_threshold: float,
 ) -> torch.Tensor:
     """
-    In how many steps in a row each position's distribution has hardly moved.
+    Number of consecutive steps in which each position's distribution has hardly changed.
 
     Args:
         stable_steps (`torch.LongTensor` of shape `(num_rows, answer_length)`):
@@ -370,9 +370,9 @@ def rejected_positions(
     committed: torch.Tensor, probability: torch.Tensor, num_provisional: torch.Tensor, verify_threshold: float
 ) -> torch.Tensor:
     """
-    WINO's narrow half: the committed positions whose token has become less probable than `verify_threshold`, the least
-    probable first, and fewer than the last step committed: so each step commits more than the next can reject, and n
-    positions take at most n steps that commit something.
+    WINO's verification: the committed positions whose token has become less probable than `verify_threshold`, the
+    least probable first, and fewer than the last step committed: so each step commits more than the next can reject,
+    and n positions take at most n steps that commit something.
 
     Args:
         committed (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
@@ -397,8 +397,8 @@ def rejected_positions(
 class WinoConfig(SamplerConfig):
     """
     Revisable decoding (WINO, arXiv 2507.18578): commits every position above a threshold that may be low, and remasks
-    what does not stand up, see [`rejected_positions`]. The step has read each token where it stands; the original lets
-    a shadow of the block, all masked, read everything but the token's own position.
+    tokens that fail verification, see [`rejected_positions`]. A token is scored by the step's output at its position,
+    which has read the token; WINO scores it with a masked copy of the block, which reads all tokens but this one.
 
     Args:
         draft_threshold (`float`, defaults to 0.6):

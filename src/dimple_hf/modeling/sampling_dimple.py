@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a denoising step computes from logits: confidences, tokens, schedules, rankings, blocks and ends.
+"""The computations of a denoising step: confidences, tokens, schedules, rankings, blocks and ends.
 
 Pure functions of tensors; every budget, ranking and fallback is per row. Source: Dimple, sections 4.1 and 4.2 (arXiv
 2505.16990) and its released code for the schedules; MaskGIT (arXiv 2202.04200) for ranking by confidence; Dream (arXiv

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shows answers while they are decoded: the items of `generate_steps`, and what transformers' streamers are fed."""
+"""Streaming: the items of `generate_steps`, and the tokens for transformers' streamers."""
 
 from dataclasses import dataclass
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""TRL's trainers, which replace a model's `forward` by one of their own.
+"""Support for TRL's trainers, which replace a model's `forward` by one of their own.
 
 TRL (seen in 1.16, `trl.trainer.utils.add_fused_lm_head`) runs the language model itself and scores each token by the
 one before it. That is right for a causal model only: on text without masks, under full attention, a model would learn
@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from .objective_dimple import TokenLosses
 
-#: What `SFTTrainer` asks of its head; the others ask for less or more.
+#: What `SFTTrainer` needs of its head; the others need less or more.
 SFT_OUTPUTS = {"log_probs", "entropy", "is_top1"}
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The vision tower and what maps its features to the language model's width.
+"""The vision tower, and the projector to the language model's width.
 
 Source: Qwen2.5-VL (arXiv 2502.13923) in transformers; Dimple, section 3 (arXiv 2505.16990), for the projector.
 """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of a checkpoint that are damaged, incomplete or hostile, named in one line.
+"""Checks of weight files: damaged, incomplete or hostile ones are refused in one line that names them.
 
 The Hub's client compares sizes at most; the libraries that read JSON and safetensors name no file, and what is missing
 is drawn at random with a warning. Nothing here reads a weight, and nothing is unpickled.
@@ -211,7 +211,7 @@ def find_folder(
     try:
         name = f"{subfolder}/{config_name}" if subfolder else config_name
         config = try_to_load_from_cache(str(checkpoint), name, cache_dir, revision)
-    except HFValidationError:  # a missing directory; what loads it says so
+    except HFValidationError:  # a missing directory, which loading reports
         return None
     return Path(config).parent if isinstance(config, str) else None
 
@@ -294,7 +294,7 @@ def end_token_id(folder: Path) -> int | None:
         end = settings.get("eos_token")
         end = end["content"] if isinstance(end, dict) else end
         return next((int(token) for token, entry in added.items() if entry["content"] == end), None)
-    except (ValueError, KeyError, TypeError, AttributeError):  # the tokenizer's own loading says what is wrong
+    except (ValueError, KeyError, TypeError, AttributeError):  # reported when the tokenizer is loaded
         return None
 
 

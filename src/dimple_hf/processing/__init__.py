@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What turns chats and images into tensors, and token ids back into text.
+"""Processing: chats and images to tensors, and token ids back to text.
 
-The files of this folder travel flat to the Hub, so nothing in them may rely on this one. Imported by `dimple_hf`.
+The files of this folder travel flat to the Hub, so nothing in them may rely on this one.
 """
 
 from .image_processing_dimple import DimpleImageProcessor

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How probable each value of an answer was: from the probabilities of its tokens."""
+"""The confidence of each value of an answer, from the probabilities of its tokens."""
 
 import json
 import math

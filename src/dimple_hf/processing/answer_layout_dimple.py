@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Canvases: an answer's positions, what each can still take, and what fits together.
+"""Canvases: the positions of an answer, the tokens that each can take, and their consistency.
 
 A canvas is a lattice. Its *segments* each cover a run of positions with one automaton and lead from one node to
 another; a path from the first node to the last covers every position that is not fixed exactly once, so alternatives

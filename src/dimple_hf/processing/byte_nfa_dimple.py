@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The network of bytes that a whole answer is: fixed text, strings and numbers joined to one another.
+"""The byte automaton of a whole answer: fixed text, strings and numbers, joined.
 
 It is built from its end to its beginning, so that alternatives share what follows them, and equal parts with the same
 continuation are one. Strings stand in it as *segments*: an automaton of their content, a most number of characters,

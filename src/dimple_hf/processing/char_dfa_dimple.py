@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Sets of characters, and deterministic automata over characters: the languages of values before they are written.
+"""Character sets, and deterministic automata over characters: the languages of unescaped values.
 
 A `CharDFA` knows neither bytes nor JSON; `byte_dfa_dimple` writes it. Languages are combined here, where automata are
 small: lengths, patterns and exclusions are products of two automata.

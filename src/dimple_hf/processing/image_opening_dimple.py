@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Opens one image, whatever it comes as, within bounds: the formats that may be read, file size, pixels, JPEG scans.
+"""Opens an image from any source, within bounds: formats, file size, pixels, JPEG scans.
 
 Nothing is decoded before the header has been read and the size checked. Only Pillow's own decoders are used: a format
 whose reader starts another program, such as EPS and Ghostscript, is refused.
@@ -21,6 +21,7 @@ import base64
 import io
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def open_image(
     if max_pixels is None:
         max_pixels = PIL.Image.MAX_IMAGE_PIXELS
     try:
-        return _displayable(PIL.ImageOps.exif_transpose(_decode(source, max_pixels, formats)))
+        return _displayable(_upright(_decode(source, max_pixels, formats)))
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(f"{name} must have at most {max_pixels} pixels ({_reason(error)})") from error
     except PIL.UnidentifiedImageError as error:
@@ -123,7 +124,7 @@ def _decode(source: Any, max_pixels: int | None, formats: Sequence[str]) -> PIL.
         image = _open_bytes(source if isinstance(source, bytes) else _read(os.fsdecode(source)), formats)
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} pixels")
-    # Up to twice its bound Pillow only warns, while a few kilobytes of a file already ask for gigabytes of memory.
+    # Up to twice its bound Pillow only warns, while a file of a few kilobytes can need gigabytes of memory.
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise PIL.Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
     _scale_transparency(image)
@@ -233,6 +234,14 @@ def _scale_transparency(image: PIL.Image.Image) -> None:
         image.info["transparency"] = int(transparency * scale)
     elif scale is not None and isinstance(transparency, tuple):
         image.info["transparency"] = tuple(int(value * scale) for value in transparency)
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Turns an image by its EXIF orientation. With a damaged block it counts as upright, as in browsers."""
+    try:
+        return PIL.ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, struct.error):
+        return image
 
 
 def _displayable(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -69,7 +69,7 @@ def refuse_unknown_names(given: Iterable[str], known: Iterable[str], owner: str)
         if name not in known:
             near = " or ".join(f"`{match}`" for match in difflib.get_close_matches(name, sorted(known), n=2))
             hint = f"; did you mean {near}?" if near else ""
-            raise ValueError(f"arguments of {owner} must have names that it knows (got `{name}`{hint})")
+            raise ValueError(f"arguments of {owner} must have known names (got `{name}`{hint})")
 
 
 def flatten_images(images: Any) -> list[Any]:

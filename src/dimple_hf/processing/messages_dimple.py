@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The messages of a chat, checked and brought into the one form that chat templates take.
+"""Checks the messages of a chat and converts them into the form that chat templates take.
 
 Parts without meaning are dropped, image options are kept beside their image (as Qwen's `process_vision_info` reads
 them), frames of a video become images on request, and control tokens spelled by a user are found.
@@ -25,7 +25,7 @@ from .image_processing_dimple import IMAGE_OPTIONS, refuse_unknown_names
 #: What a part of a message may be; both image types mean the same.
 CONTENT_TYPES = ("text", "image", "image_url")
 
-#: Where a part of type image says what its image is.
+#: Keys under which a part of type image holds its image.
 IMAGE_SOURCES = ("image", "image_url", "url", "path", "base64")
 
 
@@ -69,7 +69,7 @@ def check_conversation(conversation: Any, frames_as_images: bool = False) -> lis
 
 
 def _check_message(message: Any, name: str, frames_as_images: bool) -> dict[str, Any]:
-    """A message whose parts are of the types that templates know; `name` is its position, for the errors."""
+    """A message whose parts are of the types that templates take; `name` is its position, for the errors."""
     if not isinstance(message, dict):
         raise ValueError(f"`{name}` must be a dict with 'role' and 'content' (got {type(message).__name__})")
     if not isinstance(message.get("role"), str):

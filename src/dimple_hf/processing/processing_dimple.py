@@ -118,7 +118,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
             Jinja template that turns a chat into text, or several by name. Defaults to the tokenizer's.
 
     Raises:
-        ValueError: Where the tokenizer does not know the image placeholder `<|image_pad|>`.
+        ValueError: If the tokenizer lacks the image placeholder `<|image_pad|>`.
 
     Example:
 
@@ -206,7 +206,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         saved.image_processor = copy.copy(self.image_processor)
         files = super(DimpleProcessor, saved).save_pretrained(save_directory)
         files += saved.image_processor.save_pretrained(save_directory)
-        if isinstance(self.chat_template, str):  # the released code knows a single template only
+        if isinstance(self.chat_template, str):  # the released code has a single template only
             files.append(os.path.join(save_directory, "chat_template.json"))
             with open(files[-1], "w", encoding="utf-8") as file:
                 file.write(json.dumps({"chat_template": self.chat_template}, indent=2, ensure_ascii=False) + "\n")
@@ -241,7 +241,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
             **kwargs:
                 Arguments of the tokenizer and of the image processor for this call, flat or as `text_kwargs`,
                 `images_kwargs` and `common_kwargs`: `return_tensors` (`"pt"` or `"np"`), `padding` (defaults to `True`
-                if tensors are asked for, else `False`), `padding_side` (defaults to the tokenizer's, left),
+                if tensors are requested, else `False`), `padding_side` (defaults to the tokenizer's, left),
                 `truncation`, `max_length`, `size` and others.
 
         Returns:
@@ -280,7 +280,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         return features
 
     def _argument_groups(self) -> dict[str, set[str]]:
-        """The names that each group of arguments of a call knows."""
+        """The known names of each group of arguments of a call."""
         text = set(TextKwargs.__annotations__)
         images = set(self.image_processor.valid_kwargs.__annotations__)
         return {"text_kwargs": text, "images_kwargs": images, "common_kwargs": text & images}
@@ -292,7 +292,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         return own.union(ProcessingKwargs.__annotations__, groups, *groups.values())
 
     def _merge_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
-        """Sorts the arguments of a call as the parent does, and pads by default where tensors are asked for."""
+        """Sorts the arguments of a call as the parent does, and pads by default where tensors are requested."""
         merged = super()._merge_kwargs(*args, **kwargs)
         text_kwargs = merged["text_kwargs"]
         if (side := text_kwargs.get("padding_side")) not in ("left", "right", None):
@@ -382,7 +382,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         self, image_sizes: Sequence[Sequence[int]] | None = None, video_sizes: None = None, **kwargs: Any
     ) -> MultiModalData:
         """
-        The number of tokens of images that are not there yet, as inference engines ask for.
+        The number of tokens of images by their sizes alone, for inference engines.
 
         Args:
             image_sizes (`Sequence[Sequence[int]]`, *optional*):
@@ -495,7 +495,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
         return_confidence: bool = False,
     ) -> Any:
         """
-        What answers say that were generated under structure priors.
+        The values of answers that were generated under structure priors.
 
         Args:
             output (`torch.LongTensor` of shape `(rows, length)`, or [`DimpleGenerationOutput`]):
@@ -534,7 +534,7 @@ class DimpleProcessor(_PriorClasses, ProcessorMixin):
             images (`ImageInput`, *optional*):
                 Images that the text is about.
             prompt (`str`, *optional*, defaults to `"Fill in the gaps:"`):
-                What the user says; the text with lines for gaps follows.
+                Text of the user; the text with lines for gaps follows.
             slots (`Mapping[str, Slot | dict]`, *optional*):
                 What gaps may hold.
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""JSON schemas as parts of an answer: what a schema allows, written as JSON text.
+"""JSON schemas as parts of an answer: the JSON texts that a schema allows.
 
 What cannot be guaranteed by construction is refused with the JSON path where it stands; what has to be bounded is
 listed.

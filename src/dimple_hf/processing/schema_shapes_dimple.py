@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""JSON schemas as sums of shapes: what a conjunction of schemas allows, type by type.
+"""JSON schemas as sums of shapes: the values that a conjunction of schemas allows, type by type.
 
 An *atom* is a schema that must hold, or must not. `Expander.shapes` turns a conjunction of atoms into alternatives
 without `anyOf`, `oneOf`, `not` and the like; together they allow what the conjunction does, or less where a negation

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every token of a vocabulary does inside one segment.
+"""The effect of every token of a vocabulary inside one segment.
 
 Tokens whose bytes fall into the same columns of the segment's table act alike and form a class, so that nothing here
 has the size of states times vocabulary.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Automata over tokens, and the sets of their states that an answer with masked positions leaves open.
+"""Automata over tokens, and the sets of states that remain possible at masked positions.
 
 A `TokenAutomaton` reads the network of an answer in tokens. It is not deterministic and is never unrolled over
 positions: `after` and `before` give the states that one more token leads to or from, for sets of states, and every

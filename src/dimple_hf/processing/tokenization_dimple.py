@@ -29,7 +29,7 @@ class DimpleTokenizer(Qwen2Tokenizer):
     Qwen2's fast tokenizer, with these differences:
 
     - It has a mask token, the token that stands at every position of an answer that is still to be unmasked.
-    - It pads on the left unless a checkpoint says otherwise, because an answer follows its prompt without a gap.
+    - It pads on the left unless a checkpoint sets another side, because an answer follows its prompt without a gap.
     - A directory of the released model loads as it is. Its `auto_map` is dropped: it names code that is not needed.
     - [`~DimpleTokenizer.save_pretrained`] also writes what the released slow tokenizer reads (see
       [`~DimpleTokenizer.save_vocabulary`]).
@@ -114,7 +114,7 @@ class DimpleTokenizer(Qwen2Tokenizer):
             str(token_id): token.__getstate__() for token_id, token in self.added_tokens_decoder.items()
         }
         config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
-        for name in ("is_local", "local_files_only"):  # how this tokenizer was loaded says nothing about itself
+        for name in ("is_local", "local_files_only"):  # how this tokenizer was loaded, which is no property of it
             config.pop(name, None)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template

@@ -11,14 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A server of chat completions as OpenAI's clients ask for them (`pip install 'dimple_hf[serve]'`).
+"""A server for OpenAI's clients (`pip install 'dimple_hf[serve]'`).
 
 Why not transformers' own server: Dimple can be put into it (a name in two of its tables), but what this one promises
 cannot. There, `response_format` is ignored, a canvas has at least 1024 positions, images are fetched from any address
 and decoded before anything is checked, bodies and the queue have no bounds, a client who leaves an answer that is not
 streamed goes unnoticed, requests run one at a time, and anybody may unload the model or load another (`/reset`,
 `/load_model`). All of that would have to be overridden, so this is a small Starlette app around `generate_steps`.
-Imported by the command line.
 """
 
 from .app import build_app

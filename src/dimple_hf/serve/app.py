@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The app: the routes, and what they have in common."""
+"""The application: routes and their common error handling."""
 
 import time
 from collections.abc import AsyncIterator, Collection

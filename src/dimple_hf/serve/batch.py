@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows that are decoded together, each by its own options; they join and leave between two denoising steps.
+"""The running batch: rows with options of their own, which join and leave between two denoising steps.
 
 ```text
   each row:  begin_step -> positions to score --+                      +-- its logits -> commit
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from ..data.image_features import ImageFeatures
 from ..modeling.canvas_dimple import CanvasRunner
 from ..modeling.denoising_dimple import DecodingState, Sampler
 from ..processing.structure_prior_dimple import canvas_inputs
@@ -45,8 +46,8 @@ class Row:
     Args:
         job ([`Job`]):
             The job.
-        model ([`DimpleForConditionalGeneration`]), tokenizer ([`DimpleTokenizer`]):
-            What decodes it.
+        features ([`ImageFeatures`]), tokenizer ([`DimpleTokenizer`]):
+            What encodes its images, with the model that decodes it, and the model's tokenizer.
         end_token_ids (`frozenset[int]`):
             Tokens that end a free answer.
 
@@ -54,11 +55,12 @@ class Row:
         Exception: If the job cannot be run: whatever `generate` raises for it.
     """
 
-    def __init__(self, job: Job, model: Any, tokenizer: Any, end_token_ids: frozenset[int]):
+    def __init__(self, job: Job, features: ImageFeatures, tokenizer: Any, end_token_ids: frozenset[int]):
+        model: Any = features.model
         self.job = job
         self.tokenizer = tokenizer
         self.end_token_ids = end_token_ids if job.prior is None else frozenset[int]()
-        options: dict[str, Any] = job.options | job.inputs | {"max_new_tokens": job.answer_length}
+        options: dict[str, Any] = job.options | features.encode(job.inputs) | {"max_new_tokens": job.answer_length}
         options |= (
             {"eos_token_id": sorted(end_token_ids)} if job.prior is None else canvas_inputs(job.prior, 1, tokenizer)
         )

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`POST /v1/chat/completions`: from a request's body to its answer, whole or as a stream.
+"""`POST /v1/chat/completions`: from the body of a request to its answer, whole or streamed.
 
 ```text
   one too many? 429 -> body, bounded -> parse -> images, fetched -> prepared in a process -> jobs -> worker

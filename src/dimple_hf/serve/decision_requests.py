@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a request for decisions may hold, and the chat that it asks about.
+"""Requests for decisions: their fields, and the chat that they ask about.
 
 Source: OpenAI's API reference of decisions (`openai.types.decision_create_params`).
 """

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Downloads images from public addresses, and from no other.
+"""Downloads of images, from public addresses only.
 
 A name is resolved once, all its addresses are checked, and the connection goes to what was checked; so at every
 redirect. Nobody reaches what only this machine can reach, whatever a name means a moment later. What is public is
-RFC 6890's matter, as `ipaddress` has it. Imported by `app`.
+RFC 6890's matter, as `ipaddress` has it.
 """
 
 import ipaddress

@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images of a request, within bounds: no file is decoded before its header has been read and its size counted.
-
-Imported by `preparation` and `fetching`.
-"""
+"""Images of a request, within bounds: sizes are read from the headers before anything is decoded."""
 
 import base64
 from collections.abc import Mapping

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the model has to do for a client, and how far it has come."""
+"""Jobs: the work of the model for one client, and its progress."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a client may ask of the server, and how it is told that it asked for more.
-
-Imported by the other files of this package and the command line.
-"""
+"""Limits of a request, and the errors of requests beyond them."""
 
 from dataclasses import dataclass, fields
 from typing import Any

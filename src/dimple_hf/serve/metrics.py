@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the server counts, for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from typing import Any
 
@@ -67,6 +67,10 @@ class Metrics:
         """Counts an answer of `num_tokens` (`int`) unmasked in `num_steps` (`int`)."""
         self.tokens.inc(num_tokens)
         self.tokens_per_forward.set(num_tokens / max(num_steps, 1))
+
+    def count_image(self, kept: bool) -> None:
+        """Counts an image of a prompt, and whether its features were `kept` (`bool`)."""
+        self.image_features.labels("yes" if kept else "no").inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus' text form."""

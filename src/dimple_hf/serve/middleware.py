@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What stands before every route: an id for each response, the allowed hosts, and the API key."""
+"""Middleware of all routes: request ids, allowed hosts, and the API key."""
 
 import hmac
 import re

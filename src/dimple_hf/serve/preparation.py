@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a request to jobs of the model. What depends on a client's data runs in a process of its own.
+"""From a request to jobs of the model; work that depends on a client's data runs in a process of its own.
 
 Everything that a client can get wrong is refused here, before the job meets those of others.
 """

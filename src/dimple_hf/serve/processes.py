@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processes that do one task each and end: within limits on time and memory, and at no risk to the server.
+"""Processes for single tasks, with limits on time and memory.
 
 ```text
   server -- control socket --> parent process, which has loaded the processor

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What clients are sent: completions, chunks of a stream, and the texts of answers as they grow.
+"""Replies: completions, chunks of a stream, and the growing texts of answers.
 
 Source: OpenAI's API reference of chat completions and of their chunks.
 """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a request may hold.
+"""Requests: their fields and valid values.
 
 A field that asks for nothing (null, empty, or the default of OpenAI's API) is accepted whatever its name.
 A field that would change the answer and is not supported is refused: a client never gets another answer than it asked

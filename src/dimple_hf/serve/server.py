@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""uvicorn, with bounds on connections and log lines, and an end that answers everybody."""
+"""uvicorn with bounds on connections and log lines, and an orderly shutdown."""
 
 import asyncio
 import logging

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Functions that an answer may call: what the model is told of them, the form of a call, and how one is read.
+"""Functions that an answer may call: their description in the prompt, the structure of a call, its parsing.
 
 A call is JSON under a structure prior, so it always names one of the functions and its arguments are valid for that
 function's schema. Whether the right function is called is the model's matter: it must have been trained for it.

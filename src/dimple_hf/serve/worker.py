@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The thread that owns the model, and which rows it decodes.
+"""The thread that owns the model and schedules rows.
 
 ```text
   submit -> waiting --join--> row of the batch of its length -> steps -> leaves when finished or cancelled
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..data.image_features import ImageFeatures
 from .batch import Batch, Row
 from .jobs import FAILED, SHUTTING_DOWN, Job, ServerFault
 from .metrics import Metrics
@@ -87,7 +88,7 @@ class Worker:
         max_batch_size (`int`):
             Maximum number of rows.
         metrics ([`Metrics`], *optional*):
-            Counts steps and answers.
+            Counts steps, answers and images.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_batch_size: int, metrics: Metrics | None = None):
@@ -95,6 +96,7 @@ class Worker:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
+        self.features = ImageFeatures(model, count=self.metrics.count_image)
         self.max_positions = max(model.config.max_position_embeddings, MIN_BATCH_POSITIONS)
         self.waiting: list[Job] = []
         self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
@@ -208,7 +210,7 @@ class Worker:
     def _add(self, job: Job) -> None:
         """Makes a row of a job; a job that cannot be run takes no other with it."""
         try:
-            row = Row(job, self.model, self.tokenizer, self._end_token_ids())
+            row = Row(job, self.features, self.tokenizer, self._end_token_ids())
         except Exception:  # whatever it is, the next clients are to be served
             logger.exception("a request failed")
             fail([job], FAILED)

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training Dimple with `transformers.Trainer`: what turns rows into batches, and callbacks.
+"""Training Dimple with `transformers.Trainer`: recipes, collator, callbacks, adapters.
 
-Imported by recipes, the command line and users; `dimple_hf` itself does not import it.
+`dimple_hf` itself does not import it.
 """
 
-from ..data.examples import BadRowError
+from ..data.examples import BadExampleError
 from .adapters import load_adapter, lora_config, remember_mode
 from .checkpoints import last_complete_checkpoint
 from .collator import DimpleDataCollator
@@ -29,7 +29,7 @@ from .stages import STAGES, Stage
 
 __all__ = [
     "STAGES",
-    "BadRowError",
+    "BadExampleError",
     "DimpleDataCollator",
     "GenerationCallback",
     "MetricsCallback",

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PEFT adapters that remember the mode they were trained in.
+"""PEFT adapters that store the attention mode of their training.
 
 An adapter changes a model by a little; in the other attention mode that little means nothing. So the mode travels in
 the adapter's own `adapter_config.json`, where `PeftModel.save_pretrained` and `push_to_hub` carry it along by
-themselves. Imported by `run`, the command line and users.
+themselves.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where an interrupted run goes on.
+"""The checkpoint from which an interrupted run resumes.
 
 The Trainer writes a checkpoint file by file, so a process that is killed meanwhile leaves half of one, which its own
 search would take for the last.

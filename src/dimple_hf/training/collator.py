@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Examples in, batches out: what stands between any data set of chats with images and `Trainer`.
+"""The data collator: chats with images to the batches of a `Trainer`.
 
 Source of the answer padding: Dimple's released training code (see [`answer_length_bounds`]).
 """
@@ -31,7 +31,7 @@ from torch.utils.data import get_worker_info
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..data.examples import BadRowError, Conversation, naming, read_row
+from ..data.examples import BadExampleError, Conversation, naming, read_example
 from ..data.images import open_image
 from ..processing import StructurePrior
 
@@ -43,13 +43,13 @@ IGNORED = -100
 #: Positions that shortening leaves to an answer when its prompt is too long, and to a text that loses its middle.
 MIN_KEPT_TOKENS = 16
 
-#: Loading processes whose skipped rows are counted apart, so that they never write to one number at a time.
+#: Loading processes whose skipped examples are counted apart, so that they never write to one number at a time.
 MAX_WORKERS = 256
 
-#: Rows that a share of bad ones is at least a share of, so that one bad row among the first stops no run.
+#: Examples that a share of bad ones is at least a share of, so that one bad example among the first stops no run.
 MIN_SEEN_ROWS = 20
 
-#: Bad rows that an error lists.
+#: Bad examples that an error lists.
 MAX_REASONS = 20
 
 
@@ -139,12 +139,12 @@ def join_turns(sequences: Sequence[TrainingSequence], max_length: int | None) ->
 
 class DimpleDataCollator:
     r"""
-    Makes batches of chat rows for both phases of training.
+    Makes batches of chat examples for both phases of training.
 
     **Labels** are on answers only. An answer is followed by a run of padding, at least one token, which is learned
     too and by which the model ends its answers; the run's length is drawn from [`answer_length_bounds`], or up to
-    `canvas_length`, from `seed`, the row's tokens and its images. So a row gives the same tensors whenever, and in
-    whichever process, it is read.
+    `canvas_length`, from `seed`, the example's tokens and its images. So an example gives the same tensors whenever,
+    and in whichever process, it is read.
 
     **Several turns** are one row: the conversation, with a run of padding after each answer that the rest does not see
     (`branch_ids`, see [`~modeling.turns_dimple.turn_copies`]). A causal model reads it as it is. In bidirectional mode
@@ -152,17 +152,17 @@ class DimpleDataCollator:
     when it generates; images are encoded once. So a batch fits the phase that it meets, and batches may be made ahead.
     Turns that do not fit `max_length` together, or that the chat template rewrites later, are rows of their own.
 
-    **Structure priors**: the answers of a row with a `structure_prior` ([`StructurePrior`]) lie on its canvas, as when
-    they are generated under it. The fixed text is given, never masked and not learned; values and padding are. No
-    padding follows, and nothing is shortened.
+    **Structure priors**: the answers of an example with a `structure_prior` ([`StructurePrior`]) lie on its canvas,
+    as when they are generated under it. The fixed text is given, never masked and not learned; values and padding are.
+    No padding follows, and nothing is shortened.
 
-    **Long rows**: a sequence longer than `max_length` first loses padding, then the end of its answer (which then is
-    not followed by padding, so that no false end is learned). If the prompt leaves the answer fewer than 16 positions,
-    the longest text of the prompt loses its middle. Image tokens and the chat's own markers stay; where the row still
-    does not fit, it is bad.
+    **Long examples**: a sequence longer than `max_length` first loses padding, then the end of its answer (which then
+    is not followed by padding, so that no false end is learned). If the prompt leaves the answer fewer than 16
+    positions, the longest text of the prompt loses its middle. Image tokens and the chat's own markers stay; where the
+    example still does not fit, it is bad.
 
-    **Bad rows** are refused with an error that names the row (its `id`, else its position in the batch), or left out
-    and counted. A batch without any good row holds one sequence without labels.
+    **Bad examples** are refused with an error that names the example (its `id`, else its position in the batch), or
+    left out and counted. A batch without any good example holds one sequence without labels.
 
     Args:
         processor ([`DimpleProcessor`]):
@@ -175,12 +175,12 @@ class DimpleDataCollator:
             which the length of a canvas tells that of the answer.
         seed (`int`, defaults to 0):
             Seed of the padded lengths, >= 0.
-        on_bad_row (`str`, defaults to `"raise"`):
-            `"raise"`, or `"skip"`: leave the row out, log why (level INFO), and warn with the number of such rows when
-            the collator is disposed of or the process ends.
+        on_bad_example (`str`, defaults to `"raise"`):
+            `"raise"`, or `"skip"`: leave the example out, log why (level INFO), and warn with their number when the
+            collator is disposed of or the process ends.
         max_bad_share (`float`, defaults to 0.1):
-            With `on_bad_row="skip"`, the share of bad rows above which a [`BadRowError`] lists them and stops the run
-            (of the first 20 rows, their share of 20).
+            With `on_bad_example="skip"`, the share of bad examples above which a [`BadExampleError`] lists them and
+            stops the run (of the first 20 examples, their share of 20).
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative image paths are relative to.
         join_turns (`bool`, defaults to `True`):
@@ -190,7 +190,7 @@ class DimpleDataCollator:
             Whether images may be fetched from `http` and `https` addresses.
 
     Raises:
-        ValueError: If an argument is out of range; when called, [`BadRowError`] for a bad row.
+        ValueError: If an argument is out of range; when called, [`BadExampleError`] for a bad example.
 
     Example, with a toy tokenizer and a chat template that writes `Q:`, the user's parts, and ` A:`:
 
@@ -199,11 +199,11 @@ class DimpleDataCollator:
     >>> content = [{"type": "image"}, {"type": "text", "text": "ab"}]
     >>> answer = {"role": "assistant", "content": "cdef"}
     >>> image = PIL.Image.new("RGB", (56, 28))  # two image tokens
-    >>> rows = [
+    >>> examples = [
     ...     {"messages": [{"role": "user", "content": content}, answer], "images": [image]},
     ...     {"messages": [{"role": "user", "content": "ab"}, answer]},
     ... ]
-    >>> batch = collator(rows)
+    >>> batch = collator(examples)
     >>> batch["input_ids"]  # 424 427 427 425: the image; 420: padding
     tensor([[ 48,  25, 424, 427, 427, 425,  64,  65, 220,  32,  25,  66,  67,  68,
               69, 420],
@@ -228,7 +228,7 @@ class DimpleDataCollator:
         max_length: int | None = None,
         canvas_length: int | None = None,
         seed: int = 0,
-        on_bad_row: str = "raise",
+        on_bad_example: str = "raise",
         image_folder: str | os.PathLike[str] | None = None,
         join_turns: bool = True,
         max_bad_share: float = 0.1,
@@ -240,83 +240,83 @@ class DimpleDataCollator:
             raise ValueError(f"`canvas_length` must be >= 1 (got {canvas_length})")
         if seed < 0:
             raise ValueError(f"`seed` must be >= 0 (got {seed})")
-        if on_bad_row not in ("raise", "skip"):
-            raise ValueError(f"`on_bad_row` must be 'raise' or 'skip' (got {on_bad_row!r})")
+        if on_bad_example not in ("raise", "skip"):
+            raise ValueError(f"`on_bad_example` must be 'raise' or 'skip' (got {on_bad_example!r})")
         if not 0 <= max_bad_share <= 1:
             raise ValueError(f"`max_bad_share` must be in [0, 1] (got {max_bad_share})")
         self.processor = processor
         self.max_length = max_length
         self.canvas_length = canvas_length
         self.seed = seed
-        self.on_bad_row = on_bad_row
+        self.on_bad_example = on_bad_example
         self.image_folder = image_folder
         self.join_turns = join_turns
         self.max_bad_share = max_bad_share
         self.allow_urls = allow_urls
         self._reasons: list[str] = []
         self._markers = frozenset(processor.tokenizer.added_tokens_decoder)
-        # In shared memory, because rows are mostly read by other processes.
+        # In shared memory, because examples are mostly read by other processes.
         self._num_skipped = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
         self._num_seen = torch.zeros(MAX_WORKERS, dtype=torch.long).share_memory_()
-        if on_bad_row == "skip":
-            weakref.finalize(self, _warn_of_skipped_rows, self._num_skipped, os.getpid())
+        if on_bad_example == "skip":
+            weakref.finalize(self, _warn_of_skipped_examples, self._num_skipped, os.getpid())
 
     @property
-    def num_skipped_rows(self) -> int:
-        """How often a bad row was left out so far, over all loading processes."""
+    def num_skipped_examples(self) -> int:
+        """How often a bad example was left out so far, over all loading processes."""
         return int(self._num_skipped.sum())
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows (`Sequence[Mapping[str, Any]]`):
-                Rows as [`read_row`] takes them.
+            examples (`Sequence[Mapping[str, Any]]`):
+                Examples as [`read_example`] takes them.
 
         Returns:
             `dict[str, torch.Tensor]`:
             - **input_ids** (int64 of shape `(num_sequences, length)`): tokens, padded on the right.
             - **attention_mask** (int64, same shape): 1 at tokens, also at those of an answer's padding; 0 after.
             - **labels** (int64, same shape): the tokens of answers and their padding; -100 elsewhere.
-            - **branch_ids** (int64, same shape), if a row holds several answers: 1, 2, ... at the padding of all but
-              the last, 0 elsewhere.
+            - **branch_ids** (int64, same shape), if an example holds several answers: 1, 2, ... at the padding of all
+              but the last, 0 elsewhere.
             - **pixel_values**, **image_grid_thw**: the images of all sequences in order, if there are any.
         """
         sequences: list[TrainingSequence] = []
-        for position, row in enumerate(rows):
+        for position, example in enumerate(examples):
             try:
-                with naming(row, position):
-                    sequences += self.read_sequences(row)
-            except BadRowError as error:
-                if self.on_bad_row == "raise":
+                with naming(example, position):
+                    sequences += self.read_sequences(example)
+            except BadExampleError as error:
+                if self.on_bad_example == "raise":
                     raise
                 self._skip(error)
             self._num_seen[_worker_slot()] += 1
         return self._join(sequences or [self._empty_sequence()])
 
-    def _skip(self, error: BadRowError) -> None:
+    def _skip(self, error: BadExampleError) -> None:
         logger.info("%s", str(error))
         self._num_skipped[_worker_slot()] += 1
         self._reasons = [*self._reasons[-MAX_REASONS + 1 :], str(error)]
         num_skipped, num_seen = int(self._num_skipped.sum()), int(self._num_seen.sum()) + 1
         if num_skipped > self.max_bad_share * max(num_seen, MIN_SEEN_ROWS):
-            raise BadRowError(
-                f"{num_skipped} of {num_seen} rows are bad, more than `max_bad_share`={self.max_bad_share}:\n"
+            raise BadExampleError(
+                f"{num_skipped} of {num_seen} examples are bad, more than `max_bad_share`={self.max_bad_share}:\n"
                 + "\n".join(self._reasons)
             )
 
-    def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:
+    def read_sequences(self, example: Mapping[str, Any]) -> list[TrainingSequence]:
         """
         Args:
-            row (`Mapping[str, Any]`):
-                A row as [`read_row`] takes it.
+            example (`Mapping[str, Any]`):
+                An example as [`read_example`] takes it.
 
         Returns:
             `list[TrainingSequence]`: Rows of a batch, with one answer or several.
 
         Raises:
-            BadRowError: If the row is bad.
+            BadExampleError: If the example is bad.
         """
-        conversation = read_row(row, self.image_folder)
+        conversation = read_example(example, self.image_folder)
         features = self._process_images(conversation.images)
         sequences = [self._make_sequence(conversation, index, features) for index in conversation.answer_indices]
         return join_turns(sequences, self.max_length) if self.join_turns else sequences
@@ -326,12 +326,14 @@ class DimpleDataCollator:
             return None
         for index, image in enumerate(images):
             if isinstance(image, str) and image.startswith(("http://", "https://")) and not self.allow_urls:
-                raise BadRowError(f"image {index} must be a file, not {image!r}: `allow_urls=True` lets it be fetched")
+                raise BadExampleError(
+                    f"image {index} must be a file, not {image!r}: `allow_urls=True` lets it be fetched"
+                )
         try:
             opened = [open_image(image, index=index) for index, image in enumerate(images)]
             return self.processor.image_processor(opened, return_tensors="pt")
         except ValueError as error:  # names the image by its index
-            raise BadRowError(str(error)) from error
+            raise BadExampleError(str(error)) from error
 
     def _make_sequence(
         self, conversation: Conversation, answer_index: int, features: BatchFeature | None
@@ -341,9 +343,9 @@ class DimpleDataCollator:
         prompt = self._tokenize(self._write_prompt(messages, num_images, features), sanitize_control_tokens=True)
         answer = self._tokenize(conversation.answer(answer_index))
         if self.processor.tokenizer.mask_token_id in (*prompt, *answer):
-            raise BadRowError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
+            raise BadExampleError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
         if self.processor.image_token_id in answer:
-            raise BadRowError(f"answers must not hold the image placeholder {self.processor.image_token}")
+            raise BadExampleError(f"answers must not hold the image placeholder {self.processor.image_token}")
         pixel_values = grid = None
         if features is not None and num_images:
             grid = features["image_grid_thw"][:num_images]
@@ -366,7 +368,7 @@ class DimpleDataCollator:
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
         pieces = text.split(self.processor.image_token)
         if len(pieces) - 1 != num_images:
-            raise BadRowError(f"its text must not spell the image placeholder {self.processor.image_token}")
+            raise BadExampleError(f"its text must not spell the image placeholder {self.processor.image_token}")
         runs = [self.processor.replace_image_token(features, index) for index in range(num_images)]
         return "".join(part for pair in zip(pieces, [*runs, ""], strict=True) for part in pair)
 
@@ -375,7 +377,7 @@ class DimpleDataCollator:
 
     def _pad_answer(self, prompt: list[int], answer: list[int], pixel_values: torch.Tensor | None) -> list[int]:
         """Adds the run of padding that ends the answer, of a length drawn from the seed, the tokens and the images.
-        Without the images, all rows of one question and answer would have one length, which would give away the answer
+        Without the images, all examples of one question and answer would have one length, which would give away the answer
         to a model that sees the whole canvas."""
         shortest, longest = answer_length_bounds(len(answer))
         longest = max(longest, self.canvas_length or 0)
@@ -386,13 +388,13 @@ class DimpleDataCollator:
         return answer + [self.processor.tokenizer.pad_token_id] * (length - len(answer))
 
     def _fill_canvas(self, prior: StructurePrior, text: str, num_prompt_tokens: int) -> tuple[list[int], list[bool]]:
-        """An answer on the canvas of its row's prior, and which of its tokens are learned."""
+        """An answer on the canvas of its example's prior, and which of its tokens are learned."""
         try:
             answer, is_learned = prior.write(self.processor.tokenizer, text)
         except ValueError as error:
-            raise BadRowError(f"its answers must be ones of its `structure_prior`: {error}") from error
+            raise BadExampleError(f"its answers must be ones of its `structure_prior`: {error}") from error
         if self.max_length is not None and num_prompt_tokens + len(answer) > self.max_length:
-            raise BadRowError(
+            raise BadExampleError(
                 f"it must fit `max_length`={self.max_length} (its prompt has {num_prompt_tokens} tokens, the canvas "
                 f"of its `structure_prior` {len(answer)})"
             )
@@ -407,7 +409,7 @@ class DimpleDataCollator:
             start, length = self._longest_text(prompt)
             if length - excess < MIN_KEPT_TOKENS:
                 num_image_tokens = prompt.count(self.processor.image_token_id)
-                raise BadRowError(
+                raise BadExampleError(
                     f"it must fit `max_length`={self.max_length} (its prompt has {len(prompt)} tokens, "
                     f"{num_image_tokens} of them for images, which are not cut)"
                 )
@@ -425,7 +427,7 @@ class DimpleDataCollator:
         return longest
 
     def _empty_sequence(self) -> TrainingSequence:
-        """Stands for a batch without good rows: two tokens, none of them learned, since batches cannot be empty."""
+        """Stands for a batch without good examples: two tokens, none learned, since batches cannot be empty."""
         return TrainingSequence([self.processor.tokenizer.pad_token_id] * 2, [IGNORED] * 2)
 
     def _join(self, sequences: list[TrainingSequence]) -> dict[str, torch.Tensor]:
@@ -449,16 +451,16 @@ class DimpleDataCollator:
 
 
 def _worker_slot() -> int:
-    """Where this process counts its rows."""
+    """Where this process counts its examples."""
     worker = get_worker_info()
     return 0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)
 
 
-def _warn_of_skipped_rows(num_skipped: torch.Tensor, process_id: int) -> None:
-    """Says how many rows were left out; `process_id` is the process that made the collator, others are silent."""
+def _warn_of_skipped_examples(num_skipped: torch.Tensor, process_id: int) -> None:
+    """Logs how many examples were left out, in the process that made the collator (`process_id`) only."""
     if os.getpid() == process_id and num_skipped.sum() > 0:
         logger.warning(
-            "%d bad rows were left out of training batches; `on_bad_row='raise'` stops at the first, and the log at "
-            "level INFO names each",
+            "%d bad examples were left out of training batches; `on_bad_example='raise'` stops at the first, and the "
+            "log at level INFO names each",
             int(num_skipped.sum()),
         )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
-from ..data.examples import BadRowError, naming
+from ..data.examples import BadExampleError, naming
 from .collator import IGNORED, MAX_REASONS, DimpleDataCollator, TrainingSequence
 
 #: Examples that are read before a run begins.
@@ -67,14 +67,14 @@ class DataReport:
 
 
 def check_examples(
-    rows: Sequence[Any] | Iterable[Any], collator: DimpleDataCollator, limit: int | None = None
+    examples: Sequence[Any] | Iterable[Any], collator: DimpleDataCollator, limit: int | None = None
 ) -> DataReport:
     """
     Args:
-        rows (`Sequence` or `Iterable`):
-            Examples as [`read_row`] takes them.
+        examples (`Sequence` or `Iterable`):
+            Examples as [`read_example`] takes them.
         collator ([`DimpleDataCollator`]):
-            Reads them; its `on_bad_row` does not matter here.
+            Reads them; its `on_bad_example` does not matter here.
         limit (`int`, *optional*):
             How many to read, from the first; all when missing.
 
@@ -82,12 +82,12 @@ def check_examples(
         [`DataReport`]
     """
     report = DataReport()
-    for position, row in enumerate(islice(_in_order(rows), limit)):
+    for position, example in enumerate(islice(_in_order(examples), limit)):
         report.num_examples += 1
         try:
-            with naming(row, position):
-                sequences = collator.read_sequences(row)
-        except BadRowError as error:
+            with naming(example, position):
+                sequences = collator.read_sequences(example)
+        except BadExampleError as error:
             report.bad.append(str(error))
             continue
         report.tokens.append(sum(len(sequence.input_ids) for sequence in sequences))
@@ -98,23 +98,23 @@ def check_examples(
     return report
 
 
-def refuse_bad_data(rows: Any, collator: DimpleDataCollator, name: str) -> None:
+def refuse_bad_data(examples: Any, collator: DimpleDataCollator, name: str) -> None:
     """
     Reads the first examples of a data set before anything expensive begins.
 
     Args:
-        rows:
+        examples:
             Examples.
         collator ([`DimpleDataCollator`]):
-            Its `on_bad_row` and `max_bad_share` say what is refused.
+            Its `on_bad_example` and `max_bad_share` decide what is refused.
         name (`str`):
             What the error calls the data set.
 
     Raises:
         ValueError: If one is bad, or more than the collator lets be skipped. The message lists them.
     """
-    report = check_examples(rows, collator, NUM_CHECKED)
-    allowed = collator.max_bad_share * report.num_examples if collator.on_bad_row == "skip" else 0
+    report = check_examples(examples, collator, NUM_CHECKED)
+    allowed = collator.max_bad_share * report.num_examples if collator.on_bad_example == "skip" else 0
     if len(report.bad) > allowed:
         raise ValueError(
             f"{name} must hold good examples (got {len(report.bad)} bad ones among the first {report.num_examples}):\n"
@@ -122,8 +122,8 @@ def refuse_bad_data(rows: Any, collator: DimpleDataCollator, name: str) -> None:
         )
 
 
-def _in_order(rows: Any) -> Iterable[Any]:
-    return (rows[index] for index in range(len(rows))) if hasattr(rows, "__getitem__") else rows
+def _in_order(examples: Any) -> Iterable[Any]:
+    return (examples[index] for index in range(len(examples))) if hasattr(examples, "__getitem__") else examples
 
 
 def _bars(values: list[int], num_bins: int = 8, width: int = 40) -> list[str]:

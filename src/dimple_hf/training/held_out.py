@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Answers to a few held-out rows at every evaluation, so that a user sees what the model says in each phase.
-
-Imported by recipes and users.
-"""
+"""Answers to a few held-out examples at every evaluation."""
 
 import importlib
 import logging
@@ -28,7 +25,7 @@ from torch import nn
 from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_wandb_available
 
-from ..data.examples import Conversation, naming, read_row
+from ..data.examples import Conversation, naming, read_example
 from ..processing.image_processing_dimple import load_pil_image
 from .metrics import add_to_logs, logged_prefix
 
@@ -41,13 +38,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class HeldOutAnswer:
     """
-    What the model said.
+    The model's answer to a held-out example.
 
     Args:
         question (`str`):
             Text of the last user turn.
         expected (`str`):
-            The row's own answer.
+            The example's own answer.
         answer (`str`):
             The model's.
         num_forward_passes (`int`):
@@ -67,24 +64,25 @@ class HeldOutAnswer:
 
 class GenerationCallback(TrainerCallback):
     """
-    Answers the last turn of held-out rows at each evaluation, in the model's current mode, and adds to its log entry
+    Answers the last turn of held-out examples at each evaluation, in the model's current mode, and adds to its log
+    entry
 
-    - `eval_answers`: question, answer, expected answer and passes of each row, as text (reporters that take numbers
-      only say that they leave it out),
+    - `eval_answers`: question, answer, expected answer and passes of each example, as text (reporters of
+      numbers log that they leave it out),
     - `eval_exact_match`: share of answers that are the expected ones, but for spaces around them,
     - `eval_passes`: mean number of passes of the model.
 
-    A row with a `structure_prior` is answered under it, but in causal mode, which knows no priors.
+    An example with a `structure_prior` is answered under it, but not in causal mode, which has no priors.
 
     Weights & Biases gets a table with the images, and TensorBoard the images if its writer is given. The entry is
     also what `metric_for_best_model` can name. Put the callback before the reporters with [`add_before_reporters`].
-    Every process generates, because sharded models need all of them; keep the rows few.
+    Every process generates, because sharded models need all of them; keep the examples few.
 
     Args:
         processor ([`DimpleProcessor`]):
             Writes prompts and reads answers.
-        rows (`Sequence[Mapping[str, Any]]`):
-            Rows as [`read_row`] takes them.
+        examples (`Sequence[Mapping[str, Any]]`):
+            Examples as [`read_example`] takes them.
         max_new_tokens (`int`, defaults to 64):
             Positions of an answer.
         image_folder (`str`, *optional*):
@@ -93,27 +91,27 @@ class GenerationCallback(TrainerCallback):
             TensorBoard's writer, the one that `TensorBoardCallback` was made with.
 
     Raises:
-        ValueError: If there are no rows, or one is bad.
+        ValueError: If there are no examples, or one is bad.
     """
 
     def __init__(
         self,
         processor: ProcessorMixin,
-        rows: Sequence[Mapping[str, Any]],
+        examples: Sequence[Mapping[str, Any]],
         max_new_tokens: int = 64,
         image_folder: str | None = None,
         summary_writer: "SummaryWriter | None" = None,
     ) -> None:
-        if not len(rows):
-            raise ValueError("`rows` must hold at least one row (got none)")
+        if not len(examples):
+            raise ValueError("`examples` must hold at least one example (got none)")
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.summary_writer = summary_writer
         self.conversations: list[Conversation] = []
-        for position, row in enumerate(rows):
-            with naming(row, position):
-                self.conversations.append(read_row(row, image_folder))
-        # Apart, because the canvas of a prior would bound the answers of the rows beside it.
+        for position, example in enumerate(examples):
+            with naming(example, position):
+                self.conversations.append(read_example(example, image_folder))
+        # Apart, because the canvas of a prior would bound the answers of the examples beside it.
         under_prior = [conversation.structure_prior is not None for conversation in self.conversations]
         groups = [
             [position for position, flag in enumerate(under_prior) if flag is wanted] for wanted in (False, True)
@@ -153,7 +151,7 @@ class GenerationCallback(TrainerCallback):
                 The model, also wrapped by PEFT. Its training mode is put back.
 
         Returns:
-            `list[HeldOutAnswer]`: One for each row.
+            `list[HeldOutAnswer]`: One for each example.
         """
         was_training = model.training
         model.eval()
@@ -167,7 +165,7 @@ class GenerationCallback(TrainerCallback):
         return [answers[position] for position in range(len(self.conversations))]
 
     def _generate(self, model: nn.Module, inputs: dict[str, Any]) -> list[tuple[str, int]]:
-        """Text and passes of each row of a group."""
+        """Text and passes of each example of a group."""
         tokenizer = self.processor.tokenizer
         device = next(model.parameters()).device
         length: dict[str, int] = {} if "answer_ids" in inputs else {"max_new_tokens": self.max_new_tokens}
@@ -192,7 +190,7 @@ class GenerationCallback(TrainerCallback):
         return list(zip(texts, passes.tolist(), strict=True))
 
     def _prepare_inputs(self, positions: list[int]) -> dict[str, Any]:
-        """Inputs of `generate` for some of the rows, either all under a prior or none."""
+        """Inputs of `generate` for some of the examples, either all under a prior or none."""
         prompts, images = [], []
         conversations = [self.conversations[position] for position in positions]
         for conversation in conversations:
@@ -216,9 +214,11 @@ class GenerationCallback(TrainerCallback):
             wandb = importlib.import_module("wandb")
             if wandb.run is not None:
                 table = wandb.Table(columns=["image", "question", "answer", "expected", "passes"])
-                for image, row in zip(images, answers, strict=True):
+                for image, example in zip(images, answers, strict=True):
                     image = None if image is None else wandb.Image(image)
-                    table.add_data(image, row.question, row.answer, row.expected, row.num_forward_passes)
+                    table.add_data(
+                        image, example.question, example.answer, example.expected, example.num_forward_passes
+                    )
                 wandb.log({"held_out_answers": table}, commit=False)
         if self.summary_writer is not None:
             for index, image in enumerate(images):
@@ -226,7 +226,7 @@ class GenerationCallback(TrainerCallback):
                     self.summary_writer.add_image(f"held_out/{index}", image, step, dataformats="HWC")
 
     def _image(self, conversation: Conversation) -> np.ndarray | None:
-        """The row's last image as 8-bit RGB of shape `(H, W, 3)`, or `None`."""
+        """The example's last image as 8-bit RGB of shape `(H, W, 3)`, or `None`."""
         if not conversation.images:
             return None
         return np.asarray(load_pil_image(conversation.images[-1], len(conversation.images) - 1).convert("RGB"))
@@ -239,6 +239,6 @@ def _last_question(conversation: Conversation) -> str:
 
 def _as_text(answers: list[HeldOutAnswer]) -> str:
     return "\n\n".join(
-        f"{row.question}\n-> {row.answer} ({row.num_forward_passes} passes; expected: {row.expected})"
-        for row in answers
+        f"{example.question}\n-> {example.answer} ({example.num_forward_passes} passes; expected: {example.expected})"
+        for example in answers
     )

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the Trainer does not log by itself: the phase, the accuracy on the learned tokens, the loss by noise level.
+"""Additional metrics: the phase, the accuracy on the learned tokens, the loss by noise level.
 
 The forward pass returns the loss of every learned token ([`DimpleOutput`]); a hook adds them up, and each log entry
-gets their averages since the last one. Imported by recipes and users.
+gets their averages since the last one.
 """
 
 from collections.abc import Callable, Mapping

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Autoregressive first, diffusion second, in one Trainer run.
+"""The two phases of training, autoregressive and diffusion, in one Trainer run.
 
 Source: Dimple, section 3 (arXiv 2505.16990), "Autoregressive-then-Diffusion"; learning rates and clipping differ by
 phase there. Everything is a function of the number of the optimizer step, so that a resumed run, every process and
@@ -126,7 +126,7 @@ class PhaseCallback(TrainerCallback):
         switch_unit (`str`, defaults to `"steps"`):
             What `switch_at` counts: optimizer `"steps"`, `"epochs"`, or the `"fraction"` of the run, in [0, 1].
         causal, diffusion ([`Phase`], *optional*):
-            How the phases run. Without both, learning rate and clipping are what `TrainingArguments` says for the
+            How the phases run. Without both, learning rate and clipping are those of `TrainingArguments` for the
             whole run; with one of them, the other is `Phase()`.
 
     Raises:
@@ -173,7 +173,7 @@ class PhaseCallback(TrainerCallback):
             `int`: Number of causal optimizer steps, at most `state.max_steps`.
 
         Raises:
-            ValueError: If epochs are counted and nobody knows how long one is.
+            ValueError: If epochs are counted and their length is unknown.
         """
         if self.switch_unit == "epochs" and not has_length(train_dataloader):
             raise ValueError("`switch_unit` must be 'steps' or 'fraction' for a data set without a length")

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Recipes: YAML files that say what `dimple-hf train` does, checked as a whole before anything expensive happens.
+"""Recipes: YAML files for `dimple-hf train`, checked as a whole before anything expensive happens.
 
 An unknown key is refused with the nearest known one, a missing file and a contradiction with the position in the YAML
-where they are. `docs/fine_tuning.md` describes every key. Imported by `run`.
+where they are. `docs/fine_tuning.md` describes every key.
 """
 
 import inspect
@@ -45,12 +45,12 @@ REQUIRED_KEYS = ("model", "output_dir", "data", "stages")
 DATA_KEYS = ("train", "eval")
 SOURCE_KEYS = tuple(field.name for field in fields(Source))
 STAGE_KEYS = (*STAGE_FIELDS, "data", "collator", "trainer")
-HELD_OUT_KEYS = ("num_rows", "max_new_tokens")
+HELD_OUT_KEYS = ("num_examples", "max_new_tokens")
 QUANTIZATIONS = ("nf4", "int8")
 DTYPES = ("float32", "bfloat16", "auto")
 ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
-#: Arguments of the Trainer that follow from other parts of a recipe -> where to say it instead.
+#: Arguments of the Trainer that follow from other parts of a recipe -> where to set them instead.
 MANAGED_ARGUMENTS = {
     "output_dir": "`output_dir` of the recipe",
     "seed": "`seed` of the recipe",
@@ -66,7 +66,7 @@ MANAGED_ARGUMENTS = {
     "resume_from_checkpoint": "nothing: the same command goes on where it was interrupted",
     "remove_unused_columns": "nothing: the collator needs all columns",
     "label_smoothing_factor": "nothing: the model computes its own loss",
-    "hub_token": "`hf auth login`: a recipe is no position for a secret",
+    "hub_token": "`hf auth login`: a recipe must not hold secrets",
     "gradient_checkpointing": "`activation_checkpointing`, its new name",
     "gradient_checkpointing_kwargs": "`activation_checkpointing_kwargs`, its new name",
 }
@@ -87,13 +87,13 @@ class HeldOut:
     Which held-out answers are generated at each evaluation.
 
     Args:
-        num_rows (`int`, defaults to 4):
-            How many rows of the evaluation data, from the first; 0: none.
+        num_examples (`int`, defaults to 4):
+            How many examples of the evaluation data, from the first; 0: none.
         max_new_tokens (`int`, defaults to 64):
             Positions of an answer.
     """
 
-    num_rows: int = 4
+    num_examples: int = 4
     max_new_tokens: int = 64
 
 
@@ -106,7 +106,7 @@ class StagePlan:
         stage ([`Stage`]):
             What is trained and how.
         train, eval ([`Source`]):
-            Its rows; `eval` may be `None`.
+            Its examples; `eval` may be `None`.
         collator (`dict[str, Any]`):
             Options of [`DimpleDataCollator`].
         trainer (`dict[str, Any]`):
@@ -192,7 +192,7 @@ _Loader.add_implicit_resolver(
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """Puts the position in the recipe in front of what is wrong there."""
+    """Prefixes errors with their location in the recipe."""
     try:
         yield
     except ValueError as error:
@@ -212,7 +212,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Raises:
         ValueError: If the file is missing or no YAML, a key is unknown or missing, a value is of the wrong kind or out
-            of range, a file is missing, or two values contradict each other. The message begins with the position.
+            of range, a file is missing, or two values contradict each other. The message begins with its location.
     """
     path = Path(path)
     with _at(str(path)):
@@ -323,7 +323,7 @@ def _read_held_out(entries: Mapping[str, Any]) -> HeldOut | None:
     )
     with _at("held_out"):
         options = HeldOut(**_mapping(entries.get("held_out"), HELD_OUT_KEYS))
-        for name, least in (("num_rows", 0), ("max_new_tokens", 1)):
+        for name, least in (("num_examples", 0), ("max_new_tokens", 1)):
             value = getattr(options, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be an integer >= {least} (got {value!r})")

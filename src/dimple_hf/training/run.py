@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs a recipe: the stages in order, each with a plain `Trainer`, each from what the one before it left.
+"""Runs a recipe: each stage with a plain `Trainer`, starting from the result of the stage before.
 
 What was done is read from the stages' directories, so the same command goes on wherever it was interrupted: finished
 stages are skipped, the current one resumes from its last whole checkpoint.
@@ -139,7 +139,7 @@ def trainer_settings(recipe: Recipe, plan: StagePlan, num_processes: int) -> dic
 
 def build_training_arguments(recipe: Recipe, plan: StagePlan, num_processes: int) -> TrainingArguments:
     """Builds the arguments of [`trainer_settings`]; what transformers refuses in them is a `ValueError`."""
-    # Said aloud, because without it the Trainer refuses bf16 on a machine that has nothing but a CPU.
+    # Explicit, because without it the Trainer refuses bf16 on a machine that has nothing but a CPU.
     settings = {"use_cpu": not torch.accelerator.is_available()} | trainer_settings(recipe, plan, num_processes)
     try:
         args = TrainingArguments(**settings)
@@ -221,7 +221,7 @@ def describe_plan(recipe: Recipe, num_processes: int) -> list[dict[str, Any]]:
             Processes that train together.
 
     Returns:
-        `list[dict[str, Any]]`: For each stage its settings, its position, and what is left to do.
+        `list[dict[str, Any]]`: For each stage its settings, and what is left to do.
     """
     described = []
     for plan in recipe.plans:
@@ -267,11 +267,11 @@ def train_recipe(recipe: Recipe, num_processes: int = 1) -> Path:
     # All of them before the first model, so that nothing is refused after hours of training.
     joins = not (recipe.attn_implementation or "").startswith("flash")
     collators = [DimpleDataCollator(processor, **{"join_turns": joins} | plan.collator) for plan in todo]
-    rows = [(plan.train.load(recipe_dir), plan.eval and plan.eval.load(recipe_dir)) for plan in todo]
-    for plan, collator, (train_rows, _) in zip(todo, collators, rows, strict=True):
-        refuse_bad_data(train_rows, collator, f"{recipe.path}: stage {plan.stage.name}: data.train")
-    for plan, collator, (train_rows, eval_rows) in zip(todo, collators, rows, strict=True):
-        run_stage(recipe, plan, num_processes, collator, train_rows, eval_rows)
+    examples = [(plan.train.load(recipe_dir), plan.eval and plan.eval.load(recipe_dir)) for plan in todo]
+    for plan, collator, (train_examples, _) in zip(todo, collators, examples, strict=True):
+        refuse_bad_data(train_examples, collator, f"{recipe.path}: stage {plan.stage.name}: data.train")
+    for plan, collator, (train_examples, eval_examples) in zip(todo, collators, examples, strict=True):
+        run_stage(recipe, plan, num_processes, collator, train_examples, eval_examples)
     return result
 
 
@@ -280,8 +280,8 @@ def run_stage(
     plan: StagePlan,
     num_processes: int,
     collator: DimpleDataCollator,
-    train_rows: Any,
-    eval_rows: Any,
+    train_examples: Any,
+    eval_examples: Any,
 ) -> None:
     """
     Trains one stage, from its last whole checkpoint if there is one, in five steps:
@@ -301,8 +301,8 @@ def run_stage(
             Processes that train together.
         collator ([`DimpleDataCollator`]):
             Makes the batches; its processor is saved with the model.
-        train_rows, eval_rows:
-            Rows with `len` and integer indices; `eval_rows` may be `None`.
+        train_examples, eval_examples:
+            Examples with `len` and integer indices; `eval_examples` may be `None`.
     """
     # 1. Arguments
     args = build_training_arguments(recipe, plan, num_processes)
@@ -318,18 +318,22 @@ def run_stage(
     # 3. Trainer. One that resumes after the last of `max_steps` would take another step, because it looks for the end
     # after each step and epoch only. With a single row, as many epochs are over as steps, and there is nothing to do.
     if checkpoint is not None and is_at_end(checkpoint):
-        train_rows = train_rows.take(1) if isinstance(train_rows, IterableDataset) else Subset(train_rows, [0])
+        train_examples = (
+            train_examples.take(1) if isinstance(train_examples, IterableDataset) else Subset(train_examples, [0])
+        )
     trainer = StageTrainer(
         plan.stage.learning_rate_multipliers or {},
         model=model,
         args=args,
         data_collator=collator,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
+        train_dataset=train_examples,
+        eval_dataset=eval_examples,
         processing_class=collator.processor,
         callbacks=[plan.stage.phase_callback(), FiniteLossCallback()],
     )
-    add_before_reporters(trainer, MetricsCallback(), *_held_out_callbacks(recipe, plan, collator.processor, eval_rows))
+    add_before_reporters(
+        trainer, MetricsCallback(), *_held_out_callbacks(recipe, plan, collator.processor, eval_examples)
+    )
 
     # 4. Training
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -400,13 +404,13 @@ def load_model(recipe: Recipe, plan: StagePlan) -> PreTrainedModel | PeftModel:
 
 
 def _held_out_callbacks(
-    recipe: Recipe, plan: StagePlan, processor: ProcessorMixin, eval_rows: Any
+    recipe: Recipe, plan: StagePlan, processor: ProcessorMixin, eval_examples: Any
 ) -> list[GenerationCallback]:
-    if eval_rows is None or recipe.held_out is None or recipe.held_out.num_rows == 0:
+    if eval_examples is None or recipe.held_out is None or recipe.held_out.num_examples == 0:
         return []
-    rows = [eval_rows[index] for index in range(min(recipe.held_out.num_rows, len(eval_rows)))]
+    examples = [eval_examples[index] for index in range(min(recipe.held_out.num_examples, len(eval_examples)))]
     folder = plan.collator.get("image_folder")
-    return [GenerationCallback(processor, rows, recipe.held_out.max_new_tokens, image_folder=folder)]
+    return [GenerationCallback(processor, examples, recipe.held_out.max_new_tokens, image_folder=folder)]
 
 
 def write_stage_file(recipe: Recipe, plan: StagePlan, finished: bool) -> None:

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Random draws that depend on where a training run is, and on nothing that happened before.
+"""Random draws that depend on the position in a training run only.
 
 `forward` draws its masks from torch's global generator. Seeding it for the span of one optimizer step, from the step's
 number, makes the masks of a resumed run those of the uninterrupted one, and lets processes that the Trainer seeds
-alike draw different ones. Imported by `phases`.
+alike draw different ones.
 """
 
 from contextlib import ExitStack

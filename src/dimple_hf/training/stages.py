@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The stages of training: which parts of the model move, in which attention mode, and how fast.
+"""The stages of training: trained parts, attention mode and defaults.
 
 Source: Dimple, section 4 (arXiv 2505.16990): alignment and instruction tuning are causal, diffusion tuning is
 bidirectional, the vision tower stays frozen.
@@ -167,7 +167,7 @@ class Stage:
     def training_arguments(self) -> dict[str, Any]:
         """
         Returns:
-            `dict[str, Any]`: What `TrainingArguments` must say for this stage.
+            `dict[str, Any]`: Keyword arguments of `TrainingArguments` for this stage.
         """
         length = {"max_steps": self.max_steps} if self.num_epochs is None else {"num_train_epochs": self.num_epochs}
         return {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm, **length}

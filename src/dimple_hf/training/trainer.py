@@ -52,10 +52,10 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         """CHANGED: lengths are those of the examples as they are written; the Trainer wants a column of them."""
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(rows, "__len__"):
+        examples = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(examples, "__len__"):
             return super()._get_train_sampler(train_dataset)
-        lengths = [example_length(rows[index]) for index in range(len(rows))]
+        lengths = [example_length(examples[index]) for index in range(len(examples))]
         return LengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths
         )
@@ -89,7 +89,7 @@ def split_groups(optimizer: torch.optim.Optimizer, model: nn.Module, multipliers
     optimizer.param_groups[:] = groups
 
 
-def example_length(row: Mapping[str, Any]) -> int:
+def example_length(example: Mapping[str, Any]) -> int:
     """About how long an example is: its characters, and `IMAGE_LENGTH` for each image. No image is opened."""
 
     def length(value: Any) -> int:
@@ -100,4 +100,4 @@ def example_length(row: Mapping[str, Any]) -> int:
             return own or sum(length(part) for part in value.values())
         return sum(length(part) for part in value) if isinstance(value, (list, tuple)) else 0
 
-    return sum(length(row.get(name)) for name in ("messages", "conversations", "prompt", "completion", "system"))
+    return sum(length(example.get(name)) for name in ("messages", "conversations", "prompt", "completion", "system"))
