@@ -377,8 +377,8 @@ class DimpleDataCollator:
 
     def _pad_answer(self, prompt: list[int], answer: list[int], pixel_values: torch.Tensor | None) -> list[int]:
         """Adds the run of padding that ends the answer, of a length drawn from the seed, the tokens and the images.
-        Without the images, all examples of one question and answer would have one length, which would give away the answer
-        to a model that sees the whole canvas."""
+        Without the images, all examples of one question and answer would have one length, which would give away the
+        answer to a model that sees the whole canvas."""
         shortest, longest = answer_length_bounds(len(answer))
         longest = max(longest, self.canvas_length or 0)
         checksum = zlib.crc32(np.array([*prompt, *answer], dtype="<i8").tobytes())
