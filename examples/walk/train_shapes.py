@@ -17,8 +17,8 @@
 """Train a LoRA adapter that says which shape an image shows, filled or empty: the program of docs/walk.md.
 
 What it shows: (1) adapt every linear layer by LoRA, and train the projector, the embeddings and the head in full,
-because image and words are new to the model, (2) train by masked diffusion, as the base was, (3) answer held-out
-questions at each evaluation, (4) save adapter, processor and logs.
+because image and words are new to the model, (2) learn to answer causally, then by masked diffusion, (3) answer
+held-out questions at each evaluation, (4) save adapter, processor and logs.
 
 Command:
     python examples/walk/draw_shapes.py my-shapes
@@ -45,6 +45,7 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.training import (
     DimpleDataCollator,
     GenerationCallback,
+    Phase,
     PhaseCallback,
     add_before_reporters,
     lora_config,
@@ -85,7 +86,6 @@ def make_trainer(
         max_steps=max_steps,
         per_device_train_batch_size=32,
         learning_rate=2e-3,
-        warmup_steps=10,
         adam_beta2=0.98,
         eval_strategy="steps",
         eval_steps=max(1, max_steps // 8),
@@ -95,6 +95,7 @@ def make_trainer(
         remove_unused_columns=False,
         seed=seed,
     )
+    phases = PhaseCallback(0.3, "fraction", causal=Phase(warmup_ratio=0.1, decay_ratio=0), diffusion=Phase())
     held_out = load_rows(folder / "held_out.jsonl")[:NUM_SHOWN]
     trainer = Trainer(
         model,
@@ -102,7 +103,7 @@ def make_trainer(
         train_dataset=load_rows(folder / "train.jsonl"),
         eval_dataset=held_out,
         data_collator=DimpleDataCollator(processor, image_folder=folder),
-        callbacks=[PhaseCallback(switch_at=0)],
+        callbacks=[phases],
     )
     add_before_reporters(trainer, GenerationCallback(processor, held_out, max_new_tokens=16, image_folder=str(folder)))
     return trainer
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("folder", type=Path, help="images with `train.jsonl` and `held_out.jsonl`")
     parser.add_argument("output", type=Path, help="directory for the adapter, its processor and the logs")
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="base (default: the small one of the package)")
-    parser.add_argument("--steps", type=int, default=160, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of new weights, order and masks (default: %(default)s)")
     args = parser.parse_args(arguments)
 
