@@ -56,6 +56,7 @@ from dimple_hf.batch.prompts import PromptReader, open_rows
 from dimple_hf.batch.results import ResultFiles, whole_lines
 from dimple_hf.batch.run import answer_rows
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.data.image_features import ImageFeatures
 from dimple_hf.data.sources import Source
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
@@ -117,12 +118,15 @@ def write_rows(folder: Path, num_rows: int, most_images: int, is_large: bool = F
 class Arms:
     """The three arms over one set of rows; each returns the texts of the answers, in row order."""
 
-    def __init__(self, model: Any, processor: Any, path: Path, batch_size: int) -> None:
+    def __init__(
+        self, model: Any, processor: Any, path: Path, batch_size: int, max_new_tokens: int | None = None
+    ) -> None:
         rows, folder = open_rows(Source(str(path)))
         self.folder = path.parent
         self.batch_size = batch_size
         self.reader = PromptReader(rows, processor, folder)
-        self.answerer = Answerer(model, processor)
+        self.answerer = Answerer(model, processor, options={"max_new_tokens": max_new_tokens})
+        self.options = self.answerer.options | {"do_sample": False}
         starts = range(0, len(rows), batch_size)
         self.batches = [list(range(start, min(start + batch_size, len(rows)))) for start in starts]
         self.ready = [self.prepare(batch) for batch in self.batches]
@@ -132,7 +136,7 @@ class Arms:
         return prepare([self.reader.read(row) for row in batch], self.answerer.processor)
 
     def generate(self) -> list[str]:
-        outputs = [self.answerer.model.generate(**inputs, do_sample=False) for inputs in self.ready]
+        outputs = [self.answerer.model.generate(**inputs, **self.options) for inputs in self.ready]
         return [
             text for inputs, output in zip(self.ready, outputs, strict=True) for text in self.texts(inputs, output)
         ]
@@ -141,7 +145,7 @@ class Arms:
         texts = []
         for batch in self.batches:
             inputs = self.prepare(batch)
-            texts += self.texts(inputs, self.answerer.model.generate(**inputs, do_sample=False))
+            texts += self.texts(inputs, self.answerer.model.generate(**inputs, **self.options))
         return texts
 
     def texts(self, inputs: BatchFeature, output: torch.LongTensor) -> list[str]:
@@ -150,6 +154,7 @@ class Arms:
 
     def batch(self) -> list[str]:
         self.num_runs += 1
+        self.answerer.features = ImageFeatures(self.answerer.model)  # each round encodes its images
         output = self.folder / f"answers-{self.num_runs}.jsonl"
         results = ResultFiles(output, range(len(self.reader.rows)), {})
         with redirect_stderr(io.StringIO()):  # its progress bar
@@ -233,6 +238,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="checkpoint (default: the package's)")
     parser.add_argument("--rows", type=int, default=64, help="rows of a round (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, help="positions of an answer (default: the model's)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
@@ -244,7 +250,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, most_images in ROW_SETS.items():
         with tempfile.TemporaryDirectory() as folder:
             path = write_rows(Path(folder), args.rows, most_images, is_large="large" in name)
-            arms = Arms(model, processor, path, args.batch_size)
+            arms = Arms(model, processor, path, args.batch_size, args.max_new_tokens)
             results[name] = measure(arms, args.repeats)
     report = {
         "benchmark": "batch",

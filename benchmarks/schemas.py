@@ -17,6 +17,7 @@
 - `valid`: of accepted schemas, share of the valid instances that an answer can be.
 - `invalid`: of accepted schemas, number of the invalid instances that an answer can be.
 - `build_ms`: processor time to build a schema for the tokenizer, the first time: median and 99th percentile.
+- `memory_mb`: growth of the process's peak memory over all schemas.
 
 The schemas are not part of the project: a file of JSON lines with `schema` and `tests` (a list of `data` and `valid`),
 such as MaskBench's (guidance-ai/jsonschemabench), gzipped or not. llguidance and xgrammar are measured where they are
@@ -32,12 +33,14 @@ import argparse
 import gzip
 import importlib.util
 import json
+import resource
 import shlex
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +52,11 @@ from dimple_hf import DimpleTokenizer, StructurePrior
 Accepts = Callable[[str], bool]
 
 
-def dimple_engine(tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> Callable[[Any], Accepts]:
-    """This package: any-order constraints, here asked for whole answers."""
+def dimple_engine(tokenizer: PreTrainedTokenizerBase, **options: Any) -> Callable[[Any], Accepts]:
+    """This package, with options of `from_json_schema`; here it is given whole answers."""
 
     def build(schema: Any) -> Accepts:
-        canvas = StructurePrior.from_json_schema(schema, max_tokens=max_tokens).canvas(tokenizer)
+        canvas = StructurePrior.from_json_schema(schema, **options).canvas(tokenizer)
 
         def accepts(text: str) -> bool:
             try:
@@ -110,8 +113,8 @@ def xgrammar_engine(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Accep
 
 
 ENGINES: dict[str, Callable[[PreTrainedTokenizerBase], Callable[[Any], Accepts]]] = {
-    "dimple_hf": lambda tokenizer: dimple_engine(tokenizer, None),
-    "dimple_hf, 2048 tokens": lambda tokenizer: dimple_engine(tokenizer, 2048),
+    "dimple_hf": dimple_engine,
+    "dimple_hf, any order": partial(dimple_engine, any_order=True, max_tokens=2048),
     "llguidance": llguidance_engine,
     "xgrammar": xgrammar_engine,
 }
@@ -120,6 +123,7 @@ ENGINES: dict[str, Callable[[PreTrainedTokenizerBase], Callable[[Any], Accepts]]
 def measure(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """One engine on all schemas."""
     times, counts, reasons = [], Counter[str](), Counter[str]()
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for row in rows:
         counts["schemas"] += 1
         start = time.process_time()
@@ -143,6 +147,7 @@ def measure(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> 
         "invalid": f"{counts['invalid accepted']} of {counts['invalid']}",
         "build_ms": 1000 * statistics.median(ordered),
         "build_ms_p99": 1000 * ordered[int(0.99 * len(ordered))],
+        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024,
         "refused": dict(reasons.most_common(12)),
     }
 
@@ -180,7 +185,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         result = report["engines"][name] = measure(ENGINES[name](tokenizer), rows)
         print(
             f"| {name} | {result['accepted']:.1%} | {result['valid']:.1%} | {result['invalid']} "
-            f"| {result['build_ms']:.1f} | {result['build_ms_p99']:.0f} |",
+            f"| {result['build_ms']:.1f} | {result['build_ms_p99']:.0f} | {result['memory_mb']:.0f} |",
             flush=True,
         )
         if args.output is not None:

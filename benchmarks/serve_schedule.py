@@ -13,7 +13,8 @@
 # limitations under the License.
 """Compares two ways to share the model among requests of mixed lengths and kinds, in one process and one run.
 
-`steps`: the server's. Requests join and leave between two denoising steps, whatever their length, sampling or prior.
+`steps`: the server's. Requests join and leave between two denoising steps, whatever their length, sampling or prior;
+rows of about the same length share a forward pass. `wide`: the same with the classes of length of accelerators.
 `kinds`: what it did before. Requests that want the same kind of answer run as one batch to its end; others wait.
 
 Both get the same requests at the same times: answers of 8 to 256 positions, free, drawn with a seed, and under a
@@ -52,7 +53,7 @@ from dimple_hf import StructurePrior
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.processing.structure_prior_dimple import canvas_inputs
 from dimple_hf.serve.jobs import Job, Progress, collate
-from dimple_hf.serve.worker import Worker
+from dimple_hf.serve.worker import LENGTH_CLASSES, Worker
 
 LENGTHS = (8, 8, 16, 16, 32, 64, 128, 256)
 
@@ -96,7 +97,11 @@ class KindBatches:
 
 
 class StepBatches(Worker):
-    """The server's worker, without its thread."""
+    """The server's worker, without its thread; with other classes of length if they are given."""
+
+    def __init__(self, model: Any, tokenizer: Any, length_classes: tuple[int, ...] | None = None):
+        super().__init__(model, tokenizer, MAX_ROWS)
+        self.length_classes = length_classes or self.length_classes
 
     @property
     def is_busy(self) -> bool:
@@ -208,7 +213,8 @@ def compare(num_requests: int, rates: list[float], threshold: float | None, devi
     jobs = make_jobs(processor, num_requests, threshold, seed=0)
     expected = own_answers(model, processor, jobs)
     arms: dict[str, Any] = {
-        "steps": lambda: StepBatches(model, processor.tokenizer, MAX_ROWS),
+        "steps": lambda: StepBatches(model, processor.tokenizer),
+        "wide": lambda: StepBatches(model, processor.tokenizer, LENGTH_CLASSES),
         "kinds": lambda: KindBatches(model, processor.tokenizer),
     }
     result: dict[str, Any] = {}

@@ -41,7 +41,8 @@ def benchmark(repo_root: Path) -> ModuleType:
 def report(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run of the script; its file holds what it returns."""
     path = tmp_path_factory.mktemp("benchmark") / "batch.json"
-    report = benchmark.main(["--rows", "4", "--batch-size", "2", "--repeats", "2", "--output", str(path)])
+    size = ["--rows", "4", "--batch-size", "2", "--repeats", "2", "--max-new-tokens", "4"]
+    report = benchmark.main([*size, "--output", str(path)])
     assert json.loads(path.read_text()) == report
     return report
 
@@ -75,6 +76,6 @@ def test_measure_notices_arms_that_answer_differently(
     """Control: of an arm that is at other work, the share of equal answers says so."""
     processor = benchmark.AutoProcessor.from_pretrained(benchmark.FORMS_CHECKPOINT)
     model = benchmark.AutoModelForImageTextToText.from_pretrained(benchmark.FORMS_CHECKPOINT).eval()
-    arms = benchmark.Arms(model, processor, benchmark.write_rows(tmp_path, 2, 1), 2)
+    arms = benchmark.Arms(model, processor, benchmark.write_rows(tmp_path, 2, 1), 2, 4)
     monkeypatch.setattr(arms, "loop", lambda: ["another answer"] * 2)
     assert benchmark.measure(arms, 2)["same_answers"] == 0

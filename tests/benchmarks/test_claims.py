@@ -102,6 +102,7 @@ def test_both_losses_in_one_step_are_their_mean(untrained: Path, tmp_path: Path)
     assert causal != diffusion  # control
 
 
+@pytest.mark.slow
 def test_claims_interrupted_goes_on_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of training are at stake. Within a stage it is the recipe's own resuming, which has its tests."""
     for name, value in (("LENGTHS", (16,)), ("THRESHOLDS", (0.95,)), ("FIXED_STEPS", (1,)), ("CURVE_POINTS", 2)):

@@ -73,6 +73,7 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_demo_serves_the_page_to_this_machine_alone_and_stops_on_interrupt() -> None:
     """No other machine is asked for anything, nor can one reach the page; statistics are off whatever was set."""
     with running() as (process, url):

@@ -34,6 +34,9 @@ from test_push_and_pull import finish, start
 
 pytest.importorskip("matplotlib")  # the figure
 
+#: Half a minute; its parts are tested where they belong.
+pytestmark = pytest.mark.slow
+
 BASE, ADAPTER = "me/dimple-forms", "me/my-shapes"
 
 

@@ -170,7 +170,7 @@ def test_optional_and_repeated_parts_come_as_often_as_they_may(
     inputs = inputs_of(processor, prior, "question")
     outputs = [
         model.generate(
-            **inputs, do_sample=True, num_return_sequences=32, unmasking="random", confidence_threshold=None,
+            **inputs, do_sample=True, num_return_sequences=8, unmasking="random", confidence_threshold=None,
             logits_processor=[PreferPadding(amount)],
         )
         for amount in (0, 1, 2, 3)

@@ -14,9 +14,11 @@
 """The small model in single precision, in which a batch decides exactly as single rows do, and its processor."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -24,7 +26,23 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 for folder in (Path(__file__).parent, Path(__file__).resolve().parents[2] / "benchmarks"):
     sys.path.insert(0, str(folder))
 
+from server_process import ServerProcess  # noqa: E402
+
 from dimple_hf.checkpoints import FORMS_CHECKPOINT  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    """One for all tests that leave it as it was."""
+    server = ServerProcess("--dtype", "float32", "--allow-remote-images")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -43,25 +43,6 @@ SAME = [
 ]
 
 
-CALIBRATION = Calibration({"predicate": 2.0, "choice": 0.5})
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    checkpoint = tmp_path_factory.mktemp("served") / FORMS_CHECKPOINT.name
-    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
-    CALIBRATION.save_pretrained(checkpoint)
-    server = ServerProcess(str(checkpoint), "--calibrated", "--dtype", "float32")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        yield client
-
-
 def image_input(seed: int) -> list[dict[str, Any]]:
     parts = [
         {"type": "input_image", "image_url": data_url(noise_image(seed))},
@@ -71,13 +52,11 @@ def image_input(seed: int) -> list[dict[str, Any]]:
 
 
 def test_decisions_are_those_of_the_engine(client: openai.OpenAI, forms_model: Any, forms_processor: Any) -> None:
-    """Parsed by the SDK: a probability, a typed choice, an expected level; equal to `decide`, calibrated."""
+    """Parsed by the SDK: a probability, a typed choice, an expected level; equal to `decide`."""
     decision = client.decisions.create(model="forms", input=image_input(3), questions=QUESTIONS)
     predicate, choice, score = decision.answers
     content = [{"type": "image", "image": noise_image(3)}, {"type": "text", "text": "A form."}]
-    asked = (forms_model, forms_processor, [{"role": "user", "content": content}], SAME)
-    expected = decide(*asked, calibration=CALIBRATION)
-    assert abs(decide(*asked)[0].probability - expected[0].probability) > 1e-2  # control
+    expected = decide(forms_model, forms_processor, [{"role": "user", "content": content}], SAME)
     assert (predicate.type, predicate.name) == ("predicate", "high")
     assert predicate.probability == pytest.approx(expected[0].probability, abs=1e-4)
     assert [option.value for option in choice.probabilities] == ["a", "true", True]
@@ -184,3 +163,25 @@ def test_decisions_come_between_the_steps_of_a_long_answer(client: openai.OpenAI
     assert len(decision.answers) == 3
     thread.join()
     assert json.dumps(decision.answers[0].probability)
+
+
+@pytest.mark.slow
+def test_calibrated_server_divides_by_the_temperatures_beside_the_model(
+    forms_model: Any, forms_processor: Any, tmp_path: Path
+) -> None:
+    """A server of its own, about 10 s."""
+    calibration = Calibration({"predicate": 0.2})
+    checkpoint = tmp_path / FORMS_CHECKPOINT.name
+    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
+    calibration.save_pretrained(checkpoint)
+    server = ServerProcess(str(checkpoint), "--calibrated", "--dtype", "float32")
+    try:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            found = client.decisions.create(model="forms", input="The price is 700.", questions=[PREDICATE])
+    finally:
+        server.stop()
+    asked = (forms_model, forms_processor, "The price is 700.", SAME[:1])
+    assert found.answers[0].probability == pytest.approx(
+        decide(*asked, calibration=calibration)[0].probability, abs=1e-4
+    )
+    assert abs(found.answers[0].probability - decide(*asked)[0].probability) > 1e-2  # control

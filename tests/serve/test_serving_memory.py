@@ -17,6 +17,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -25,8 +26,10 @@ from server_process import body, messages
 from starlette.requests import Request
 
 from dimple_hf.serve import Limits, build_app
+from dimple_hf.serve import app as app_module
 from dimple_hf.serve.chat import read_body
 from dimple_hf.serve.limits import RefusedRequest
+from dimple_hf.serve.processes import TaskLimits
 
 JSON = {"content-type": "application/json"}
 
@@ -46,42 +49,45 @@ def num_refusals() -> Iterator[Any]:
 async def pieces() -> AsyncIterator[bytes]:
     """A body that announces no length."""
     for _ in range(4):
-        yield bytes(1 << 10)
+        yield bytes(1 << 19)
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (body()[:-5], 400),
-        (pieces, 413),
-        (body(messages=messages(0)).replace(b"base64,iVBOR", b"base64,AAAAA"), 400),
-        (body(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}), 400),
-    ],
-    ids=["broken JSON", "too large", "broken image", "endless pattern"],
-)
-def test_refused_request_leaves_nothing_after(
-    sent: Any, status: int, forms_model: Any, forms_processor: Any, num_refusals: Any
+#: What is sent, by name, and the status of its refusal.
+REFUSED = {
+    "broken JSON": (body()[:-5], 400),
+    "too large": (pieces, 413),
+    "broken image": (body(messages=messages(0)).replace(b"base64,iVBOR", b"base64,AAAAA"), 400),
+    "endless pattern": (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}),
+        400,
+    ),
+}
+
+
+def test_refused_requests_leave_nothing_after(
+    forms_model: Any, forms_processor: Any, num_refusals: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error knows the frames that it came through, with the body and whatever was made of it by then."""
-    limits = Limits(max_body_bytes=2 << 10) if callable(sent) else Limits()
-    app = build_app(forms_model, forms_processor, "forms", limits)
+    """Their errors know the frames that they came through, with the body and whatever was made of it by then."""
+    monkeypatch.setattr(app_module, "TaskLimits", partial(TaskLimits, seconds=1))
+    app = build_app(forms_model, forms_processor, "forms", Limits(max_body_bytes=1 << 20))
 
-    async def ask() -> int:
+    async def ask() -> None:
         transport = httpx2.ASGITransport(app=app)
         async with (
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://forms") as client,
         ):
-            content = sent() if callable(sent) else sent
-            response = await client.post("/v1/chat/completions", content=content, headers=JSON)
-            assert response.json()["error"]["message"]
-            return response.status_code
+            for name, (sent, status) in REFUSED.items():
+                content = sent() if callable(sent) else sent
+                response = await client.post("/v1/chat/completions", content=content, headers=JSON)
+                assert response.status_code == status, name
+                assert response.json()["error"]["message"]
+                deadline = time.monotonic() + 10
+                while num_refusals():  # the thread that raised it lets go of it a moment later
+                    assert time.monotonic() < deadline, name
+                    await asyncio.sleep(0.01)
 
-    assert asyncio.run(ask()) == status
-    deadline = time.monotonic() + 10
-    while num_refusals():  # the thread that raised it lets go of it a moment later
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    asyncio.run(ask())
 
 
 def test_error_of_a_body_holds_it_until_its_traceback_is_gone(num_refusals: Any) -> None:

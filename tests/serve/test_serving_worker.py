@@ -27,7 +27,7 @@ from dimple_hf.modeling.denoising_dimple import Sampler
 from dimple_hf.serve.batch import Batch
 from dimple_hf.serve.jobs import Job, Progress, ServerFault, TokenLogprob, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText, Logprobs
-from dimple_hf.serve.worker import Worker, admit_first, length_class
+from dimple_hf.serve.worker import CPU_LENGTH_CLASSES, LENGTH_CLASSES, Worker, admit_first
 
 #: One position a pass, so that there are as many passes as positions.
 SLOWLY = {"confidence_threshold": None}
@@ -131,8 +131,16 @@ def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     assert admit_first([], [], 4, 1) == 0
 
 
-def test_length_classes_part_short_answers_from_long_ones() -> None:
-    assert [length_class(length) for length in (1, 64, 65, 128, 129, 512, 513)] == [0, 0, 1, 1, 2, 3, 4]
+def test_rows_share_passes_with_those_of_about_their_length(forms_model: Any, forms_processor: Any) -> None:
+    """A short answer must not cost as many positions as a long one; on a CPU the classes are narrower."""
+    prompt = row(forms_processor, [{"role": "user", "content": "Hello."}])
+    assert Worker(forms_model, forms_processor.tokenizer, 8).length_classes == CPU_LENGTH_CLASSES
+    for classes, sizes in ((CPU_LENGTH_CLASSES, [2, 1, 1, 1]), (LENGTH_CLASSES, [4, 1])):
+        worker = Worker(forms_model, forms_processor.tokenizer, 8)
+        worker.length_classes = classes
+        for length in (8, 16, 17, 64, 65):
+            worker._add(Job(prompt, None, length))
+        assert [len(batch.rows) for _, batch in sorted(worker.batches.items())] == sizes
 
 
 def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:

@@ -74,7 +74,9 @@ def assert_same_prediction(found: dict[str, Any], expected: dict[str, Any]) -> N
     assert len(expected["rows"]) == 5
 
 
-@pytest.mark.parametrize("mode", ["plain", "checkpointing", "adapter"])
+@pytest.mark.parametrize(
+    "mode", ["plain", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("checkpointing", "adapter"))]
+)
 def test_training_on_two_processes_equals_one_whatever_a_micro_batch_holds(tmp_path: Path, mode: str) -> None:
     """Rows with and without images, in both phases: gradients reach all parameters on each process, losses are
     normalized by the tokens of the whole step, and masks follow from the rows."""

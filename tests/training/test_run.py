@@ -296,6 +296,7 @@ def test_train_recipe_with_peft_trains_one_adapter_through_both_phases(tmp_path:
     assert not torch.allclose(plain(input_ids=tokens).logits, expected, atol=1e-2)  # control: it does adapt
 
 
+@pytest.mark.slow
 def test_train_recipe_with_peft_goes_on_after_an_interruption(tmp_path: Path) -> None:
     """The same as for whole models: losses and adapter are those of the uninterrupted run."""
     peft = {"r": 2, "lora_dropout": 0.1}

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from json.decoder import scanstring  # type: ignore[attr-defined]  # what `json.loads` reads strings with
+from json import JSONDecoder
 from typing import Any
 
 from .answer_layout_dimple import Canvas, Segment
@@ -69,7 +69,7 @@ def confidences_of_json(canvas: Canvas, ids: Sequence[int], token_logprobs: Sequ
     def value(start: int) -> tuple[Any, int]:
         start = _skip(text, start)
         if text[start] == '"':
-            _, end = scanstring(text, start + 1)
+            _, end = JSONDecoder().raw_decode(text, start)
             return probability(start, end), end
         if text[start] not in "[{":
             match = _SCALAR.match(text, start)
@@ -83,7 +83,7 @@ def confidences_of_json(canvas: Canvas, ids: Sequence[int], token_logprobs: Sequ
         start = _skip(text, start + 1)
         while text[start] not in "]}":
             if is_object:
-                name, start = scanstring(text, start + 1)
+                name, start = JSONDecoder().raw_decode(text, start)
                 found[name], start = value(_skip(text, start) + 1)
             else:
                 inner, start = value(start)

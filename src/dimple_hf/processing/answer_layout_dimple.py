@@ -338,9 +338,8 @@ class Canvas:
 
 class CanvasConstraint:
     """
-    What the denoising loop needs of a batch of canvases.
-
-    It has no state but memory.
+    What the denoising loop needs of a batch of canvases: an `AnswerConstraint` of the modeling code, where its methods
+    are described. It has no state but memory.
 
     Args:
         canvases (`Sequence[Canvas | None]`):
@@ -355,11 +354,11 @@ class CanvasConstraint:
 
     @property
     def constrained_rows(self) -> torch.BoolTensor:
-        """`torch.BoolTensor` of shape `(batch_size,)`: `True` at rows with a canvas, which are filled to the end."""
+        """`AnswerConstraint.constrained_rows`: the rows with a canvas."""
         return torch.tensor([canvas is not None for canvas in self.canvases])
 
     def repeat_interleave(self, repeats: int) -> "CanvasConstraint":
-        """The constraint of a batch in which each row comes `repeats` times in a row."""
+        """`AnswerConstraint.repeat_interleave`."""
         return CanvasConstraint([canvas for canvas in self.canvases for _ in range(repeats)])
 
     def mask_logits(
@@ -371,22 +370,7 @@ class CanvasConstraint:
         positions: torch.BoolTensor | None = None,
     ) -> torch.FloatTensor:
         """
-        Forbids at each position what its row's canvas cannot hold there, given what is committed. In place.
-
-        Args:
-            rows (`torch.LongTensor` of shape `(num_rows,)`):
-                Which rows of the batch `answer` holds.
-            answer (`torch.LongTensor` of shape `(num_rows, answer_length)`):
-                Answer tokens.
-            masked (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` where a position is masked.
-            logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`):
-                Scores of `positions`, row by row.
-            positions (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
-                `True` at those of the masked positions that this forward pass can commit; all of them when missing.
-
-        Returns:
-            `torch.FloatTensor` of shape `(num_positions, vocab_size)`: `logits`, -inf at what is forbidden.
+        `AnswerConstraint.mask_logits`, in place.
 
         Raises:
             ValueError: If an answer can no longer be completed: its tokens do not come from its canvas.
@@ -466,23 +450,7 @@ class CanvasConstraint:
         chosen: torch.BoolTensor,
         confidence: torch.FloatTensor,
     ) -> torch.BoolTensor:
-        """
-        Which of the chosen positions can be unmasked together: in the order of confidence, each that still fits the
-        ones before. The first always does.
-
-        Args:
-            rows, answer, masked:
-                As in [`~CanvasConstraint.mask_logits`].
-            proposed (`torch.LongTensor` of shape `(num_rows, answer_length)`):
-                The token that each masked position would take.
-            chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
-                `True` at the masked positions to unmask.
-            confidence (`torch.FloatTensor` of shape `(num_rows, answer_length)`):
-                Confidence of each masked position.
-
-        Returns:
-            `torch.BoolTensor` of shape `(num_rows, answer_length)`: `chosen` without the positions that must wait.
-        """
+        """`AnswerConstraint.accept`: in the order of confidence, each position that still fits the ones before."""
         order = confidence.masked_fill(~chosen, -torch.inf).sort(dim=1, descending=True, stable=True).indices.tolist()
         wanted, flags = proposed.tolist(), chosen.tolist()
         for i, (row, tokens) in enumerate(zip(rows.tolist(), _masked_as_none(answer, masked), strict=True)):

@@ -25,7 +25,7 @@ from typing import Any
 
 from .answer_layout_dimple import Canvas, Segment
 from .byte_dfa_dimple import written
-from .byte_nfa_dimple import ByteNFA
+from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .char_dfa_dimple import CharDFA, CharNFA
 from .token_automaton_dimple import TokenAutomaton, build_automaton
 from .vocabulary_dimple import Vocabulary
@@ -177,6 +177,8 @@ class Members:
             How many generated members a canvas is made for.
         num_before (`int`, *optional*, defaults to 0):
             How many members stand before these.
+        any_order (`bool`, *optional*, defaults to `False`):
+            Whether the named ones may come in any order, in the compact layout.
     """
 
     named: tuple[tuple[str, "Part", bool], ...]
@@ -186,6 +188,7 @@ class Members:
     max_members: int | None = None
     usual_generated: int = 0
     num_before: int = 0
+    any_order: bool = False
 
     @cached_property
     def with_commas(self) -> "Part":
@@ -268,7 +271,7 @@ def _refuse_counted_members(part: Part, checked: set[Part]) -> None:
         if part.min_members or part.max_members is not None:
             raise ValueError('`layout` must be "compact" for `minProperties` and `maxProperties` (got "padded")')
         if _is_wide(part) and len(part.named) ** 2 > 2 * MAX_POSITIONS:  # each may be the first, with all others after
-            raise ValueError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
+            raise TooLargeError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
         for _, value, _ in part.named:
             _refuse_counted_members(value, checked)
 
@@ -420,7 +423,7 @@ class _PaddedLayout:
 
     def _reserve(self, end: int) -> None:
         if end > MAX_POSITIONS or len(self.segments) > MAX_POSITIONS:
-            raise ValueError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
+            raise TooLargeError(f"the prior must need at most {MAX_POSITIONS} tokens (it needs more)")
         self.ids += [self.vocabulary.mask_id] * (end - len(self.ids))
 
 
@@ -438,7 +441,9 @@ def _value_automaton(value: Language, prefix: str, vocabulary: Vocabulary) -> To
     return build_automaton(lambda network: network.segment(content, max_chars, network.end), vocabulary)
 
 
-def padded_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None) -> Canvas:
+def padded_canvas(
+    part: Part, vocabulary: Vocabulary, length: int | None = None, max_states: int = MAX_NODES
+) -> Canvas:
     """
     The canvas in which every slot has its own positions, with padding after a value that does not need them all.
 
@@ -449,12 +454,15 @@ def padded_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None)
             The tokens.
         length (`int`, *optional*):
             Must be `None`: the parts give the length.
+        max_states (`int`, *optional*):
+            Not used: positions of their own are bounded by `MAX_POSITIONS`.
 
     Returns:
         `Canvas`
 
     Raises:
-        ValueError: If a slot cannot hold any of its values, or the canvas gets too long.
+        TooLargeError: If the canvas gets too long.
+        ValueError: If a slot cannot hold any of its values.
     """
     if length is not None:
         raise ValueError(f'`max_tokens` must be None with the layout "padded" (got {length})')
@@ -464,7 +472,9 @@ def padded_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None)
 # Compact: values share one run of positions.
 
 
-def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None) -> Canvas:
+def compact_canvas(
+    part: Part, vocabulary: Vocabulary, length: int | None = None, max_states: int = MAX_NODES
+) -> Canvas:
     """
     The canvas in which all padding stands after the answer's text: only the text that an answer begins with has fixed
     positions, everything after it moves with the lengths of the values.
@@ -474,22 +484,25 @@ def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None
             As for [`padded_canvas`].
         length (`int`, *optional*):
             Its positions. When missing, as many as the values usually need, at most `MAX_SHARED_POSITIONS`.
+        max_states (`int`, *optional*):
+            Most states of its automaton.
 
     Returns:
         `Canvas`
 
     Raises:
-        ValueError: If the answer needs too many states, or nothing that it may be is as short as the canvas.
+        TooLargeError: If the answer needs more states.
+        ValueError: If nothing that it may be is as short as the canvas.
     """
     text, parts = _fixed_beginning(part)
     prefix = vocabulary.encode(text) if text else []
-    is_free = length is None
-    if length is None:
-        length = min(usual_tokens(part, vocabulary), MAX_SHARED_POSITIONS)
     if not parts:
         return Canvas(vocabulary, prefix, [], 0)
     rest = Concat(tuple(parts))
-    automaton = build_automaton(lambda nfa: _Builder(nfa).build(rest, nfa.end), vocabulary)
+    automaton = build_automaton(lambda nfa: _Builder(nfa).build(rest, nfa.end), vocabulary, max_states)
+    is_free = length is None
+    if length is None:
+        length = min(usual_tokens(part, vocabulary), MAX_SHARED_POSITIONS)
     segment = Segment(automaton, len(prefix), max(length, len(prefix)), 0, 1)
     shortest = segment.shortest(MAX_POSITIONS)
     if shortest is None or (not is_free and shortest > length):
@@ -511,7 +524,12 @@ def _fixed_beginning(part: Part) -> tuple[str, list[Part]]:
             text, parts = text + first.text, rest
         elif isinstance(first, Concat):
             parts = [*first.parts, *rest]
-        elif isinstance(first, Members) and first.named and first.named[0][2] and not first.max_members:
+        elif (
+            isinstance(first, Members)
+            and first.named
+            and first.named[0][2]
+            and not (first.max_members or first.any_order)
+        ):
             key, value, _ = first.named[0]
             text += (first.separator if first.num_before else "") + key
             parts = [value, replace(first, named=first.named[1:], num_before=1), *rest]
@@ -607,7 +625,8 @@ class _Builder:
         if isinstance(part, Repeat):
             return self._repeat(part, target)
         if isinstance(part, Members):
-            return _MemberBuilder(self, part, target).run()
+            builder = _UnorderedMemberBuilder if part.any_order else _MemberBuilder
+            return builder(self, part, target).run()
         for item in reversed(part.parts):
             target = self.build(item, target)
         return target
@@ -699,3 +718,34 @@ class _MemberBuilder:
         """A comma before `nodes`, unless they are the first member."""
         node = self.nfa.either(nodes)
         return self.nfa.literal(self.members.separator.encode(), node) if count else node
+
+
+class _UnorderedMemberBuilder:
+    """The members of one object, the named ones in any order: a node for each set of those that have come."""
+
+    def __init__(self, builder: _Builder, members: Members, target: int) -> None:
+        self.builder, self.nfa, self.members, self.target = builder, builder.nfa, members, target
+        self.nodes: dict[int, int] = {}
+
+    def run(self) -> int:
+        members, nfa = self.members, self.nfa
+        after = nfa.placeholder()
+        generated = [self.builder.build(Concat(pair), after) for pair in members.generated]
+        comma = members.separator.encode()
+        nfa.close(after, (self.target, nfa.literal(comma, nfa.either(generated))) if generated else (self.target,))
+        required = sum(1 << index for index, (_, _, is_required) in enumerate(members.named) if is_required)
+        for used in range((1 << len(members.named)) - 1, -1, -1):
+            keys = [self._key(index, used) for index in range(len(members.named)) if not used >> index & 1]
+            nexts = [nfa.literal(b'"', nfa.either(keys))] if keys else []
+            nexts += generated if used & required == required else []
+            ends = [self.target] if used & required == required else []
+            if nexts:
+                node = nfa.either(nexts)
+                ends.append(nfa.literal(comma, node) if used else node)
+            self.nodes[used] = nfa.either(ends)
+        return self.nodes[0]
+
+    def _key(self, index: int, used: int) -> int:
+        """The node before the name of a member, after its quotation mark, when those of `used` have come."""
+        key, value, _ = self.members.named[index]
+        return self.nfa.literal(key[1:].encode(), self.builder.build(value, self.nodes[used | 1 << index]))

@@ -67,6 +67,17 @@ class ByteDFA:
         return bool(self.accepting[state])
 
     @cached_property
+    def _rows(self) -> dict[int, list[int]]:
+        return {}
+
+    def row(self, state: int) -> list[int]:
+        """The state after each byte, -1 where there is none."""
+        found = self._rows.get(state)
+        if found is None:
+            found = self._rows[state] = self.table[state][self.column].tolist()
+        return found
+
+    @cached_property
     def edges(self) -> list[list[tuple[int, int, int]]]:
         """Of each state, the ranges of bytes and the states after them."""
         found = []

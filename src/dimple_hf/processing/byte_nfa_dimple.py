@@ -59,9 +59,17 @@ class ByteNFA:
     Nodes with byte transitions, free transitions (taken without a byte) and segments.
 
     Each method takes the node to end in and returns the node to begin in.
+
+    Args:
+        max_nodes (`int`, *optional*):
+            Most nodes, the states of its segments included.
+
+    Raises:
+        TooLargeError: From its methods, if it gets more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_nodes: int = MAX_NODES) -> None:
+        self.max_nodes = max_nodes
         self.edges: list[list[tuple[int, int, int]]] = []
         self.free: list[tuple[int, ...]] = []
         self.segment_of: list[Segment | None] = []
@@ -75,8 +83,8 @@ class ByteNFA:
         free: tuple[int, ...] = (),
         segment: Segment | None = None,
     ) -> int:
-        if len(self.edges) + self._num_segment_states > MAX_NODES:
-            raise TooLargeError(f"the answer must need at most {MAX_NODES} states (it needs more)")
+        if len(self.edges) + self._num_segment_states > self.max_nodes:
+            raise TooLargeError(f"the answer must need at most {self.max_nodes} states (it needs more)")
         self.edges.append(edges or [])
         self.free.append(free)
         self.segment_of.append(segment)

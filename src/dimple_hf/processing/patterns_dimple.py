@@ -53,6 +53,9 @@ _UNICODE_CLASSES = {
 #: Stands for `\p{...}` while Python's parser reads a pattern.
 _FIRST_PROPERTY = 0xF0000
 
+#: How the parser names a repetition without a limit.
+_UNBOUNDED = "MAXREPEAT"
+
 #: `[X]{m,n}` of more repetitions becomes a length.
 MAX_REPEATS_WRITTEN = 24
 
@@ -105,11 +108,11 @@ def _without_long_count(items: list[Any], search: bool) -> tuple[list[Any], int 
     if len(core) != 1 or str(core[0][0]) not in ("MAX_REPEAT", "MIN_REPEAT"):
         return items, None
     low, high, body = core[0][1]
-    if str(high) == "MAXREPEAT" or int(high) <= MAX_REPEATS_WRITTEN or len(body) != 1:
+    if str(high) == _UNBOUNDED or int(high) <= MAX_REPEATS_WRITTEN or len(body) != 1:
         return items, None
     if str(body[0][0]) not in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
         return items, None
-    unbounded = (core[0][0], (low, re._constants.MAXREPEAT, body))  # type: ignore[attr-defined]
+    unbounded = (core[0][0], (low, _UNBOUNDED, body))
     return ([items[0], unbounded, items[2]] if search else [unbounded]), int(high)
 
 
@@ -124,7 +127,8 @@ class _Reader:
         self.properties: list[CharSet] = []
         translated = self._translate(pattern)
         try:
-            self.tree = re._parser.parse(translated)  # type: ignore[attr-defined]  # what `re.compile` itself calls
+            # Python has no public parser of patterns; this is the one that `re.compile` calls.
+            self.tree = re._parser.parse(translated)  # type: ignore[attr-defined]
         except (re.error, OverflowError, RecursionError) as error:
             raise UnsupportedPatternError(f"the pattern must be a regular expression ({error})") from error
         self.flags = self.tree.state.flags
@@ -163,7 +167,7 @@ class _Reader:
             return self.sequence(items, target, (flags | added) & ~removed)
         if operation in ("MAX_REPEAT", "MIN_REPEAT"):
             min_times, max_times, items = argument
-            most = None if str(max_times) == "MAXREPEAT" else int(max_times)
+            most = None if str(max_times) == _UNBOUNDED else int(max_times)
             self.depth_of_loops += most is None
             start = self.nfa.repeat(lambda state: self.sequence(items, state, flags), int(min_times), most, target)
             self.depth_of_loops -= most is None

@@ -53,11 +53,11 @@ from .value_languages_dimple import FORMATS, MAX_DIGITS, PYDANTIC_FORMATS, exact
 #: Deepest nesting of a schema.
 MAX_DEPTH = 64
 
-#: Levels of arrays and objects inside a value about which a schema says nothing.
-FREE_LEVELS = 2
+#: Levels of arrays and objects, inside a value about which a schema says nothing, that a canvas is made for.
+USUAL_FREE_LEVELS = 2
 
-#: Digits of a number there, before the point and after it.
-FREE_DIGITS = 9
+#: Numbers there: of up to 15 digits before the point.
+FREE_NUMBER = r"-?(?:0|[1-9]\d{0,14})(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
 
 #: Kinds of items that an array with `uniqueItems` can hold at most one of each of, when they cannot be enumerated.
 NUM_UNIQUE_KINDS = 6
@@ -70,12 +70,31 @@ MAX_CHOICE_CHARS = 100_000
 
 
 @dataclass(frozen=True)
+class Depth:
+    """
+    How deep values may be nested where the schema sets no limit.
+
+    Args:
+        recursion (`int`):
+            How often a schema that refers to itself is entered on the way to a value.
+        free_levels (`int`):
+            Levels of arrays and objects inside a value about which the schema says nothing.
+        unordered (`int`):
+            Most properties that an object may have in any order.
+    """
+
+    recursion: int = 3
+    free_levels: int = 2
+    unordered: int = 0
+
+
+@dataclass(frozen=True)
 class ReaderOptions:
     """
     How a schema is read.
 
     Args:
-        max_string_tokens, max_items, max_digits, separators:
+        max_string_tokens, max_items, max_digits, separators, any_order:
             See [`~StructurePrior.from_json_schema`].
         is_open (`bool`):
             Whether an object may have properties that its schema does not mention, where it does not say so.
@@ -87,6 +106,7 @@ class ReaderOptions:
     max_items: int = 4
     max_digits: int = MAX_DIGITS
     separators: tuple[str, str] = (",", ":")
+    any_order: bool = False
     is_open: bool = True
     is_pydantic: bool = False
 
@@ -100,8 +120,6 @@ class SchemaReader:
             The whole schema; references are looked up in it.
         options (`ReaderOptions`):
             How it is read.
-        recursion (`int`, *optional*, defaults to 3):
-            How often a schema that refers to itself is entered on the way to a value.
 
     Attributes:
         ignored (`list[str]`): The paths of keywords that are annotations: unknown ones, and unknown formats.
@@ -112,10 +130,10 @@ class SchemaReader:
             supported; with the path.
     """
 
-    def __init__(self, schema: Any, options: ReaderOptions, recursion: int = 3) -> None:
+    def __init__(self, schema: Any, options: ReaderOptions) -> None:
         self.root = schema
         self.options = options
-        self.recursion = recursion
+        self.limits = Depth()
         self.comma, self.colon = options.separators
         self.expander = Expander(schema)
         self.bounds: dict[str, str] = {}
@@ -125,17 +143,18 @@ class SchemaReader:
         self.languages: dict[tuple[Any, ...], Language] = {}
         self.nothing_at: str | None = None
         self.depth = 0
+        self._find_recursion((Atom(schema, "$"),))
 
     @property
     def ignored(self) -> list[str]:
         """The paths of keywords that are annotations."""
         return [*self.expander.ignored, *self.formats_ignored]
 
-    def part(self) -> Part:
-        """The parts of the whole text."""
-        root: Conjunction = (Atom(self.root, "$"),)
-        self._find_recursion(root)
-        part = self._value(root, "$", self.recursion)
+    def part(self, limits: Depth) -> Part:
+        """The parts of the whole text; `bounds` are then those of these limits."""
+        if limits != self.limits:
+            self.limits, self.parts, self.bounds, self.nothing_at = limits, {}, {}, None
+        part = self._value((Atom(self.root, "$"),), "$", limits.recursion)
         if part is None:
             raise ValueError(
                 f"`schema` must allow at least one value at {self.nothing_at or '$'} (its keywords allow none)"
@@ -187,13 +206,13 @@ class SchemaReader:
         """What a conjunction allows; `None` if nothing. `left`: how often a recursive one may still be entered."""
         if all(isinstance(atom.schema, bool) for atom in conjunction):
             if all(atom.schema == atom.holds for atom in conjunction):
-                return self._anything(FREE_LEVELS)
+                return self._anything(self.limits.free_levels)
             self._found_nothing(path)
             return None
         key = _key(conjunction)
         if key in self.recursive:
             left -= 1
-            self.bounds["recursion"] = f"at most {self.recursion} levels of schemas that refer to themselves"
+            self.bounds["recursion"] = f"at most {self.limits.recursion} levels of schemas that refer to themselves"
             if left < 0:
                 return None
         if (key, left) not in self.parts:
@@ -217,15 +236,18 @@ class SchemaReader:
         """Any JSON value, with arrays and objects of `levels` levels."""
         key = ("anything", levels)
         if key not in self.parts:
-            self.bounds["free values"] = f"at most {FREE_LEVELS} levels of arrays and objects, {FREE_DIGITS} digits"
+            most = self.limits.free_levels
+            self.bounds["free values"] = f"arrays and objects nested at most {most} deep, 15 digits before the point"
+            usual = int(levels > most - USUAL_FREE_LEVELS)
             options: list[Part] = [self._string_slot(Language(free_text(), None, True), Shape(), "$")]
-            number = ValueSlot(Language(number_dfa(None, None, False, FREE_DIGITS)), "$", 8)
+            number = ValueSlot(Language(format_dfa(FREE_NUMBER)), "$", 8)
             options += [number, ValueSlot(Choices(("true", "false", "null")), "$")]
             if levels:
                 inner = self._anything(levels - 1)
                 name = self._string_slot(Language(free_text(), None, True), Shape(max_tokens=8), "$")
-                item = Repeat(inner, self.comma, 0, None, 1)
-                members = Members((), ((name, Concat((Literal(self.colon), inner))),), self.comma, usual_generated=1)
+                item = Repeat(inner, self.comma, 0, None, usual)
+                pair = (name, Concat((Literal(self.colon), inner)))
+                members = Members((), (pair,), self.comma, usual_generated=usual)
                 options.append(Concat((Literal("["), item, Literal("]"))))
                 options.append(Concat((Literal("{"), members, Literal("}"))))
             self.parts[key] = Alternation(tuple(options))
@@ -538,15 +560,29 @@ class SchemaReader:
         is_said = any(entry.patterns or entry.rest is not None for entry in shape.properties) or not shape.properties
         usual = 0 if not is_said else self.options.max_items if not named else 1
         members = Members(tuple(named), tuple(generated), self.comma, least, most, usual if generated else 0)
-        return Concat((Literal("{"), members, Literal("}")))
+        return Concat((Literal("{"), self._in_orders(members, shape, path), Literal("}")))
+
+    def _in_orders(self, members: Members, shape: Shape, path: str) -> Part:
+        """The members of an object in the order of the schema, or in other ones if they are wanted."""
+        named = members.named
+        if not self.options.any_order or len(named) < 2:
+            return members
+        if len(named) <= self.limits.unordered and not members.min_members and members.max_members is None:
+            return replace(members, any_order=True)
+        self.bounds[path] = "properties in the order of the schema"
+        rank = {dumps(name, self.options.separators, path) + self.colon: i for i, name in enumerate(shape.required)}
+        by_required = tuple(sorted(named, key=lambda entry: rank.get(entry[0], len(rank))))
+        if not self.limits.unordered or by_required == named:
+            return members
+        self.bounds[path] += ", or those of 'required' first"
+        return Alternation((members, replace(members, named=by_required)))
 
     def _generated(self, shape: Shape, path: str, left: int) -> list[tuple[Part, Part]]:
         """Members whose names are generated: for each kind of names, the name and what stands after it."""
         found: list[tuple[Part, Part]] = []
         for language, conjunction, _ in self._generated_kinds(shape, path):
             if not conjunction:
-                # Answers have such properties at the top rather than deep inside.
-                value: Part | None = self._anything(FREE_LEVELS if path == "$" else FREE_LEVELS - 1)
+                value: Part | None = self._anything(self.limits.free_levels)
             else:
                 value = self._value(conjunction, f"{path}.additionalProperties", left)
             if value is not None and language is not None:

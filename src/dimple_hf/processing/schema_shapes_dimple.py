@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -41,62 +42,121 @@ MAX_VALUES = 100_000
 
 TYPES = ("object", "array", "string", "number", "boolean", "null")
 
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number."""
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and value >= 0 and value == int(value)
+
+
+def _is_positive_count(value: Any) -> bool:
+    return _is_count(value) and value >= 1
+
+
+def _is_bounded_number(value: Any) -> bool:
+    return is_number(value) and abs(value) < 1e300
+
+
+def _is_positive_number(value: Any) -> bool:
+    return _is_bounded_number(value) and value > 0
+
+
+def _is_bound(value: Any) -> bool:
+    return isinstance(value, bool) or _is_bounded_number(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_type(value: Any) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return bool(names) and all(isinstance(name, str) and (name in TYPES or name == "integer") for name in names)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_required(value: Any) -> bool:
+    return isinstance(value, bool) or _is_names(value)  # a boolean in draft 3
+
+
+def _is_schema(value: Any) -> bool:
+    return isinstance(value, (dict, bool))
+
+
+def _is_schema_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_schema, value))
+
+
+def _is_filled_schema_list(value: Any) -> bool:
+    return bool(value) and _is_schema_list(value)
+
+
+def _is_schema_or_list(value: Any) -> bool:
+    return _is_schema(value) or _is_schema_list(value)
+
+
+def _is_object_of(is_valid: Callable[[Any], bool], value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_valid, value.values()))
+
+
+def _is_dependency(value: Any) -> bool:
+    return _is_schema(value) or _is_names(value) or isinstance(value, str)
+
+
+_is_schema_map = partial(_is_object_of, _is_schema)
+_is_names_map = partial(_is_object_of, _is_names)
+_is_dependency_map = partial(_is_object_of, _is_dependency)
+
 #: Keywords that are understood, and what their values must be.
-_OBJECT, _SCHEMA = (lambda value: isinstance(value, dict)), (lambda value: isinstance(value, (dict, bool)))
-_COUNT = lambda value: is_number(value) and value >= 0 and value == int(value)  # noqa: E731
-_NUMBER = lambda value: is_number(value) and abs(value) < 1e300  # noqa: E731
-_BOUND = lambda value: isinstance(value, bool) or _NUMBER(value)  # noqa: E731
-_STRING = lambda value: isinstance(value, str)  # noqa: E731
-_SCHEMAS = lambda value: isinstance(value, list) and bool(value) and all(map(_SCHEMA, value))  # noqa: E731
-_NAMES = lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)  # noqa: E731
-_SCHEMA_OF = lambda value: _OBJECT(value) and all(map(_SCHEMA, value.values()))  # noqa: E731
 KEYWORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "type": (lambda value: _is_type(value), "a type or a list of types"),
-    "enum": (lambda value: isinstance(value, list), "a list"),
-    "const": (lambda value: True, ""),
-    "anyOf": (_SCHEMAS, "a list with at least one schema"),
-    "allOf": (_SCHEMAS, "a list with at least one schema"),
-    "oneOf": (_SCHEMAS, "a list with at least one schema"),
-    "not": (_SCHEMA, "a schema"),
-    "if": (_SCHEMA, "a schema"),
-    "then": (_SCHEMA, "a schema"),
-    "else": (_SCHEMA, "a schema"),
-    "$ref": (_STRING, "a string"),
-    "properties": (_SCHEMA_OF, "an object of schemas"),
-    "patternProperties": (_SCHEMA_OF, "an object of schemas"),
-    "additionalProperties": (_SCHEMA, "a schema"),
-    "unevaluatedProperties": (_SCHEMA, "a schema"),
-    "propertyNames": (_SCHEMA, "a schema"),
-    "required": (lambda value: isinstance(value, bool) or _NAMES(value), "a list of names"),
-    "minProperties": (_COUNT, "an integer >= 0"),
-    "maxProperties": (_COUNT, "an integer >= 0"),
-    "dependentRequired": (lambda value: _OBJECT(value) and all(map(_NAMES, value.values())), "an object of names"),
-    "dependentSchemas": (_SCHEMA_OF, "an object of schemas"),
-    "dependencies": (
-        lambda value: _OBJECT(value) and all(_SCHEMA(v) or _NAMES(v) or _STRING(v) for v in value.values()),
-        "an object of schemas or names",
+    "type": (_is_type, "a type or a list of types"),
+    "enum": (_is_list, "a list"),
+    "const": (_is_anything, ""),
+    **dict.fromkeys(("anyOf", "allOf", "oneOf"), (_is_filled_schema_list, "a list with at least one schema")),
+    **dict.fromkeys(("not", "if", "then", "else"), (_is_schema, "a schema")),
+    "$ref": (_is_string, "a string"),
+    **dict.fromkeys(("properties", "patternProperties", "dependentSchemas"), (_is_schema_map, "an object of schemas")),
+    **dict.fromkeys(
+        ("additionalProperties", "unevaluatedProperties", "propertyNames", "additionalItems", "unevaluatedItems",
+         "contains"),
+        (_is_schema, "a schema"),
     ),
-    "items": (lambda value: _SCHEMA(value) or isinstance(value, list) and all(map(_SCHEMA, value)), "a schema"),
-    "prefixItems": (lambda value: isinstance(value, list) and all(map(_SCHEMA, value)), "a list of schemas"),
-    "additionalItems": (_SCHEMA, "a schema"),
-    "unevaluatedItems": (_SCHEMA, "a schema"),
-    "contains": (_SCHEMA, "a schema"),
-    "minContains": (_COUNT, "an integer >= 0"),
-    "maxContains": (_COUNT, "an integer >= 0"),
-    "minItems": (_COUNT, "an integer >= 0"),
-    "maxItems": (_COUNT, "an integer >= 0"),
-    "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
-    "minLength": (_COUNT, "an integer >= 0"),
-    "maxLength": (_COUNT, "an integer >= 0"),
-    "pattern": (_STRING, "a string"),
-    "format": (_STRING, "a string"),
-    "minimum": (_NUMBER, "a number below 1e300"),
-    "maximum": (_NUMBER, "a number below 1e300"),
-    "exclusiveMinimum": (_BOUND, "a number below 1e300"),
-    "exclusiveMaximum": (_BOUND, "a number below 1e300"),
-    "multipleOf": (lambda value: _NUMBER(value) and value > 0, "a number above 0"),
-    "x-max-tokens": (lambda value: _COUNT(value) and value >= 1, "an integer >= 1"),
-}
+    "required": (_is_required, "a list of names"),
+    "dependentRequired": (_is_names_map, "an object of names"),
+    "dependencies": (_is_dependency_map, "an object of schemas or names"),
+    "items": (_is_schema_or_list, "a schema"),
+    "prefixItems": (_is_schema_list, "a list of schemas"),
+    **dict.fromkeys(
+        ("minProperties", "maxProperties", "minContains", "maxContains", "minItems", "maxItems", "minLength",
+         "maxLength"),
+        (_is_count, "an integer >= 0"),
+    ),
+    "uniqueItems": (_is_bool, "true or false"),
+    "pattern": (_is_string, "a string"),
+    "format": (_is_string, "a string"),
+    **dict.fromkeys(("minimum", "maximum"), (_is_bounded_number, "a number below 1e300")),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), (_is_bound, "a number below 1e300")),
+    "multipleOf": (_is_positive_number, "a number above 0"),
+    "x-max-tokens": (_is_positive_count, "an integer >= 1"),
+}  # fmt: skip
 
 #: Keywords that only name, describe or locate.
 SILENT = frozenset(
@@ -106,16 +166,6 @@ SILENT = frozenset(
 
 #: Keywords that would change what is valid, and that are not supported.
 REFUSED = frozenset(("$dynamicRef", "$recursiveRef", "extends", "disallow", "divisibleBy"))
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number."""
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _is_type(value: Any) -> bool:
-    names = value if isinstance(value, list) else [value]
-    return bool(names) and all(isinstance(name, str) and (name in TYPES or name == "integer") for name in names)
 
 
 def same(left: Any, right: Any) -> bool:

@@ -46,10 +46,10 @@ from .answer_parts_dimple import (
     slots_of,
     with_prefix,
 )
-from .byte_nfa_dimple import TooLargeError
+from .byte_nfa_dimple import MAX_NODES, TooLargeError
 from .char_dfa_dimple import free_text
 from .patterns_dimple import pattern_dfa
-from .schema_dimple import ReaderOptions, SchemaReader
+from .schema_dimple import Depth, ReaderOptions, SchemaReader
 from .schema_shapes_dimple import refuse_large
 from .value_languages_dimple import FORMATS, MAX_DIGITS
 from .vocabulary_dimple import Vocabulary
@@ -57,8 +57,20 @@ from .vocabulary_dimple import Vocabulary
 #: How an answer's values lie on the canvas.
 LAYOUTS = {"padded": padded_canvas, "compact": compact_canvas}
 
-#: How often a schema that refers to itself is entered, the first that is small enough.
-RECURSIONS = (3, 1)
+#: How deep values without a limit are nested, and the most states that this may take: the first that is small enough.
+DEPTHS = (
+    (Depth(5, 3), 5_000),
+    (Depth(3, 2), 10_000),
+    (Depth(1, 1), MAX_NODES),
+)
+
+#: The same where properties may come in any order.
+UNORDERED_DEPTHS = (
+    (Depth(3, 3, unordered=7), 6_000),
+    (Depth(3, 2, unordered=4), 12_000),
+    (Depth(3, 2, unordered=1), MAX_NODES),
+    (Depth(1, 1), MAX_NODES),
+)
 
 #: Priors of schemas that are remembered.
 MAX_REMEMBERED = 16
@@ -220,7 +232,7 @@ class StructurePrior:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)} (got {layout!r})")
         self._part = part
         self._slots = slots
-        self._schema: tuple[Any, ReaderOptions] | None = None
+        self._reader: SchemaReader | None = None
         self._model: Any = None
         self.layout = layout
         self.max_tokens: int | None = None
@@ -306,9 +318,8 @@ class StructurePrior:
             texts between the anchors.
 
         Raises:
-            ValueError: If `length` is less than 1, or a position lies outside of it. (Whether texts overlap depends
-            on the
-                tokenizer: [`~StructurePrior.canvas`] raises.)
+            ValueError: If `length` is less than 1, or a position lies outside of it. (Whether texts overlap depends on
+                the tokenizer: [`~StructurePrior.canvas`] raises.)
 
         Example:
 
@@ -351,6 +362,7 @@ class StructurePrior:
         max_items: int = 4,
         max_digits: int = MAX_DIGITS,
         separators: tuple[str, str] = (",", ":"),
+        any_order: bool = False,
         layout: str = "compact",
     ) -> "StructurePrior":
         """
@@ -372,6 +384,10 @@ class StructurePrior:
                 Most digits of a number before the point, and after it, where bounds do not need more.
             separators (`tuple[str, str]`, *optional*, defaults to `(",", ":")`):
                 What stands between items, and between a name and its value, as for `json.dumps`.
+            any_order (`bool`, *optional*, defaults to `False`):
+                Whether the properties of an object may come in any order. It takes a state for each set of properties;
+                where these are too many, they come in the order of the schema or of `required`, and `bounds` says so.
+                Only in the compact layout.
             layout (`str`, *optional*, defaults to `"compact"`):
                 `"compact"`: the text has no padding inside, and moves with the lengths of the values.
                 `"padded"`: each value has positions of its own, all fixed text is placed before the first step; only
@@ -396,9 +412,13 @@ class StructurePrior:
         for separator, mark in zip(separators, ",:", strict=True):
             if separator.strip(" \t\n\r") != mark:
                 raise ValueError(f"`separators` must be {mark!r} with white space around (got {separator!r})")
+        if any_order and layout == "padded":
+            raise ValueError('`any_order` must be False with the layout "padded" (got True)')
         model, schema = _schema_of(schema)
         refuse_large(schema)
-        options = ReaderOptions(max_string_tokens, max_items, max_digits, separators, model is None, model is not None)
+        options = ReaderOptions(
+            max_string_tokens, max_items, max_digits, separators, any_order, model is None, model is not None
+        )
         try:
             key = (json.dumps(schema), options, layout, max_tokens, id(model))
         except (TypeError, ValueError, RecursionError):
@@ -407,10 +427,10 @@ class StructurePrior:
             return _REMEMBERED[key]
         reader = SchemaReader(schema, options)
         try:
-            prior = cls(reader.part(), {}, layout)
+            prior = cls(reader.part(DEPTHS[0][0]), {}, layout)
         except RecursionError as error:
             raise ValueError("`schema` must be nested less deeply") from error
-        prior._schema, prior._model, prior.max_tokens = (schema, options), model, max_tokens
+        prior._reader, prior._model, prior.max_tokens = reader, model, max_tokens
         prior.ignored, prior.bounds = reader.ignored, reader.bounds
         if key is not None:
             while len(_REMEMBERED) >= MAX_REMEMBERED:
@@ -436,25 +456,24 @@ class StructurePrior:
             if not canvas.ids:
                 raise ValueError("the prior must hold at least one token (it is empty)")
             self._canvases[vocabulary] = canvas
-            if self._schema is not None and self.layout == "compact":
+            if self._reader is not None and self.layout == "compact":
                 self.bounds["length"] = f"{len(canvas.ids)} tokens in all"
         return self._canvases[vocabulary]
 
     def _lay_out(self, vocabulary: Vocabulary) -> Canvas:
-        """The canvas; a schema that refers to itself is entered less often where it would get too large."""
-        lay_out = LAYOUTS[self.layout]
-        levels = RECURSIONS if "recursion" in self.bounds else RECURSIONS[:1]
-        for level in levels:
-            if level != RECURSIONS[0] and self._schema is not None:
-                reader = SchemaReader(*self._schema, recursion=level)
-                self._part = reader.part()
-                self.bounds.update(reader.bounds)
+        """The canvas; where values have no limit of their own, the deepest that is small enough."""
+        lay_out, reader = LAYOUTS[self.layout], self._reader
+        any_order = reader is not None and reader.options.any_order
+        if reader is None or not (any_order or reader.bounds.keys() & {"recursion", "free values"}):
+            return lay_out(self._part, vocabulary, self.max_tokens)
+        for depth, max_states in UNORDERED_DEPTHS if any_order else DEPTHS:
             try:
-                return lay_out(self._part, vocabulary, self.max_tokens)
-            except TooLargeError:
-                if level == levels[-1]:
-                    raise
-        raise AssertionError
+                self._part = reader.part(depth)
+                self.bounds = reader.bounds
+                return lay_out(self._part, vocabulary, self.max_tokens, max_states)
+            except TooLargeError as error:
+                reason = error
+        raise reason
 
     def read(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Any:
         """
@@ -470,14 +489,13 @@ class StructurePrior:
             A dict of slots, a JSON value, or an object of the pydantic class.
 
         Raises:
-            ValueError: If the answer does not have the prior's form: it was not generated under it, or not to its
-            end; or
-                if the pydantic class does not take it.
+            ValueError: If the answer does not have the prior's form: it was not generated under it, or not to its end;
+                or if the pydantic class does not take it.
         """
         canvas = self.canvas(tokenizer)
         path = canvas.path(ids)
         text = canvas.text(ids)
-        if self._schema is not None:
+        if self._reader is not None:
             return json.loads(text) if self._model is None else self._model.validate_json(text)
         values = self._absent_values()
         slots = {slot.label: slot for slot in slots_of(self._part)}
@@ -515,7 +533,7 @@ class StructurePrior:
         """
         canvas = self.canvas(tokenizer)
         path = canvas.path(ids)
-        if self._schema is not None:
+        if self._reader is not None:
             return confidences_of_json(canvas, ids, token_logprobs)
         values = self._absent_values()
         for label, confidence in confidences_of_slots(path, token_logprobs):

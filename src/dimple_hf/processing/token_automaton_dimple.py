@@ -23,12 +23,14 @@ characters from which the answer can still be completed. So segments count their
 """
 
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 
-from .byte_nfa_dimple import ByteNFA, TooLargeError
+from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .segment_table_dimple import SegmentTable
 from .vocabulary_dimple import TokenTree, Vocabulary
 
@@ -99,6 +101,35 @@ class _Instances:
         np.minimum.at(self.end_fewest, (self.end_rest, self.end_source), self.end_count)
 
 
+class _Transitions:
+    """Transitions by one token each."""
+
+    def __init__(self) -> None:
+        self.source, self.target, self.token, self.count = array("i"), array("i"), array("i"), array("i")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def add(self, source: int, target: int, token: int, count: int) -> None:
+        """One transition; `count`: the characters that its target has begun."""
+        self.source.append(source)
+        self.target.append(target)
+        self.token.append(token)
+        self.count.append(count)
+
+    def add_all(self, source: int, found: dict[tuple[int, int], int]) -> None:
+        """Transitions from one state: token and target -> characters."""
+        self.source.extend(repeat(source, len(found)))
+        self.token.extend([token for token, _ in found])
+        self.target.extend([target for _, target in found])
+        self.count.extend(found.values())
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """int32 of shape `(num_transitions,)`: source, target, token and characters."""
+        columns = (self.source, self.target, self.token, self.count)
+        return tuple(np.frombuffer(column, dtype=np.int32) for column in columns)
+
+
 class TokenAutomaton:
     """
     All ways to write an answer in tokens, followed by any number of padding tokens.
@@ -120,7 +151,7 @@ class TokenAutomaton:
         self.vocabulary = vocabulary
         self.num_states = 2
         self.instances: list[_Instances] = []
-        self._explicit: list[tuple[int, int, int, int]] = []  # source, target, token, characters there
+        self._explicit = _Transitions()
         self._final = [END, PADDED]
 
     @classmethod
@@ -143,10 +174,10 @@ class TokenAutomaton:
             for index, token in enumerate(sequence):
                 is_last = index + 1 == len(sequence)
                 if is_last:
-                    automaton._explicit.append((state, END, token, 0))
+                    automaton._explicit.add(state, END, token, 0)
                 if (state, token) not in children:
                     children[state, token] = automaton._add_states(1)
-                    automaton._explicit.append((state, children[state, token], token, 0))
+                    automaton._explicit.add(state, children[state, token], token, 0)
                 state = children[state, token]
             if not sequence:
                 starts.append(END)
@@ -159,13 +190,10 @@ class TokenAutomaton:
 
     def _finish(self, starts: Iterable[int]) -> None:
         """Puts all transitions into arrays, once by the state they lead to and once by the one they come from."""
-        pad = self.vocabulary.pad_id
-        rows = {(END, PADDED, pad, 0), (PADDED, PADDED, pad, 0)}
-        rows |= {(state, PADDED, pad, 0) for state in self._final if state > PADDED}
-        explicit = np.array(sorted({*self._explicit, *rows}), dtype=np.int64).reshape(-1, 4)
-        self._explicit = []
-        self.source, self.target = explicit[:, 0], explicit[:, 1]
-        self.token, self.start_count = explicit[:, 2], explicit[:, 3].astype(np.int32)
+        for state in {END, PADDED, *self._final}:
+            self._explicit.add(state, PADDED, self.vocabulary.pad_id, 0)
+        self.source, self.target, self.token, self.start_count = self._explicit.arrays()
+        self._explicit = _Transitions()
         self.tokens, self.token_index = np.unique(self.token, return_inverse=True)
         self._by_token: np.ndarray = np.argsort(self.token_index, kind="stable")
         self._token_borders = np.searchsorted(self.token_index[self._by_token], np.arange(len(self.tokens) + 1))
@@ -189,9 +217,11 @@ class TokenAutomaton:
 
     def _steps(self) -> Iterable[tuple[np.ndarray, ...]]:
         """Source, target, fewest characters, whether counted from zero, and from how many: of all transitions."""
-        plain = np.unique(np.stack([self.source, self.target, self.start_count.astype(np.int64)]), axis=1)
-        zeros = np.zeros(plain.shape[1], dtype=np.int32)
-        yield plain[0], plain[1], zeros, np.ones(len(zeros), dtype=bool), plain[2].astype(np.int32)
+        keys = ((self.source.astype(np.int64) * self.num_states + self.target) << 16) + self.start_count
+        plain = np.unique(keys)
+        source, target = np.divmod(plain >> 16, self.num_states)
+        zeros = np.zeros(len(plain), dtype=np.int32)
+        yield source, target, zeros, np.ones(len(zeros), dtype=bool), (plain & 0xFFFF).astype(np.int32)
         for each in self.instances:
             table, num = each.table, len(each.base)
             size = num * len(table.pair_source)
@@ -419,97 +449,135 @@ class _Compiler:
 
     def __init__(self, nfa: ByteNFA, automaton: TokenAutomaton) -> None:
         self.nfa, self.automaton, self.vocabulary = nfa, automaton, automaton.vocabulary
-        self.state_of: dict[int, int] = {nfa.end: END}
-        self.base_of: dict[int, int] = {}
+        self.state_of: dict[int, int] = {nfa.end: END}  # of a segment, the first of its states
         self.instances: dict[SegmentTable, _Instances] = {}
         self.cores: dict[int, list[int]] = {}
+        self.configurations: dict[int, tuple[tuple[int, int, int], ...]] = {}
+        self.rests: dict[int, dict[tuple[int, int], int]] = {}
+        self.steps: dict[int, list[tuple[int, tuple[tuple[int, int, int], ...]]]] = {}
         self.queue: list[int] = []
-        self.num_found = 0
 
     def run(self, start: int) -> list[int]:
-        starts = [state for core in self._cores(start) for state in self._states(core, 0)]
+        starts = [self._state(core, 0) for core in self._cores(start)]
+        transitions = self.automaton._explicit
         for core in self.queue:
             segment = self.nfa.segment_of[core]
             if segment is None:
-                source = self.state_of[core]
-                found = self._walk(self.vocabulary.tree, [(core, 0, 0)])
-                self.automaton._explicit += [(source, target, token, count) for token, target, count in found]
-                self.num_found += len(found)
-                if self.num_found > MAX_TRANSITIONS:
+                transitions.add_all(self.state_of[core], self._walk(self.vocabulary.tree, ((core, 0, 0),)))
+                if len(transitions) > MAX_TRANSITIONS:
                     raise TooLargeError(f"the answer must need at most {MAX_TRANSITIONS} transitions (it needs more)")
                 continue
             table = SegmentTable.of(segment.dfa, self.vocabulary)
             instances = self.instances.setdefault(table, _Instances(table))
             index = len(instances.bases)
-            instances.bases.append(self.base_of[core])
+            instances.bases.append(self.state_of[core])
             instances.max_chars.append(segment.max_chars)
             if segment.dfa.is_quoted:
-                follow = [(following, 0, 0) for following in self._cores(segment.target)]
-                found = self._walk(self.vocabulary.rest_tree, follow)
-                instances.exits += [(index, rest, target, count) for rest, target, count in found]
-                self.num_found += len(found)
+                for (rest, target), count in self._rests(segment.target).items():
+                    instances.exits.append((index, rest, target, count))
             else:  # only at the end of the network
                 accepting = np.flatnonzero(segment.dfa.accepting).tolist()
-                self.automaton._final += [self.base_of[core] + state for state in accepting]
+                self.automaton._final += [self.state_of[core] + state for state in accepting]
         self.automaton.instances = list(self.instances.values())
         return starts
+
+    def _rests(self, target: int) -> dict[tuple[int, int], int]:
+        """What the rests of tokens lead to after a segment before `target`."""
+        if target not in self.rests:
+            self.rests[target] = self._walk(self.vocabulary.rest_tree, self._configurations(target))
+        return self.rests[target]
 
     def _cores(self, node: int) -> list[int]:
         if node not in self.cores:
             self.cores[node] = self.nfa.cores(node)
         return self.cores[node]
 
-    def _states(self, core: int, inner: int) -> tuple[int, ...]:
-        """The number of a core's state; cores that are new are numbered and queued."""
-        segment = self.nfa.segment_of[core]
-        if segment is not None:
-            if core not in self.base_of:
-                self.base_of[core] = self.automaton._add_states(len(segment.dfa.table))
-                self.queue.append(core)
-            return (self.base_of[core] + inner,)
-        if core not in self.state_of:
-            self.state_of[core] = self.automaton._add_states(1)
-            self.queue.append(core)
-        return (self.state_of[core],)
+    def _configurations(self, node: int) -> tuple[tuple[int, int, int], ...]:
+        """The cores of a node, at their beginnings: core, state inside it (of a segment), characters so far."""
+        found = self.configurations.get(node)
+        if found is None:
+            found = self.configurations[node] = tuple((core, 0, 0) for core in self._cores(node))
+        return found
 
-    def _walk(self, tree: TokenTree, configurations: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    def _state(self, core: int, inner: int) -> int:
+        """The number of a core's state; cores that are new are numbered and queued."""
+        number = self.state_of.get(core)
+        if number is None:
+            segment = self.nfa.segment_of[core]
+            number = self.automaton._add_states(1 if segment is None else len(segment.dfa.table))
+            self.state_of[core] = number
+            self.queue.append(core)
+        return number + inner
+
+    def _walk(self, tree: TokenTree, configurations: tuple[tuple[int, int, int], ...]) -> dict[tuple[int, int], int]:
         """
         Goes down a tree of tokens and through the network at once.
 
         Args:
             tree (`TokenTree`):
                 Tokens, or rests of tokens.
-            configurations (`list[tuple[int, int, int]]`):
+            configurations (`tuple[tuple[int, int, int], ...]`):
                 Where to begin: a core, the state inside it (of a segment), and the characters of the segment so far.
 
         Returns:
-            `list[tuple[int, int, int]]`: The number in the tree, the state it leads to, and the characters there.
+            `dict[tuple[int, int], int]`: The number in the tree and the state it leads to -> the characters there.
         """
         first_child, byte_of, token_of = tree.first_child, tree.byte, tree.token
         found: dict[tuple[int, int], int] = {}
-        stack = [(0, configurations)]
+        stack: list[tuple[int, Sequence[tuple[int, int, int]]]] = [(0, configurations)]
         while stack:
             node, current = stack.pop()
-            if token_of[node] >= 0:
-                for core, inner, count in current:
-                    for state in self._states(core, inner):
-                        key = (token_of[node], state)
+            while True:  # as long as there is one way on, which in fixed text there is
+                token = token_of[node]
+                if token >= 0:
+                    for core, inner, count in current:
+                        key = (token, self._state(core, inner))
                         found[key] = min(count, found.get(key, NEVER))
-            low_child, high_child = first_child[node], first_child[node + 1]
-            if low_child == high_child:
-                continue
-            following: dict[int, list[tuple[int, int, int]]] = {}
-            for core, inner, count in current:
+                if len(current) != 1 or current[0][1]:
+                    break
+                steps = self._steps(current[0][0])
+                if len(steps) != 1:
+                    break
+                node, current = byte_of.find(steps[0][0], first_child[node], first_child[node + 1]), steps[0][1]
+                if node < 0:
+                    break
+            if node >= 0 and first_child[node] < first_child[node + 1]:
+                stack += self._following(current, byte_of, first_child[node], first_child[node + 1]).items()
+        return found
+
+    def _following(
+        self, current: Sequence[tuple[int, int, int]], byte_of: bytes, low_child: int, high_child: int
+    ) -> dict[int, list[tuple[int, int, int]]]:
+        """Child of the tree's node -> where the network is there."""
+        following: dict[int, list[tuple[int, int, int]]] = {}
+        for core, inner, count in current:
+            steps = self._steps(core)
+            if inner or not steps:
                 if self.nfa.segment_of[core] is not None:
                     self._step_segment(core, inner, count, byte_of, low_child, high_child, following)
-                    continue
-                for low, high, target in self.nfa.edges[core]:
-                    for byte in range(low, high + 1):
-                        child = byte_of.find(byte, low_child, high_child)
-                        if child >= 0:
-                            following.setdefault(child, []).extend((c, 0, 0) for c in self._cores(target))
-            stack.extend(following.items())
-        return [(token, state, count) for (token, state), count in found.items()]
+                continue
+            for byte, after in steps:
+                child = byte_of.find(byte, low_child, high_child)
+                if child in following:
+                    following[child].extend(after)
+                elif child >= 0:
+                    following[child] = [*after]
+        return following
+
+    def _steps(self, core: int) -> list[tuple[int, tuple[tuple[int, int, int], ...]]]:
+        """The bytes with which a core begins, each with what comes after it; none where too many bytes would do."""
+        if core in self.steps:
+            return self.steps[core]
+        segment = self.nfa.segment_of[core]
+        if segment is None:
+            edges = self.nfa.edges[core]
+            steps = [(byte, self._configurations(t)) for low, high, t in edges for byte in range(low, high + 1)]
+        elif segment.dfa.is_quoted and not segment.dfa.is_char_start[0]:  # its opening quotation mark
+            steps = [(0x22, ((core, segment.dfa.row(0)[0x22], 0),))]
+        else:
+            steps = []
+        self.steps[core] = steps
+        return steps
 
     def _step_segment(
         self,
@@ -524,19 +592,24 @@ class _Compiler:
         segment = self.nfa.segment_of[core]
         assert segment is not None
         dfa = segment.dfa
-        row, begins = dfa.table[inner], int(dfa.is_char_start[inner])
+        row = dfa.row(inner)
+        if dfa.is_char_start[inner]:
+            count += 1
+        is_full = count > segment.max_chars
+        ends = dfa.is_quoted and dfa.accepting[inner]
         for child in range(low_child, high_child):
             byte = byte_of[child]
-            target = int(row[dfa.column[byte]])
-            if target >= 0 and count + begins <= segment.max_chars:
-                following.setdefault(child, []).append((core, target, count + begins))
-            elif byte == 0x22 and dfa.is_quoted and dfa.accepting[inner]:
-                following.setdefault(child, []).extend((c, 0, 0) for c in self._cores(segment.target))
+            if row[byte] >= 0 and not is_full:
+                following.setdefault(child, []).append((core, row[byte], count))
+            elif byte == 0x22 and ends:
+                following.setdefault(child, []).extend(self._configurations(segment.target))
 
 
-def build_automaton(build: Callable[[ByteNFA], int], vocabulary: Vocabulary) -> TokenAutomaton:
+def build_automaton(
+    build: Callable[[ByteNFA], int], vocabulary: Vocabulary, max_states: int = MAX_NODES
+) -> TokenAutomaton:
     """The automaton of the network that `build` makes; it returns the node to begin in."""
-    nfa = ByteNFA()
+    nfa = ByteNFA(max_states)
     return TokenAutomaton.from_nfa(nfa, build(nfa), vocabulary)
 
 

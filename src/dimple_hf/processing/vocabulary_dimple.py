@@ -11,17 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The tokens of a tokenizer as bytes: as a matrix, and as a prefix tree.
+"""The tokens of a tokenizer as bytes, in a prefix tree.
 
-Both are made once for a tokenizer and kept in a cache folder, without pickle.
+It is made once for a tokenizer and kept in a cache folder, without pickle.
 """
 
 import hashlib
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -32,7 +34,7 @@ from transformers import PreTrainedTokenizerBase
 MAX_TOKEN_BYTES = 32
 
 #: Changes when the files of the cache do.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -45,29 +47,41 @@ def _byte_of_char() -> dict[str, int]:
 @dataclass(frozen=True)
 class TokenTree:
     """
-    The prefix tree of the tokens. Node 0 is the root; the children of a node have consecutive numbers, in the order of
-    their bytes.
+    The prefix tree of the tokens. Node 0 is the root; nodes are numbered level by level, and the children of a node
+    have consecutive numbers, in the order of their bytes.
 
     Args:
-        first_child (`list[int]`):
+        first_child (`array`):
             Of each node, with one more entry: the children of `n` are `first_child[n]` to `first_child[n + 1] - 1`.
         byte (`bytes`):
             The last byte of each node.
-        token (`list[int]`):
+        token (`array`):
             The token that ends at each node, or -1.
     """
 
-    first_child: list[int]
+    first_child: array
     byte: bytes
-    token: list[int]
+    token: array
+
+    @classmethod
+    def of(cls, first_child: np.ndarray, byte: np.ndarray, token: np.ndarray) -> "TokenTree":
+        """The tree of numpy arrays, of which single entries are read slowly."""
+        return cls(array("i", first_child.tobytes()), byte.tobytes(), array("i", token.tobytes()))
+
+    def node_of(self, data: bytes) -> int:
+        """The node at the end of `data`, which begins a token."""
+        node = 0
+        for byte in data:
+            node = self.byte.index(byte, self.first_child[node], self.first_child[node + 1])
+        return node
 
 
 class Vocabulary:
     """
     The tokens of a byte-level BPE tokenizer as bytes.
 
-    A *unit* is a token, or what stands in a token before one of its quotation marks: tokens that end a JSON string are
-    such a unit, the mark, and a *rest*.
+    A token that ends a JSON string is *split* at its quotation mark: the text before it is a node of the tree, and the
+    text after it a *rest*.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
@@ -94,14 +108,18 @@ class Vocabulary:
         )
         self._byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
         arrays = self._arrays()
-        self.unit_matrix, self.unit_lengths = arrays["unit_matrix"], arrays["unit_lengths"]
-        self.unit_bytes, self.unit_tokens = arrays["unit_bytes"], arrays["unit_tokens"]
-        self.unit_rests = arrays["unit_rests"]
-        self.tree = TokenTree(arrays["first_child"].tolist(), arrays["byte"].tobytes(), arrays["token"].tolist())
-        self.rest_tree = TokenTree(
-            arrays["rest_first_child"].tolist(), arrays["rest_byte"].tobytes(), arrays["rest_token"].tolist()
-        )
-        self.memory: dict[object, object] = {}
+        self.tree = TokenTree.of(arrays["first_child"], arrays["byte"], arrays["token"])
+        self.rest_tree = TokenTree.of(arrays["rest_first_child"], arrays["rest_byte"], arrays["rest_token"])
+        # Of each node of the tree its byte and its parent, and where its levels begin.
+        self.node_bytes, self.levels = arrays["byte"], arrays["levels"].tolist()
+        self.node_parents = np.repeat(np.arange(len(arrays["byte"]), dtype=np.int32), np.diff(arrays["first_child"]))
+        self.node_parents = np.append(np.int32(0), self.node_parents)
+        # The tokens in the tree, in order, and their nodes; the splits with their tokens, nodes and rests.
+        nodes = np.flatnonzero(arrays["token"] >= 0).astype(np.int32)
+        order = np.argsort(arrays["token"][nodes], kind="stable")
+        self.tokens, self.token_nodes = arrays["token"][nodes][order], nodes[order]
+        self.split_tokens, self.split_nodes, self.split_rests = arrays["splits"]
+        self.memory: dict[Any, Any] = {}  # what is derived from the vocabulary elsewhere
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
@@ -157,45 +175,35 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _derive(tokens: list[tuple[bytes, int]]) -> dict[str, np.ndarray]:
-    units = [(data, token_id, b"") for data, token_id in tokens]
-    units += [
-        (data[:index], token_id, data[index + 1 :] + b"\0")  # a mark for "there is a rest", even an empty one
+    splits = [
+        (data[:index], token_id, data[index + 1 :])
         for data, token_id in tokens
         for index in range(len(data))
         if data[index] == 0x22
     ]
-    rests = sorted({rest for _, _, rest in units if rest})
-    number_of = {rest: number for number, rest in enumerate(rests)} | {b"": -1}
-    units.sort(key=lambda unit: -len(unit[0]))
-    matrix = np.zeros((len(units), MAX_TOKEN_BYTES), dtype=np.uint8)
-    lengths = np.array([len(data) for data, _, _ in units], dtype=np.int32)
-    flat = np.frombuffer(b"".join(data for data, _, _ in units), dtype=np.uint8)
-    matrix[np.arange(MAX_TOKEN_BYTES)[None] < lengths[:, None]] = flat
-    byte_sets = np.zeros((len(units), 4), dtype=np.uint64)
-    for position in range(int(lengths.max(initial=0))):
-        longer = np.flatnonzero(lengths > position)
-        column = matrix[longer, position]
-        np.bitwise_or.at(byte_sets, (longer, column >> 6), np.uint64(1) << (column & 63).astype(np.uint64))
-    tree = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
-    rest_tree = _tree_of([rest[:-1] for rest in rests], list(range(len(rests))))
+    rests = sorted({rest for _, _, rest in splits})
+    number_of = {rest: number for number, rest in enumerate(rests)}
+    *tree, levels = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
+    *rest_tree, _ = _tree_of(rests, list(range(len(rests))))
+    found = TokenTree.of(*tree)
+    rows = [(token_id, found.node_of(before), number_of[rest]) for before, token_id, rest in splits]
     return {
-        "unit_matrix": matrix,
-        "unit_lengths": lengths,
-        "unit_bytes": byte_sets,
-        "unit_tokens": np.array([token_id for _, token_id, _ in units], dtype=np.int32),
-        "unit_rests": np.array([number_of[rest] for _, _, rest in units], dtype=np.int32),
+        "levels": levels,
+        "splits": np.array(rows, dtype=np.int32).reshape(-1, 3).T.copy(),
         **dict(zip(("first_child", "byte", "token"), tree, strict=True)),
         **dict(zip(("rest_first_child", "rest_byte", "rest_token"), rest_tree, strict=True)),
     }
 
 
-def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The arrays of a [`TokenTree`], built level by level."""
+def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, ...]:
+    """The arrays of a [`TokenTree`], and the first node of each level, with the end of the last."""
     entries = sorted(zip(texts, numbers, strict=True))
     first_child, byte, token = [1], bytearray(b"\0"), [-1]
     level = [(0, entries)]  # node, and the texts below it
     depth = 0
+    levels = [0]
     while level:
+        levels.append(len(byte))
         following = []
         for node, below in level:
             first_child[node] = len(byte)
@@ -216,4 +224,9 @@ def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, np.nda
                 start = stop
         level, depth = following, depth + 1
     first_child.append(len(byte))
-    return np.array(first_child, dtype=np.int32), np.frombuffer(bytes(byte), dtype=np.uint8), np.array(token, np.int32)
+    return (
+        np.array(first_child, dtype=np.int32),
+        np.frombuffer(bytes(byte), dtype=np.uint8),
+        np.array(token, dtype=np.int32),
+        np.array(levels, dtype=np.int32),
+    )

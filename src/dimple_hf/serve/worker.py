@@ -23,6 +23,7 @@
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,8 +35,9 @@ from .metrics import Metrics
 logger = logging.getLogger(__name__)
 
 #: A forward pass runs as many positions of each row as the longest answer has, so rows share passes with others of
-#: about their length: these are the upper bounds of the classes; what is longer is another one.
-LENGTH_CLASSES = (64, 128, 256, 512)
+#: about their length: these are the upper bounds of the classes; what is longer is another one. In a step each class
+#: is a forward pass of its own. On a CPU that costs little, because a pass takes as long as its positions.
+LENGTH_CLASSES, CPU_LENGTH_CLASSES = (64, 128, 256, 512), (16, 32, 64, 128, 256, 512)
 
 #: Most positions of all rows, padding included: as many as the model's context, but at least these.
 MIN_BATCH_POSITIONS = 8192
@@ -64,18 +66,6 @@ def admit_first(running: Sequence[Job], waiting: Sequence[Job], max_rows: int, m
     return max(min(len(jobs), max_rows) - len(running), 0)
 
 
-def length_class(length: int) -> int:
-    """
-    Args:
-        length (`int`):
-            Positions of an answer.
-
-    Returns:
-        `int`: The index of its class in `LENGTH_CLASSES`.
-    """
-    return sum(length > bound for bound in LENGTH_CLASSES)
-
-
 class Worker:
     """
     Decodes jobs in a thread of its own. Jobs join and leave between two denoising steps.
@@ -97,6 +87,7 @@ class Worker:
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
         self.features = ImageFeatures(model, count=self.metrics.count_image)
+        self.length_classes = CPU_LENGTH_CLASSES if model.device.type == "cpu" else LENGTH_CLASSES
         self.max_positions = max(model.config.max_position_embeddings, MIN_BATCH_POSITIONS)
         self.waiting: list[Job] = []
         self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
@@ -215,7 +206,7 @@ class Worker:
             logger.exception("a request failed")
             fail([job], FAILED)
             return
-        key = length_class(job.answer_length)
+        key = bisect_left(self.length_classes, job.answer_length)
         if key not in self.batches:
             self.batches[key] = Batch(self.tokenizer.pad_token_id)
         self.batches[key].add(row)
