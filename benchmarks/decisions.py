@@ -13,10 +13,12 @@
 # limitations under the License.
 """Decisions on held-out forms: what they cost, what a shared canvas changes, how often they are right and how sure.
 
-Four parts, each a part of the output file:
+Five parts, each a part of the output file, in which other parts stay as they are:
 
 - `speed`: eight questions about one image in one call, against eight calls with one question each; and one call with
-  one question. Median of interleaved repetitions.
+  one question. Median of interleaved repetitions, in processor time, which other programs do not change.
+- `recording`: how much of a denoising step it takes to note `token_logprobs` and `commit_steps`: with and without, as
+  shares of the time of `generate`, in processor time.
 - `shared`: probabilities of questions that share a canvas against `independent=True`.
 - `accuracy`: typed questions about forms with known answers. The first half of the forms fits one temperature for each
   type of question; the second half is scored with and without it.
@@ -37,6 +39,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from decode import describe_machine, write_json
@@ -52,6 +55,7 @@ from dimple_hf.decisions.calibration import (
     score_confidence,
     score_decisions,
 )
+from dimple_hf.modeling.denoising_dimple import DecodingState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms"))
 
@@ -62,7 +66,7 @@ from forms_evaluation import chat_turn
 
 NUM_QUESTIONS = 8
 BATCH_SIZE = 20
-PARTS = ("speed", "shared", "accuracy", "fields")
+PARTS = ("speed", "recording", "shared", "accuracy", "fields")
 
 
 def held_out(index: int, seed: int, num_questions: int | None = None) -> tuple[Any, list[Any], list[int]]:
@@ -93,12 +97,46 @@ def measure_speed(model: Any, processor: Any, args: argparse.Namespace) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(args.repeats + 1):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return medians | {"together / one by one": medians["together"] / medians["one by one"]}
+    pairs = zip(seconds["together"], seconds["one by one"], strict=True)
+    return medians | {"together / one by one": statistics.median(together / apart for together, apart in pairs)}
+
+
+def record_tokens_only(state: DecodingState, chosen: torch.Tensor, probability: torch.Tensor, logits: None) -> None:
+    """[`DecodingState.record`] without log-probabilities and steps."""
+    state.result.answer_ids[state.rows] = state.answer
+
+
+def measure_recording(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Medians over repetitions of the shares of `generate` that the two ways to record take."""
+    row = forms_row("test", 0, args.seed, kind="json")
+    inputs = processor.apply_chat_template(
+        [chat_turn(row)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    shares: dict[str, list[float]] = {"with": [], "without": []}
+    ways = {"with": DecodingState.record, "without": record_tokens_only}
+    for repeat in range(args.repeats + 1):
+        for name, record in ways.items():
+            taken = 0.0
+
+            def timed(*arguments: Any, record: Callable[..., None] = record) -> None:
+                nonlocal taken
+                start = time.process_time()
+                record(*arguments)
+                taken += time.process_time() - start
+
+            with patch.object(DecodingState, "record", timed):
+                start = time.process_time()
+                model.generate(**inputs, max_new_tokens=48)
+                total = time.process_time() - start
+            if repeat:
+                shares[name].append(taken / total)
+    medians = {name: statistics.median(values) for name, values in shares.items()}
+    return medians | {"difference": medians["with"] - medians["without"]}
 
 
 def measure_shared(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, float]:
@@ -177,11 +215,22 @@ def measure_fields(model: Any, processor: Any, args: argparse.Namespace) -> dict
     return score_confidence(torch.tensor(confidences), torch.tensor(correct))
 
 
+def reliability_lines(results: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of decisions and of values, by the name of its line in the diagram."""
+    lines = {}
+    if "fields" in results:
+        lines["values of forms"] = results["fields"]["reliability"]
+    if "accuracy" in results:
+        lines["decisions"] = results["accuracy"]["all"]["reliability"]
+        lines["decisions, calibrated"] = results["accuracy"]["calibrated"]["reliability"]
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the parts and prints what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(FORMS_CHECKPOINT), help="directory or Hub id of a checkpoint")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--rows", type=int, default=1000, help="held-out forms (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the forms (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15, help="of `speed` (default: %(default)s)")
@@ -193,21 +242,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     processor = AutoProcessor.from_pretrained(args.model)
     measures = {
         "speed": measure_speed,
+        "recording": measure_recording,
         "shared": measure_shared,
         "accuracy": measure_accuracy,
         "fields": measure_fields,
     }
-    results: dict[str, Any] = {"machine": describe_machine(model.device), "rows": args.rows, "seed": args.seed}
+    results: dict[str, Any] = {}
+    if args.output is not None and args.output.is_file():
+        results = json.loads(args.output.read_text())
+    results |= {"machine": describe_machine(model.device), "rows": args.rows, "seed": args.seed}
     for part in args.parts:
         results[part] = measures[part](model, processor, args)
         print(json.dumps({part: results[part]}, indent=2))
     if args.output is not None:
         write_json(args.output, results)
-    if args.figure is not None and "accuracy" in results:
-        found = results["accuracy"]
-        draw_reliability(
-            args.figure, {"as read": found["all"]["reliability"], "calibrated": found["calibrated"]["reliability"]}
-        )
+    lines = reliability_lines(results)
+    if args.figure is not None and lines:
+        draw_reliability(args.figure, lines)
     return results
 
 

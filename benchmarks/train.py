@@ -17,10 +17,11 @@ Arms of one phase take turns, step by step, in one process, so that a busy machi
 forward, backward and AdamW with the vision tower frozen. The losses of a phase's arms must agree, or the run fails:
 
 - "causal", "diffusion": the package's step, with logits at supervised positions only. Against "..._full_logits":
-logits
-  of all positions, as the original has them.
+  logits of all positions, as the original has them.
 - "complementary": each row with a mask and with its complement, images encoded once. Against "complementary_twice":
   the batch laid out twice, images too, as the original does.
+- "turns": conversations of ten turns in the causal phase, each one row. Against "turns_apart": a row for each answer,
+  with all that precedes it and its own image encoding, as the original does.
 
 Peak memory is exact: what torch has allocated at most during a step, above what lies there before it (weights,
 gradients, optimizer state), from the profiler's memory events on a CPU, from the allocator's counter on a GPU. That of
@@ -57,14 +58,17 @@ from tqdm import tqdm
 import dimple_hf
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.modeling.diffusion_dimple import add_complements, token_cross_entropy
+from dimple_hf.training.collator import IGNORED, TrainingSequence, join_turns
 from dimple_hf.training.stages import freeze_other_parts
 
 NOISE_LEVEL = 0.5
 LEARNING_RATE = 1e-6
 LOSS_TOKENS, LOSS_VOCAB_SIZE, LOSS_WIDTH = 1024, 152064, 512
+NUM_TURNS, QUESTION_TOKENS, ANSWER_TOKENS, PADDING_TOKENS = 10, 8, 8, 4
 
 DEFINITIONS = {
-    "samples_per_second": "rows of the batch over the median time of a step: forward, backward, AdamW",
+    "samples_per_second": "rows of the batch, or conversations, over the median time of a step: forward, backward, "
+    "AdamW",
     "step_memory_mib": "most memory that torch has allocated during a step, above that before it (weights, gradients "
     "and optimizer state)",
     "ratio": "time of a step over that of the package's arm: median and quartiles over pairs of neighbouring steps",
@@ -72,6 +76,7 @@ DEFINITIONS = {
 }
 
 Batch = dict[str, torch.Tensor]
+Loss = Callable[[DimpleForConditionalGeneration, Batch], torch.Tensor]
 
 
 def make_batch(model: DimpleForConditionalGeneration, shape: Shape, batch_size: int) -> Batch:
@@ -89,6 +94,49 @@ def make_batch(model: DimpleForConditionalGeneration, shape: Shape, batch_size: 
         "labels": labels,
         "masked_positions": (labels != -100) & (drawn < NOISE_LEVEL),
     }
+
+
+def make_turns(model: DimpleForConditionalGeneration, shape: Shape, batch_size: int) -> tuple[Batch, Batch]:
+    """Conversations about an image: each in one row, and in a row for each answer."""
+    prompt = make_prompt(model, shape, batch_size)
+    patches = prompt["pixel_values"].chunk(batch_size)
+    generator = torch.Generator().manual_seed(SEED)
+    shape_of_turns = (batch_size, NUM_TURNS, QUESTION_TOKENS + ANSWER_TOKENS)
+    words = torch.randint(shape.vocab_size - 7, shape_of_turns, generator=generator).tolist()
+    padding = [model.config.pad_token_id] * PADDING_TOKENS
+    joined, apart = [], []
+    for row, turns in enumerate(words):
+        sequences, trunk = [], prompt["input_ids"][row].tolist()
+        for turn in turns:
+            trunk = trunk + turn
+            input_ids = trunk + padding
+            num_given = len(trunk) - ANSWER_TOKENS
+            labels = [IGNORED] * num_given + input_ids[num_given:]
+            image = (patches[row], prompt["image_grid_thw"][row : row + 1])
+            sequences.append(TrainingSequence(input_ids, labels, *image, num_padding=PADDING_TOKENS))
+        apart += sequences
+        joined += join_turns(sequences, max_length=None)
+    return stack(joined, model), stack(apart, model)
+
+
+def stack(sequences: list[TrainingSequence], model: DimpleForConditionalGeneration) -> Batch:
+    """A batch of sequences, padded on the right."""
+
+    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row, device=model.device) for row in rows]
+        return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+    tokens = [sequence.input_ids for sequence in sequences]
+    batch = {
+        "input_ids": pad(tokens, model.config.pad_token_id),
+        "attention_mask": pad([[1] * len(row) for row in tokens], 0),
+        "labels": pad([sequence.labels for sequence in sequences], IGNORED),
+        "pixel_values": torch.cat([sequence.pixel_values for sequence in sequences]),
+        "image_grid_thw": torch.cat([sequence.image_grid_thw for sequence in sequences]),
+    }
+    if sequences[0].branch_ids is not None:
+        batch["branch_ids"] = pad([sequence.branch_ids for sequence in sequences], 0)
+    return batch
 
 
 def causal(model: DimpleForConditionalGeneration, batch: Batch) -> torch.Tensor:
@@ -138,24 +186,25 @@ def full_logits_loss(
     return nn.functional.cross_entropy(shifted, labels[:, 1:].flatten())
 
 
-#: Arms of each phase; the first one is the package's.
-PHASES: dict[str, dict[str, Callable[[DimpleForConditionalGeneration, Batch], torch.Tensor]]] = {
-    "causal": {"causal": causal, "causal_full_logits": causal_full_logits},
-    "diffusion": {"diffusion": diffusion, "diffusion_full_logits": diffusion_full_logits},
-    "complementary": {"complementary": complementary, "complementary_twice": complementary_twice},
+#: Arms of each phase, each a loss of a batch of [`Training`]; the first one is the package's.
+PHASES: dict[str, dict[str, tuple[Loss, str]]] = {
+    "causal": {"causal": (causal, "rows"), "causal_full_logits": (causal_full_logits, "rows")},
+    "diffusion": {"diffusion": (diffusion, "rows"), "diffusion_full_logits": (diffusion_full_logits, "rows")},
+    "complementary": {"complementary": (complementary, "rows"), "complementary_twice": (complementary_twice, "rows")},
+    "turns": {"turns": (causal, "turns"), "turns_apart": (causal, "turns_apart")},
 }
-ARMS = {name: loss for arms in PHASES.values() for name, loss in arms.items()}
+ARMS = {name: arm for arms in PHASES.values() for name, arm in arms.items()}
 
 
 class Training:
     """
-    A model of random weights, a batch and an optimizer.
+    A model of random weights, batches and an optimizer.
 
     Args:
         shape ([`Shape`]):
             What the model looks like.
         batch_size (`int`):
-            Rows of a step.
+            Rows of a step, or conversations.
         device, dtype, attn_implementation (`str`):
             As for `decode.py`.
     """
@@ -163,13 +212,20 @@ class Training:
     def __init__(self, shape: Shape, batch_size: int, device: str, dtype: str, attn_implementation: str) -> None:
         self.model = build_model(shape, device, getattr(torch, dtype), attn_implementation).train()
         freeze_other_parts(self.model, ("projector", "language_model", "head"))
-        self.batch = make_batch(self.model, shape, batch_size)
+        self.batch_size = batch_size
+        turns, turns_apart = make_turns(self.model, shape, batch_size)
+        self.batches = {"rows": make_batch(self.model, shape, batch_size), "turns": turns, "turns_apart": turns_apart}
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
+    def loss(self, arm: str) -> torch.Tensor:
+        """The loss of an arm."""
+        loss, batch = ARMS[arm]
+        return loss(self.model, self.batches[batch])
+
     def step(self, arm: str) -> torch.Tensor:
         """One step of an arm; returns its loss."""
-        loss = ARMS[arm](self.model, self.batch)
+        loss = self.loss(arm)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # what a step takes beyond them is to be measured
@@ -223,7 +279,7 @@ def measure_phase(
         RuntimeError: If two arms have different losses for the same weights, in float32.
     """
     arms = PHASES[phase]
-    losses = [float(loss(training.model, training.batch).detach()) for loss in arms.values()]
+    losses = [float(training.loss(arm).detach()) for arm in arms]
     if training.model.dtype == torch.float32 and abs(losses[0] - losses[1]) > 1e-4 * abs(losses[0]):
         raise RuntimeError(f"the arms of {phase} must have the same loss (got {losses})")
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -235,11 +291,10 @@ def measure_phase(
             training.step(arm)
             seconds[arm].append(clock() - started)
             progress.update()
-    batch_size = len(training.batch["labels"])
     own = seconds[next(iter(arms))]
     results: dict[str, dict[str, Any]] = {}
     for arm, of_arm in seconds.items():
-        results[arm] = {"samples_per_second": batch_size / statistics.median(of_arm)}
+        results[arm] = {"samples_per_second": training.batch_size / statistics.median(of_arm)}
         if of_arm is not own:
             ratios = [above / below for above, below in zip(of_arm, own, strict=True)]
             low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -250,6 +305,7 @@ def measure_phase(
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="default: all")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="steps of each arm (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
@@ -293,10 +349,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     training = Training(shape, args.batch_size, args.device, args.dtype, args.attn_implementation)
     clock = make_clock(args.clock, training.model.device)
     results: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(ARMS) * args.repeats, unit="step", desc="train", file=sys.stderr) as progress:
-        for phase in PHASES:
+    num_arms = sum(len(PHASES[phase]) for phase in args.phases)
+    with tqdm(total=num_arms * args.repeats, unit="step", desc="train", file=sys.stderr) as progress:
+        for phase in args.phases:
             results |= measure_phase(phase, training, args.repeats, clock, progress)
-    for arm in tqdm(ARMS, unit="arm", desc="memory", file=sys.stderr):
+    for arm in tqdm(results, unit="arm", desc="memory", file=sys.stderr):
         results[arm]["step_memory_mib"] = peak_memory(training.model.device, partial(training.step, arm))
     num_parameters = sum(parameter.numel() for parameter in training.model.parameters())
     del training  # a GPU has no room for both

@@ -47,6 +47,9 @@ def test_benchmark_measures_and_draws(benchmark: ModuleType, tmp_path: Path) -> 
     assert results["fields"]["accuracy"] > 0.9
     assert results["fields"]["number"] >= 8
     assert figure.read_text().startswith("<?xml")
+    assert 0 < results["recording"]["without"] < results["recording"]["with"] < 0.5
+    later = benchmark.main(["--parts", "recording", "--repeats", "1", "--output", str(output)])
+    assert later["accuracy"] == json.loads(json.dumps(results["accuracy"]))  # other parts stay in the file
 
 
 def test_held_out_questions_have_their_right_options(benchmark: ModuleType) -> None:

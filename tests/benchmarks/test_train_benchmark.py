@@ -31,6 +31,7 @@ from dimple_hf.modeling import diffusion_dimple
 
 ARMS = [
     "causal", "causal_full_logits", "diffusion", "diffusion_full_logits", "complementary", "complementary_twice",
+    "turns", "turns_apart",
 ]  # fmt: skip
 
 
@@ -61,12 +62,12 @@ def training() -> train.Training:
     return train.Training(train.SHAPES["tiny"], 2, "cpu", "float32", "sdpa")
 
 
-@pytest.mark.parametrize("phase", ["causal", "diffusion", "complementary"])
+@pytest.mark.parametrize("phase", ["causal", "diffusion", "complementary", "turns"])
 def test_train_arms_of_a_phase_have_the_same_gradients(training: train.Training, phase: str) -> None:
     """Else one of them would do less, and the other look slow for it."""
     gradients = []
-    for loss in train.PHASES[phase].values():
-        loss(training.model, training.batch).backward()
+    for arm in train.PHASES[phase]:
+        training.loss(arm).backward()
         named = training.model.named_parameters()
         gradients.append({name: parameter.grad.clone() for name, parameter in named if parameter.requires_grad})
         training.model.zero_grad()
@@ -78,8 +79,7 @@ def test_train_arms_of_a_phase_have_the_same_gradients(training: train.Training,
 
 
 def test_train_other_losses_in_an_arm_fail_the_run(training: train.Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = {"causal": train.causal, "causal_full_logits": train.diffusion}
-    monkeypatch.setitem(train.PHASES, "causal", arms)
+    monkeypatch.setitem(train.ARMS, "causal_full_logits", (train.diffusion, "rows"))
     with pytest.raises(RuntimeError, match="the arms of causal must have the same loss"):
         train.measure_phase("causal", training, 1, lambda: 0.0, None)
 

@@ -14,16 +14,19 @@
 """`POST /v1/decisions` with OpenAI's client: every type of question, images, mistakes, and shared forward passes."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from server_process import data_url, noise_image
+from server_process import ServerProcess, data_url, noise_image
 
-from dimple_hf.decisions import Choice, Predicate, Score, decide
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.decisions import Calibration, Choice, Predicate, Score, decide
 
 PREDICATE = {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"}
 CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": "true"}, {"value": True}]}
@@ -160,3 +163,25 @@ def test_decisions_come_between_the_steps_of_a_long_answer(client: openai.OpenAI
     assert len(decision.answers) == 3
     thread.join()
     assert json.dumps(decision.answers[0].probability)
+
+
+@pytest.mark.slow
+def test_calibrated_server_divides_by_the_temperatures_beside_the_model(
+    forms_model: Any, forms_processor: Any, tmp_path: Path
+) -> None:
+    """A server of its own, about 10 s."""
+    calibration = Calibration({"predicate": 0.2})
+    checkpoint = tmp_path / FORMS_CHECKPOINT.name
+    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
+    calibration.save_pretrained(checkpoint)
+    server = ServerProcess(str(checkpoint), "--calibrated", "--dtype", "float32")
+    try:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            found = client.decisions.create(model="forms", input="The price is 700.", questions=[PREDICATE])
+    finally:
+        server.stop()
+    asked = (forms_model, forms_processor, "The price is 700.", SAME[:1])
+    assert found.answers[0].probability == pytest.approx(
+        decide(*asked, calibration=calibration)[0].probability, abs=1e-4
+    )
+    assert abs(found.answers[0].probability - decide(*asked)[0].probability) > 1e-2  # control

@@ -103,6 +103,19 @@ def test_collator_padding_lengths_cover_the_range_and_depend_on_seed_and_tokens(
     assert lengths(0) != lengths(1)
 
 
+def test_collator_padding_length_does_not_tell_the_answer_of_an_image(processor: DimpleProcessor) -> None:
+    """Images about which the same is asked and answered: all lengths that the answer can have. A model under full
+    attention would otherwise learn the answer from the length of its canvas, and nothing from the image."""
+    collator = DimpleDataCollator(processor)
+
+    def length(image: PIL.Image.Image) -> int:
+        return int((collator([row("ab", "cdef", images=(image,))])["labels"] != -100).sum())
+
+    images = [PIL.Image.new("RGB", (56, 28), (tone, 0, 0)) for tone in range(40)]
+    assert {length(image) for image in images} == {5, 6, 7, 8}
+    assert len({length(images[0]) for _ in range(3)}) == 1  # control: an image has one length
+
+
 def test_collator_canvas_length_widens_the_range_and_never_narrows_it(processor: DimpleProcessor) -> None:
     """On a canvas of any length up to the given one; the original's bounds where they are wider."""
 
@@ -267,7 +280,7 @@ def test_branch_ids_without_what_they_need_are_refused(
 def shortened(processor: DimpleProcessor, question: str, max_length: int) -> str:
     """A row with an answer of 20 tokens, shortened, as text: `|` before what is learned, `_` for padding."""
     sample = row(question, "98765432109876543210", images=(PIL_IMAGE,))
-    batch = DimpleDataCollator(processor, max_length=max_length, seed=6)([sample])
+    batch = DimpleDataCollator(processor, max_length=max_length, seed=41)([sample])
     assert batch["input_ids"].shape[1] <= max_length
     learned = batch["labels"][0] != -100
     prompt = processor.tokenizer.decode(batch["input_ids"][0, ~learned])

@@ -14,7 +14,8 @@
 """One of two processes that train together, for the tests. `python two_processes.py OUT MODE` under the variables of
 `torch.distributed` (rank, world size, address, port); also run alone, with the same global batch.
 
-Every other row has no image. MODE `plain`, or `checkpointing`: with activation checkpointing, as the shipped recipes.
+Every other row has no image. MODE `plain`; `checkpointing`: with activation checkpointing, as the shipped recipes;
+`adapter`: LoRA in the vision tower, the projector and the language model, embeddings and head in full.
 """
 
 import json
@@ -25,8 +26,12 @@ from typing import Any
 
 import torch
 import training_run
+from peft import PeftModel, get_peft_model
+from transformers import EvalPrediction, Trainer
 
-from dimple_hf.training import MetricsCallback, Phase, add_before_reporters
+from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf.training import MetricsCallback, Phase, add_before_reporters, lora_config
+from dimple_hf.training.adapters import ALL_LINEAR_LAYERS
 
 #: For plain gradient descent: Adam would blow up the rounding of gradients that are 0, such as those of key biases.
 PHASES = {
@@ -44,11 +49,43 @@ def mixed_rows(num_rows: int = 16) -> list[dict[str, Any]]:
     return rows
 
 
+def make_adapter() -> PeftModel:
+    """LoRA everywhere; embeddings and head in full."""
+    torch.manual_seed(0)
+    base = DimpleForConditionalGeneration.from_pretrained(training_run.CHECKPOINT)
+    options = {"lora_dropout": 0.0, "modules_to_save": ["embed_tokens", "lm_head"]}
+    return get_peft_model(base, lora_config(False, r=2, target_modules=ALL_LINEAR_LAYERS, **options))
+
+
+def without_noise_levels(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A `preprocess_logits_for_metrics`: leaves out the noise levels."""
+    token_predictions, token_losses, _ = outputs
+    assert token_predictions.shape == token_losses.shape == labels.shape
+    return token_predictions, token_losses
+
+
+def count_hits(prediction: EvalPrediction) -> dict[str, float]:
+    """A `compute_metrics`."""
+    token_predictions, token_losses = prediction.predictions
+    counted = token_predictions != -100
+    hits = token_predictions[counted] == prediction.label_ids[counted]
+    return {"tokens": int(counted.sum()), "hits": int(hits.sum()), "mean_loss": float(token_losses[counted].mean())}
+
+
+def predict(trainer: Trainer) -> dict[str, Any]:
+    """Metrics and, for each row, the counted tokens; 5 rows of unequal length, which two processes cannot share."""
+    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = count_hits, without_noise_levels
+    found = trainer.predict(mixed_rows(5))
+    rows = [[int(token) for token in row if token != -100] for row in found.predictions[0]]
+    return {"metrics": {name: found.metrics[f"test_{name}"] for name in ("tokens", "hits", "mean_loss")}, "rows": rows}
+
+
 def main(output_dir: Path, mode: str) -> None:
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     trainer = training_run.make_trainer(
         output_dir,
         rows=mixed_rows(),
+        model=make_adapter() if mode == "adapter" else None,
         phases=PHASES,
         optim="sgd",
         max_steps=4,
@@ -72,7 +109,8 @@ def main(output_dir: Path, mode: str) -> None:
     trainer.train()
     if rank == 0:
         trainer.model.save_pretrained(output_dir)
-    result = {"history": trainer.state.log_history, "levels": levels, "images": images}
+    result = {"history": trainer.state.log_history, "levels": list(levels), "images": list(images)}
+    result["prediction"] = predict(trainer)
     (output_dir / f"{rank}.json").write_text(json.dumps(result))
 
 

@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the weights (default: the checkpoint's)",
     )
     parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="divide decisions by the temperatures that `calibrate` left beside the model",
+    )
+    parser.add_argument(
         "--allow-remote-images", action="store_true", help="fetch images from addresses, public ones only"
     )
     parser.add_argument("--max-requests", type=int, default=128, help="at a time; more get 429 (default: %(default)s)")
@@ -94,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
+    from ..decisions import Calibration
     from ..serve import build_app
     from ..serve.limits import MIB, Limits
     from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
@@ -108,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         max_image_pixels=args.max_image_pixels,
         max_images=args.max_images,
     )
+    calibration = Calibration.from_pretrained(args.model) if args.calibrated else None
     # Of uvicorn too, whose own configuration writes to stdout.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:
@@ -128,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         args.api_key,
         allowed_hosts(args.host, args.allowed_host),
     )
+    app.state.decisions.calibration = calibration
     logging.info("serving the model %s", name)
     config = uvicorn.Config(
         app,

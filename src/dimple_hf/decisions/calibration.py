@@ -22,6 +22,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def draw_reliability(path: Path, lines: Mapping[str, Sequence[tuple[float, float
 
     figure, axes = pyplot.subplots(figsize=(4.5, 4.5))
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    for (name, points), color in zip(lines.items(), ("#4c72b0", "#dd8452"), strict=False):
+    for (name, points), color in zip(lines.items(), cycle(("#4c72b0", "#dd8452", "#55a868")), strict=False):
         confidence, accuracy, share = zip(*points, strict=True)
         axes.plot(confidence, accuracy, color=color, linewidth=1)
         axes.scatter(confidence, accuracy, [10 + 400 * value for value in share], color=color, alpha=0.6)

@@ -77,7 +77,8 @@ def build_app(
 
     Returns:
         `starlette.applications.Starlette`: An ASGI app, whose lifespan starts and stops the model's thread and the
-        processes that prepare requests. `app.state.chat` is the [`ChatCompletions`].
+        processes that prepare requests. `app.state.chat` is the [`ChatCompletions`], `app.state.decisions` the
+        [`Decisions`].
 
     Raises:
         ValueError: If the model is not one that denoises, or its generation options want static shapes.
@@ -94,6 +95,7 @@ def build_app(
     processes = TaskProcesses(processor, TaskLimits())
     preparation = Preparation(model, processor, limits, processes)
     chat = ChatCompletions(name, worker, preparation, limits, metrics, allows_remote_images)
+    decisions = Decisions(chat)
     card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "dimple_hf"}
 
     @asynccontextmanager
@@ -121,7 +123,7 @@ def build_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/decisions", Decisions(chat), methods=["POST"]),
+            Route("/v1/decisions", decisions, methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
             Route("/metrics", show_metrics),
@@ -131,5 +133,5 @@ def build_app(
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
         lifespan=lifespan,
     )
-    app.state.chat = chat
+    app.state.chat, app.state.decisions = chat, decisions
     return app

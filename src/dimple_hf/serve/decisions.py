@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from ..decisions.calibration import Calibration
 from ..decisions.decide import QUESTIONS_PER_CANVAS, answer_from
 from ..decisions.layout import LabelLayout
 from ..decisions.reading import Canvas, CanvasReader
@@ -136,10 +137,13 @@ class Decisions:
     Args:
         chat ([`ChatCompletions`]):
             What it shares with chat completions: bounds, preparation, the model.
+
+    `calibration` ([`Calibration`], *optional*) has the temperatures by which log-probabilities are divided.
     """
 
     def __init__(self, chat: ChatCompletions):
         self.chat = chat
+        self.calibration: Calibration | None = None
         self.reader = DecisionReader(chat)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,7 +171,7 @@ class Decisions:
             await failed(fault)(scope, receive, send)
             return
         answers = [
-            answer_from(question, log_probs)
+            answer_from(question, log_probs, self.calibration)
             for question, log_probs in zip(questions, layout.log_probs(reads), strict=True)
         ]
         reply = {

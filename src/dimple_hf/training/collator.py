@@ -143,8 +143,8 @@ class DimpleDataCollator:
 
     **Labels** are on answers only. An answer is followed by a run of padding, at least one token, which is learned
     too and by which the model ends its answers; the run's length is drawn from [`answer_length_bounds`], or up to
-    `canvas_length`, from `seed` and the example's own tokens. So an example gives the same tensors whenever, and in
-    whichever process, it is read.
+    `canvas_length`, from `seed`, the example's tokens and its images. So an example gives the same tensors whenever,
+    and in whichever process, it is read.
 
     **Several turns** are one row: the conversation, with a run of padding after each answer that the rest does not see
     (`branch_ids`, see [`~modeling.turns_dimple.turn_copies`]). A causal model reads it as it is. In bidirectional mode
@@ -346,9 +346,13 @@ class DimpleDataCollator:
             raise BadExampleError(f"its text must not hold the mask token {self.processor.tokenizer.mask_token}")
         if self.processor.image_token_id in answer:
             raise BadExampleError(f"answers must not hold the image placeholder {self.processor.image_token}")
+        pixel_values = grid = None
+        if features is not None and num_images:
+            grid = features["image_grid_thw"][:num_images]
+            pixel_values = features["pixel_values"][: int(grid.prod(dim=-1).sum())]
         num_padding = 0
         if conversation.structure_prior is None:
-            padded = self._pad_answer(prompt, answer)
+            padded = self._pad_answer(prompt, answer, pixel_values)
             prompt, fitted = self._fit(prompt, padded)
             num_padding = max(0, len(fitted) - len(answer))
             learned = fitted
@@ -356,10 +360,6 @@ class DimpleDataCollator:
             text = conversation.answer(answer_index)
             fitted, is_learned = self._fill_canvas(conversation.structure_prior, text, len(prompt))
             learned = [token if flag else IGNORED for token, flag in zip(fitted, is_learned, strict=True)]
-        pixel_values = grid = None
-        if features is not None and num_images:
-            grid = features["image_grid_thw"][:num_images]
-            pixel_values = features["pixel_values"][: int(grid.prod(dim=-1).sum())]
         labels = [IGNORED] * len(prompt) + learned
         return TrainingSequence(prompt + fitted, labels, pixel_values, grid, num_padding)
 
@@ -375,11 +375,15 @@ class DimpleDataCollator:
     def _tokenize(self, text: str, **options: Any) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
-    def _pad_answer(self, prompt: list[int], answer: list[int]) -> list[int]:
-        """Adds the run of padding that ends the answer, of a length drawn from the seed and the tokens."""
+    def _pad_answer(self, prompt: list[int], answer: list[int], pixel_values: torch.Tensor | None) -> list[int]:
+        """Adds the run of padding that ends the answer, of a length drawn from the seed, the tokens and the images.
+        Without the images, all examples of one question and answer would have one length, which would give away the
+        answer to a model that sees the whole canvas."""
         shortest, longest = answer_length_bounds(len(answer))
         longest = max(longest, self.canvas_length or 0)
         checksum = zlib.crc32(np.array([*prompt, *answer], dtype="<i8").tobytes())
+        if pixel_values is not None:
+            checksum = zlib.crc32(pixel_values.contiguous().numpy(), checksum)
         length = int(np.random.default_rng((self.seed, checksum)).integers(shortest, longest + 1))
         return answer + [self.processor.tokenizer.pad_token_id] * (length - len(answer))
 
