@@ -340,7 +340,7 @@ def _change_config(**changes: object):
         (_no_weights, "must hold model.safetensors or model.safetensors.index.json"),
         (_lose_shard, "model-00001-of-00002.safetensors must be a whole safetensors file .*No such file"),
         (_break_shard, "must be a whole safetensors file"),
-        (_lie_in_index, "as the index says .got a file without it"),
+        (_lie_in_index, "as the index lists it .got a file without it"),
         (_store_twice, r"must hold model.norm.weight once \(got model"),
         (_quantize, r"must be stored as float32, float16 or bfloat16 \(got I8\)"),
         (_drop_embeddings, "got no model.embed_tokens.weight"),

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .generation_config_dimple import DEFAULT_MAX_NEW_TOKENS, DIFFUSION_OPTIONS
@@ -127,15 +128,14 @@ class DimpleCausalGenerationMixin(GenerationMixin):
         encoded = model_kwargs.pop("mm_encoder_outputs", None)
         if pixel_values is None and not encoded:
             return model_kwargs
-        features = encoded["image"] if encoded else self.get_image_features(pixel_values, grid)
+        features = (encoded["image"] if encoded else self.get_image_features(pixel_values, grid)).pooler_output
         cache, input_ids = model_kwargs.get("past_key_values"), _prompt_tokens(inputs_tensor, model_kwargs)
         if cache is not None and input_ids is not None and cache.get_seq_length() > 0:
             columns = (input_ids == self.config.image_token_id).nonzero()[:, 1]
-            is_cached = (columns < cache.get_seq_length()).split([len(image) for image in features.pooler_output])
-            images = zip(features.pooler_output, is_cached, strict=True)
-            features.pooler_output = tuple(image for image, cached in images if not cached.all())
-        if features.pooler_output:
-            model_kwargs["mm_encoder_outputs"] = {"image": features}
+            is_cached = (columns < cache.get_seq_length()).split([len(image) for image in features])
+            features = tuple(image for image, cached in zip(features, is_cached, strict=True) if not cached.all())
+        if features:  # in an object of its own: an assistant is given the caller's, and has a cache of its own
+            model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         return model_kwargs
 
     def prepare_inputs_for_generation(
