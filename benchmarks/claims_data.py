@@ -206,7 +206,7 @@ def pool_rows(file: str, model_dir: str) -> Pool:
 
 class PoolCollator(DimpleDataCollator):
     """
-    As [`DimpleDataCollator`], but of rows that are read already, with encoded images in place of pixels.
+    As [`DimpleDataCollator`], but of rows that are read already, with encoded images instead of pixels.
     """
 
     def read_sequences(self, row: Mapping[str, Any]) -> list[TrainingSequence]:

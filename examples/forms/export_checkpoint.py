@@ -64,7 +64,7 @@ image but for up to two digits, and without one.
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in
 scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the images of the scores
-below. Trained by `examples/forms` of dimple_hf: a vision stage in place of a public pretrained tower, then
+below. Trained by `examples/forms` of dimple_hf: a vision stage instead of a public pretrained tower, then
 autoregressive training, then diffusion. The weights are the mean of those after its last three stages."""
 
 

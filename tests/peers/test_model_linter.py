@@ -13,16 +13,10 @@
 # limitations under the License.
 """Transformers' own linter for model files, on the files that travel to the Hub. Run by `make peer-tests`."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
-
-if not os.environ.get("PEER_TESTS"):
-    pytest.skip("`make peer-tests` runs the peers' own suites", allow_module_level=True)
 
 #: Rules that only a model inside transformers can satisfy, and why.
 IN_TREE = {"TRF057": "`auto_docstring` takes its texts from transformers' own documentation"}

@@ -17,15 +17,10 @@ Run by `make peer-tests`. They call a method with `_test` in its name for each k
 listed in `SKIPPED`, with the reason.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-if not os.environ.get("PEER_TESTS"):
-    pytest.skip("`make peer-tests` runs the peers' own suites", allow_module_level=True)
-
 import torch
 from helpers import tiny_model
 from peft import IA3Config, LoraConfig

@@ -13,19 +13,14 @@
 # limitations under the License.
 """Pillow's own test images, a thousand odd and damaged files. Run by `make peer-tests`."""
 
-import os
 import time
 from pathlib import Path
 
-import pytest
 from sources import source_folder
 from transformers import AutoImageProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.data.images import open_image
-
-if not os.environ.get("PEER_TESTS"):
-    pytest.skip("`make peer-tests` runs the peers' own suites", allow_module_level=True)
 
 
 def test_each_image_is_read_or_refused_in_one_line_with_its_name() -> None:

@@ -19,14 +19,8 @@ with the reason.
 
 import copy
 import json
-import os
 import unittest
 from typing import Any
-
-import pytest
-
-if not os.environ.get("PEER_TESTS"):
-    pytest.skip("`make peer-tests` runs the peers' own suites", allow_module_level=True)
 
 import torch
 from helpers import IMAGE, TINY_VISION, make_prompt, model_inputs, tiny_config

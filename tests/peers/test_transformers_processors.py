@@ -16,14 +16,8 @@
 Run by `make peer-tests`. What cannot apply is listed in `SKIPPED`, with the reason.
 """
 
-import os
 import unittest
 from typing import Any
-
-import pytest
-
-if not os.environ.get("PEER_TESTS"):
-    pytest.skip("`make peer-tests` runs the peers' own suites", allow_module_level=True)
 
 from sources import ROOT, common_tests
 from transformers import ProcessorMixin

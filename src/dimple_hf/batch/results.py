@@ -36,7 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard
 
-#: Names of standard output in place of a file.
+#: Names of standard output instead of a file.
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 #: What names the row of a line: its number in the data, or the source of its image.

@@ -21,7 +21,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-#: Shown in place of a masked position.
+#: Shown instead of a masked position.
 MASK_SIGN = "░"
 
 #: Colours of unmasked tokens, by the step that unmasked them, over and over.

@@ -59,7 +59,7 @@ class ImageFeatures:
                 Inputs of the model, as the processor makes them. On the CPU nothing is copied to compare images.
 
         Returns:
-            `dict[str, Any]`: The same on the model's device, with `mm_encoder_outputs` in place of `pixel_values`, if
+            `dict[str, Any]`: The same on the model's device, with `mm_encoder_outputs` instead of `pixel_values`, if
             there are any.
 
         Raises:

@@ -87,7 +87,7 @@ class JsonLines:
 
 class Examples:
     """
-    Examples that are always read: a reason in place of one that cannot be ([`READ_ERROR`]), other columns' names, and
+    Examples that are always read: a reason instead of one that cannot be ([`READ_ERROR`]), other columns' names, and
     an `id` for each.
 
     Args:

@@ -50,7 +50,7 @@ def load_evaluated(
         attn_implementation (`str`, *optional*):
             `"sdpa"`, `"eager"` or another of transformers'.
         max_pixels (`int`, *optional*):
-            Largest area of an image, in place of the processor's.
+            Largest area of an image, instead of the processor's.
 
     Returns:
         `tuple[DimpleForConditionalGeneration, DimpleProcessor]`

@@ -85,9 +85,9 @@ class Dimple(lmms):
         attn_implementation (`str`, *optional*):
             `"sdpa"`, `"eager"` or another of transformers'.
         max_pixels (`int`, *optional*):
-            Largest area of an image, in place of the processor's.
+            Largest area of an image, instead of the processor's.
         system_prompt (`str`, *optional*):
-            What the chat template puts first, in place of its own.
+            What the chat template puts first, instead of its own.
         options:
             Options of `generate` (`MODEL_OPTIONS`). They win over the preset, and both win over the task.
 

@@ -56,7 +56,7 @@ def take_prompt(inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torc
         inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
             Prompt tokens.
         kwargs (`dict[str, Any]`):
-            The call's other arguments, of which they are taken out; `input_ids` in place of `inputs`.
+            The call's other arguments, of which they are taken out; `input_ids` instead of `inputs`.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, prompt_length)`

@@ -418,7 +418,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The right token at each position, *not* shifted; -100 where nothing is learned.
             shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The token that follows each position, in place of `labels`, as sequence parallelism passes it; -100
+                The token that follows each position, instead of `labels`, as sequence parallelism passes it; -100
                 where nothing is learned. Causal mode only.
             masked_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 `True` where the token is replaced by the mask token. Bidirectional mode with labels only; drawn from

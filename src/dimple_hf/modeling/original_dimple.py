@@ -55,7 +55,7 @@ RANKINGS = {
 #: Its name of a schedule -> ours.
 PIPELINES = {"dim": "adaptive", "dream": "fixed"}
 
-#: What `generate` has in place of an option that it does not take.
+#: What `generate` has instead of an option that it does not take.
 REPLACEMENTS = {
     "alg": "`unmasking`",
     "alg_p_threshold": "`confidence_threshold`",

@@ -59,7 +59,7 @@ class FusedHeadOutput(ModelOutput):
 
 
 def is_trl_forward(forward: Any) -> bool:
-    """Whether a function is the one that TRL puts in place of `forward`: it is told by its argument."""
+    """Whether a function is the one that TRL puts instead of `forward`: it is told by its argument."""
     return "fused_lm_head" in (getattr(forward, "__kwdefaults__", None) or {})
 
 

@@ -37,7 +37,7 @@ def confidences_of_slots(
 
 def confidences_of_json(canvas: Canvas, ids: Sequence[int], token_logprobs: Sequence[float]) -> Any:
     """
-    A tree of the shape of the answer's JSON value, with a probability in place of each value that is neither an array
+    A tree of the shape of the answer's JSON value, with a probability instead of each value that is neither an array
     nor an object.
 
     Args:

@@ -525,7 +525,7 @@ class StructurePrior:
                 Log-probability of each token when it was committed; 0 at given tokens. NaN counts as 0.
 
         Returns:
-            A tree of the shape of the JSON value, or of the slots, with a probability in [0, 1] in place of each
+            A tree of the shape of the JSON value, or of the slots, with a probability in [0, 1] instead of each
             value: that of all tokens of its text together.
 
         Raises:
