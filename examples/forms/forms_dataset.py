@@ -85,8 +85,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Asker:
-    """What questions are drawn from: a split, a random stream, their words (see [`word_question`]), and the decisions of
-    a curriculum (see [`forms_row`])."""
+    """What questions are drawn from: a split, a random stream, their words (see [`word_question`]), and the decisions
+    of a curriculum (see [`forms_row`])."""
 
     split: str
     rng: np.random.Generator
@@ -355,8 +355,8 @@ def forms_row(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
-        decisions (`Sequence[str]`, *optional*): A curriculum: a `"decide"` example asks one of these questions, keys of
-            `DECISIONS`. When not given, it asks several of any (see [`draw_decisions`]).
+        decisions (`Sequence[str]`, *optional*): A curriculum: a `"decide"` example asks one of these questions, keys
+            of `DECISIONS`. When not given, it asks several of any (see [`draw_decisions`]).
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the image and the question, an assistant turn with the

@@ -13,9 +13,9 @@
 # limitations under the License.
 """How questions about forms are worded: at least eight wordings of each kind in training, four others held out.
 
-Half of the training questions are put together from parts, which are many; no one is a held-out wording. A wording may be
-dressed: in lower case, without its full stop, with a courtesy before or after it. Where a schema
-decides what the answer holds, any words do. Questions that no form answers are put together from words of no form.
+Half of the training questions are put together from parts, but never into a held-out wording. A wording may be dressed:
+in lower case, without its full stop, with a courtesy before or after it. Where a schema decides what the answer holds,
+any words do. Questions that no form answers are put together from words of no form.
 """
 
 import numpy as np
@@ -155,7 +155,13 @@ PARTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "sum": (
         (*VERBS, "What is", "How much is", "Compute", "Add up", "And"),
-        ("the sum of {0} and {1}", "{0} plus {1}", "{0} and {1} together", "{0} and {1} in sum", "the {0} plus the {1}"),
+        (
+            "the sum of {0} and {1}",
+            "{0} plus {1}",
+            "{0} and {1} together",
+            "{0} and {1} in sum",
+            "the {0} plus the {1}",
+        ),
         ("", "", " of the form", " on this form", " here"),
     ),
 }
@@ -246,7 +252,7 @@ def word_question(kind: str, split: str, rng: np.random.Generator, words: str | 
 
 
 def compose(kind: str, rng: np.random.Generator) -> str:
-    """Puts a question together from `PARTS`, of which the counting ones say what is counted; never a held-out wording."""
+    """Puts a question together from `PARTS`; never a held-out wording."""
     verb, *rest = (str(rng.choice(part)) for part in PARTS[kind])
     if kind == "rows" and rest[0] in ("the rows", "all rows"):
         verb = "Count"
