@@ -13,9 +13,9 @@
 # limitations under the License.
 """How questions about forms are worded: at least eight wordings of each kind in training, four others held out.
 
-Half of the training questions are put together from parts, but never into a held-out wording. A wording may be dressed:
-in lower case, without its full stop, with a courtesy before or after it. Where a schema decides what the answer holds,
-any words do. Questions that no form answers are put together from words of no form.
+Half of the training questions are put together from parts, but never into a held-out wording. A wording may be
+dressed: in lower case, without its full stop, with a courtesy before or after it. Where a schema decides what the
+answer holds, any words do. Questions that no form answers are put together from words of no form.
 """
 
 import numpy as np

@@ -263,7 +263,7 @@ def set_deepspeed_clipping(optimizer: Optimizer | None, max_grad_norm: float) ->
     Raises:
         ValueError: If the optimizer clips by its configuration alone, as without ZeRO.
     """
-    zero_optimizer = getattr(optimizer, "optimizer", None)
+    zero_optimizer: Any = getattr(optimizer, "optimizer", None)
     if not hasattr(zero_optimizer, "clip_grad"):
         raise ValueError(
             "`max_grad_norm` of a phase must not be set under DeepSpeed without ZeRO, which clips by its own "
