@@ -43,11 +43,12 @@ from forms_data import (
     form_rng,
     render_form,
 )
-from forms_decisions import decision_prior, draw_decisions
+from forms_decisions import Decision, decision_prior, draw_decision, draw_decisions
 from forms_other import draw_other
 from forms_questions import LIST_WORDINGS, WORDINGS, unrelated_question, word_question
 
 from dimple_hf import StructurePrior
+from dimple_hf.decisions import Predicate
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
 from dimple_hf.decisions.prompt import decision_answer, decision_prompt
 
@@ -85,13 +86,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Asker:
-    """What questions are drawn from: a split, a random stream, their words (see [`word_question`]), and the decisions
-    of a curriculum (see [`forms_row`])."""
+    """What questions are drawn from: a split, a random stream, and their words (see [`word_question`])."""
 
     split: str
     rng: np.random.Generator
     words: str | int = "first"
-    decisions: Sequence[str] | None = None
 
     def word(self, kind: str, *labels: str) -> str:
         """A question of `kind` about these labels."""
@@ -285,10 +284,29 @@ def _ask_shuffle(form: Form, asker: Asker) -> Question:
     return Question(asker.word("shuffle"), ",".join(asker.labels(form, len(form.fields))), fields=form.fields)
 
 
+def _is_rich(form: Form) -> bool:
+    return any(label not in NUMBERS for label in form.fields)
+
+
+def _ask_freely(form: Form, asker: Asker) -> Question:
+    """One decision whose answer is the text of an option: from it a model learns what is asked."""
+    question, right = draw_decision(form, asker.split, asker.rng, _is_rich(form))
+    options = [option.text for option in question.options]
+    listed = "" if isinstance(question, Predicate) else "\n" + ", ".join(options)
+    return Question(f"{question.instructions}{listed}", options[right])
+
+
+def _ask_decide_one(form: Form, asker: Asker) -> Question:
+    """One decision, its options in their own order."""
+    return _lay_out([draw_decision(form, asker.split, asker.rng, _is_rich(form))])
+
+
 def _ask_decide(form: Form, asker: Asker) -> Question:
-    is_rich = any(label not in NUMBERS for label in form.fields)
-    names = None if asker.decisions is None else [str(asker.rng.choice(asker.decisions))]
-    _, decisions = draw_decisions(form, asker.split, asker.rng, is_rich, names)
+    """Several decisions at once."""
+    return _lay_out(draw_decisions(form, asker.split, asker.rng, _is_rich(form))[1])
+
+
+def _lay_out(decisions: Sequence[Decision]) -> Question:
     questions = [question for question, _ in decisions]
     answer = decision_answer([OPTION_LABELS[right] for _, right in decisions])
     return Question(decision_prompt(questions), answer, decision_prior(questions))
@@ -311,13 +329,15 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "absent": _ask_absent,
     "unrelated": _ask_unrelated,
     "no_form": _ask_no_form,
+    "freely": _ask_freely,
+    "decide_one": _ask_decide_one,
     "decide": _ask_decide,
     "copy": _ask_copy,
     "reverse": _ask_reverse,
     "shuffle": _ask_shuffle,
 }
 """Kind of question to the function that asks one."""
-UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "add", "decide")
+UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "add", "decide_one", "decide")
 """Kinds whose answers are laid out by a structure prior."""
 PLAIN_ONLY = ("sum", "worked", "add", "no_form")
 """Kinds that are never asked about a rich form."""
@@ -345,7 +365,6 @@ def forms_row(
     shares: Mapping[str, float] = KIND_SHARES,
     rich_share: float = 0.0,
     words: str | int = "first",
-    decisions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Example `index` of a split: the image, one question about it and its answer.
 
@@ -355,8 +374,6 @@ def forms_row(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
-        decisions (`Sequence[str]`, *optional*): A curriculum: a `"decide"` example asks one of these questions, keys
-            of `DECISIONS`. When not given, it asks several of any (see [`draw_decisions`]).
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the image and the question, an assistant turn with the
@@ -371,7 +388,7 @@ def forms_row(
     is_rich = bool(question_rng.random() < rich_share)
     kind = drawn if kind is None else kind
     form = draw_form(split, rng, is_rich and kind not in PLAIN_ONLY)
-    question = KINDS[kind](form, Asker(split, question_rng, words, decisions))
+    question = KINDS[kind](form, Asker(split, question_rng, words))
     images = [] if kind == "add" else [render_form(form, split, rng)]
     if kind == "no_form":
         size = (int(rng.integers(60, 400)), int(rng.integers(60, 400)))
@@ -399,7 +416,6 @@ def forms_dataset(
     shares: Mapping[str, float] = KIND_SHARES,
     rich_share: float = 0.0,
     words: str | int = "first",
-    decisions: Sequence[str] | None = None,
 ) -> Dataset:
     """A data set of `num_rows` questions about as many images, composed when they are read.
 
@@ -413,7 +429,6 @@ def forms_dataset(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms, where a kind of question can be about one.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
-        decisions (`Sequence[str]`, *optional*): See [`forms_row`].
 
     Raises:
         ValueError: If `split` or a kind is unknown, or the shares are not shares of 1.
@@ -427,7 +442,7 @@ def forms_dataset(
         raise ValueError(f"`shares` must be shares of 1 (got {dict(shares)})")
 
     def compose(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [forms_row(split, index, seed, kind, shares, rich_share, words, decisions) for index in batch["index"]]
+        rows = [forms_row(split, index, seed, kind, shares, rich_share, words) for index in batch["index"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     return Dataset.from_dict({"index": range(num_rows)}).with_transform(compose)
@@ -435,9 +450,9 @@ def forms_dataset(
 
 def write_sample(directory: Path) -> None:
     """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question about it of each kind that is
-    asked in words alone, but for lists of labels.
+    asked in words alone, but for lists of labels and for decisions.
     """
-    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form")]
+    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely")]
     rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")
     asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]

@@ -250,6 +250,12 @@ def draw_decisions(
     return list(names), decisions
 
 
+def draw_decision(form: Form, split: str, rng: np.random.Generator, is_rich: bool = False) -> Decision:
+    """Draws one question about a form, its options in their own order; for the arguments see [`draw_decisions`]."""
+    known = RICH_DECISIONS if is_rich else DECISIONS
+    return known[str(rng.choice(list(known)))](form, split, rng)
+
+
 def decision_prior(questions: Sequence[Question]) -> StructurePrior:
     """The answers to these questions: all text is given but a label for each, and one position of padding follows."""
     prefixes = label_prefixes(len(questions))

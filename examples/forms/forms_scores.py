@@ -27,8 +27,9 @@ from typing import Any
 
 WHOLE_FORMS = ("text", "json", "schema", "shuffled", "nullable")
 WITH_WORKING = ("rows", "sum", "worked", "add")
-EXACT = ("field", "fields", "absent", "unrelated", "no_form", "copy", "reverse")
-KINDS = (*WHOLE_FORMS, *WITH_WORKING, *EXACT, "decide", "shuffle")
+EXACT = ("field", "fields", "absent", "unrelated", "no_form", "copy", "reverse", "freely")
+DECISIONS = ("decide_one", "decide")
+KINDS = (*WHOLE_FORMS, *WITH_WORKING, *EXACT, *DECISIONS, "shuffle")
 
 Points = dict[str, tuple[int, int]]
 """Name of a score to points and possible points."""
@@ -98,7 +99,7 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, Any
         return {"exact": (int(parse_result(answer) == parse_result(expected)), 1)}
     if kind == "shuffle":
         return {"exact": (int(sorted(answer.split(",")) == sorted(fields)), 1)}
-    if kind == "decide":
+    if kind in DECISIONS:
         given, right = answer.split("\n"), expected.split("\n")
         return {"questions": (sum(line in given for line in right), len(right))}
     if kind not in WHOLE_FORMS:

@@ -71,13 +71,19 @@ def read_questions(path: Path) -> Any:
         `Any`: The list, as JSON holds it.
 
     Raises:
-        ValueError: If the file holds no JSON.
+        ValueError: If the file holds no JSON, or no list.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`--questions` must be a file with JSON ({path}: {error})") from error
-    return values.get("questions") if isinstance(values, dict) else values
+    found = values.get("questions") if isinstance(values, dict) else values
+    if not isinstance(found, list):
+        raise ValueError(
+            f"`--questions` must be a file with a list of questions, or with an object that has one under `questions` "
+            f"({path}: got {json.dumps(values)[:80]})"
+        )
+    return found
 
 
 def kept(args: argparse.Namespace) -> str | None:
