@@ -461,18 +461,10 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         if shift_labels is not None:
             labels = self._labels_of_shifted(shift_labels, is_causal)
 
-        # 2. Embeddings. Images come first with or without any: processes that share weights (FSDP, ZeRO-3) gather them
-        # in the order of use, which must be the same on all.
-        no_image = None
+        # 2. Embeddings
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
-        elif not mm_encoder_outputs and self.training and torch.is_grad_enabled():
-            no_image = self._no_image_features()
-        if inputs_embeds is None:
-            images = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else ()
-            inputs_embeds = self.embed(input_ids, torch.cat(images) if images else None)
-        if no_image is not None:
-            inputs_embeds = inputs_embeds + no_image.to(inputs_embeds.device, inputs_embeds.dtype)
+        inputs_embeds = self._embed_with_images(input_ids, inputs_embeds, mm_encoder_outputs)
 
         # 3. Positions
         if use_cache and past_key_values is None:
@@ -562,6 +554,27 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         )
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(image_mask[..., None], image_features)
+
+    def _embed_with_images(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+    ) -> torch.FloatTensor:
+        """
+        Embeddings of the tokens, with the image features at their placeholders. In training, a batch without images
+        runs the vision tower too, and before the embedding: processes that share weights (FSDP, ZeRO-3) gather them in
+        the order of use, which must be the same on all.
+        """
+        no_image = None
+        if not mm_encoder_outputs and self.training and torch.is_grad_enabled():
+            no_image = self._no_image_features()
+        if inputs_embeds is None:
+            images = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else ()
+            inputs_embeds = self.embed(input_ids, torch.cat(images) if images else None)
+        if no_image is None:
+            return inputs_embeds
+        return inputs_embeds + no_image.to(inputs_embeds.device, inputs_embeds.dtype)
 
     def _no_image_features(self) -> torch.FloatTensor:
         """
