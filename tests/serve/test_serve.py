@@ -17,7 +17,6 @@ import asyncio
 import json
 import math
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -32,10 +31,9 @@ import serve_load
 from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
-from server_process import ServerProcess, body, chat, data_url, messages, own_answer
+from server_process import LETTERS, ServerProcess, body, chat, data_url, messages, own_answer, slow_checkpoint
 
 from dimple_hf import StructurePrior
-from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.cli.main import main
 
 JSON = {"content-type": "application/json"}
@@ -448,19 +446,12 @@ def send_raw(url: str, sent: bytes) -> socket.socket:
 
 @pytest.fixture
 def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """It answers one request at a time and decides one position a pass, whatever the model is sure of."""
-    checkpoint = tmp_path / "slow"
-    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
-    options = json.loads((checkpoint / "generation_config.json").read_text()) | {"confidence_threshold": None}
-    (checkpoint / "generation_config.json").write_text(json.dumps(options))
+    """It answers one request at a time and commits one position a step, however confident the model is."""
+    checkpoint = slow_checkpoint(tmp_path / "slow")
     # A loaded machine may need more than the usual half minute for what runs when it is told to end.
     server = ServerProcess(str(checkpoint), "--max-requests", "1", "--max-batch-size", "1", "--grace-seconds", "250")
     yield server
     server.process.kill()
-
-
-#: 80 positions, each of which has to be decided.
-LETTERS = {"type": "string", "pattern": "^[a-z]{80}$", "x-max-tokens": 80}
 
 
 def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerProcess) -> None:
