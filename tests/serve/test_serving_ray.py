@@ -14,6 +14,7 @@
 """The server on two nodes of a Ray cluster on this machine, one of which is killed: `make ray-tests` installs Ray."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import yaml
 from server_process import LETTERS, slow_checkpoint
 
 ray = pytest.importorskip("ray", reason="`make ray-tests` installs Ray and runs this")
@@ -36,6 +38,7 @@ with warnings.catch_warnings():  # Ray's own
     warnings.simplefilter("ignore")
     from ray import serve
     from ray.cluster_utils import Cluster
+    from ray.serve.schema import ServeDeploySchema
 
     from dimple_hf.serve.ray import Options, Replica, build
 
@@ -75,12 +78,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def url(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
+def url(cluster: Cluster, repo_root: Path, tmp_path: Path) -> Iterator[str]:
     """A server of two replicas, started by the command of the page."""
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
     checkpoint = slow_checkpoint(tmp_path / "slow")
-    command = ["run", "--address", cluster.address, "dimple_hf.serve.ray:build", f"model={checkpoint}", "replicas=2"]
+    page = (repo_root / "docs" / "replicas.md").read_text()
+    command = re.search(r"^serve run (.*)$", page, re.M)[1].replace("rp-yu/Dimple-7B", str(checkpoint)).split()
+    command = ["run", "--address", cluster.address, *command, "gpus_per_replica=0"]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "ray.serve.scripts", *command], stdout=log, stderr=log)
     try:
@@ -153,6 +158,15 @@ def test_options_become_those_of_the_deployment() -> None:
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 4, 8)
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         Options(replica=2)
+
+
+def test_configuration_file_of_the_page_is_valid(repo_root: Path) -> None:
+    page = (repo_root / "docs" / "replicas.md").read_text()
+    config = ServeDeploySchema(**yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.S)[1]))
+    [application] = config.applications
+    assert application.import_path == "dimple_hf.serve.ray:build"
+    options = Options(**application.args)
+    assert (options.max_replicas, options.limits.max_batch_size) == (8, 16)
 
 
 def deployment_of(options: Options) -> Any:
