@@ -23,7 +23,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Asker:
-    """What questions are drawn from: a split, a random stream, and their words (see [`word_question`])."""
+    """What questions are drawn from: a split, a random stream, their words (see [`word_question`]), and the decisions
+    of a curriculum (see [`forms_row`])."""
 
     split: str
     rng: np.random.Generator
     words: str | int = "first"
+    decisions: Sequence[str] | None = None
 
     def word(self, kind: str, *labels: str) -> str:
         """A question of `kind` about these labels."""
@@ -285,7 +287,8 @@ def _ask_shuffle(form: Form, asker: Asker) -> Question:
 
 def _ask_decide(form: Form, asker: Asker) -> Question:
     is_rich = any(label not in NUMBERS for label in form.fields)
-    _, decisions = draw_decisions(form, asker.split, asker.rng, is_rich)
+    names = None if asker.decisions is None else [str(asker.rng.choice(asker.decisions))]
+    _, decisions = draw_decisions(form, asker.split, asker.rng, is_rich, names)
     questions = [question for question, _ in decisions]
     answer = decision_answer([OPTION_LABELS[right] for _, right in decisions])
     return Question(decision_prompt(questions), answer, decision_prior(questions))
@@ -342,6 +345,7 @@ def forms_row(
     shares: Mapping[str, float] = KIND_SHARES,
     rich_share: float = 0.0,
     words: str | int = "first",
+    decisions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Example `index` of a split: the image, one question about it and its answer.
 
@@ -351,6 +355,8 @@ def forms_row(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
+        decisions (`Sequence[str]`, *optional*): A curriculum: a `"decide"` example asks one of these questions, keys
+            of `DECISIONS`. When not given, it asks several of any (see [`draw_decisions`]).
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the image and the question, an assistant turn with the
@@ -365,7 +371,7 @@ def forms_row(
     is_rich = bool(question_rng.random() < rich_share)
     kind = drawn if kind is None else kind
     form = draw_form(split, rng, is_rich and kind not in PLAIN_ONLY)
-    question = KINDS[kind](form, Asker(split, question_rng, words))
+    question = KINDS[kind](form, Asker(split, question_rng, words, decisions))
     images = [] if kind == "add" else [render_form(form, split, rng)]
     if kind == "no_form":
         size = (int(rng.integers(60, 400)), int(rng.integers(60, 400)))
@@ -393,6 +399,7 @@ def forms_dataset(
     shares: Mapping[str, float] = KIND_SHARES,
     rich_share: float = 0.0,
     words: str | int = "first",
+    decisions: Sequence[str] | None = None,
 ) -> Dataset:
     """A data set of `num_rows` questions about as many images, composed when they are read.
 
@@ -406,6 +413,7 @@ def forms_dataset(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms, where a kind of question can be about one.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
+        decisions (`Sequence[str]`, *optional*): See [`forms_row`].
 
     Raises:
         ValueError: If `split` or a kind is unknown, or the shares are not shares of 1.
@@ -419,7 +427,7 @@ def forms_dataset(
         raise ValueError(f"`shares` must be shares of 1 (got {dict(shares)})")
 
     def compose(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [forms_row(split, index, seed, kind, shares, rich_share, words) for index in batch["index"]]
+        rows = [forms_row(split, index, seed, kind, shares, rich_share, words, decisions) for index in batch["index"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     return Dataset.from_dict({"index": range(num_rows)}).with_transform(compose)

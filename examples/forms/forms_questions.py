@@ -13,8 +13,9 @@
 # limitations under the License.
 """How questions about forms are worded: at least eight wordings of each kind in training, four others held out.
 
-A wording may be dressed: in lower case, without its full stop, with a courtesy before or after it. Where a schema
-decides what the answer holds, any words do. Questions that no form answers are put together from words of no form.
+Half of the training questions are put together from parts, but never into a held-out wording. A wording may be
+dressed: in lower case, without its full stop, with a courtesy before or after it. Where a schema decides what the
+answer holds, any words do. Questions that no form answers are put together from words of no form.
 """
 
 import numpy as np
@@ -124,6 +125,48 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
 }
 """The same in scores only."""
 
+VERBS = (
+    "Read", "Give", "Give me", "Show", "Show me", "Tell me", "Find", "Write", "Write down", "Extract", "Copy", "List",
+    "Look up", "I need", "I want", "Can you read", "Can you give me", "Let me have", "Say",
+)  # fmt: skip
+CONTENTS = (
+    "the form", "this form", "the whole form", "the text", "all text", "the text of this form", "all of the form",
+    "everything", "everything on this form", "everything that you see", "the image", "this image", "all the data",
+    "the data of the form", "the fields", "all fields", "the fields of this form", "all that is written",
+    "what the form says", "what is written", "what is on the form", "what you can read", "the content of the image",
+)  # fmt: skip
+PARTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "text": (VERBS, CONTENTS, ("", "", "", " as text", " in the image")),
+    "json": (VERBS, CONTENTS, (" as JSON", " in JSON", " as a JSON object", ", as JSON", " in JSON form")),
+    "field": (
+        (*VERBS, "What is", "Is there", "Which is", "And"),
+        ("the {0}", "the {0}", "the value of {0}", "the number of the {0}", "what is written for {0}", "this {0}"),
+        ("", "", "", " of the form", " on this form", " that the form gives", " here"),
+    ),
+    "fields": (
+        (*VERBS, "What is", "Which are", "And"),
+        ("the {0}", "the {0}", "the values of {0}", "what is written for {0}"),
+        ("", "", "", " of the form", " on this form", " that the form gives", " here"),
+    ),
+    "rows": (
+        (*VERBS, "What is", "Count"),
+        ("the number of rows", "the number of lines", "how many rows", "how many lines", "the rows", "all rows"),
+        ("", " there are", " of the form", " on this form", " you see", " the image has"),
+    ),
+    "sum": (
+        (*VERBS, "What is", "How much is", "Compute", "Add up", "And"),
+        (
+            "the sum of {0} and {1}",
+            "{0} plus {1}",
+            "{0} and {1} together",
+            "{0} and {1} in sum",
+            "the {0} plus the {1}",
+        ),
+        ("", "", " of the form", " on this form", " here"),
+    ),
+}
+"""Kind of question to the parts, one after the other, of further wordings in training."""
+
 LIST_ENDINGS = {"copy": "", "reverse": " from last to first", "shuffle": " in any order"}
 """How the labels of a form are to be listed. In any order, each position may hold any label, but no two the same one:
 positions that are committed together cannot agree on that (ParallelBench, arXiv 2510.04767)."""
@@ -203,7 +246,19 @@ def word_question(kind: str, split: str, rng: np.random.Generator, words: str | 
     if words not in known:
         raise ValueError(f"`words` must be one of {', '.join(known)}, or a number (got {words!r})")
     wording = known[words][int(drawn * len(known[words]))]
-    return dress(wording, rng) if split == "train" and words == "all" else wording
+    if split == "test" or words != "all":
+        return wording
+    return dress(compose(kind, rng) if kind in PARTS and rng.random() < 0.5 else wording, rng)
+
+
+def compose(kind: str, rng: np.random.Generator) -> str:
+    """Puts a question together from `PARTS`; never a held-out wording."""
+    verb, *rest = (str(rng.choice(part)) for part in PARTS[kind])
+    if kind == "rows" and rest[0] in ("the rows", "all rows"):
+        verb = "Count"
+    asks = verb.split()[0] in ("What", "Which", "How", "Is", "Can", "And")
+    question = f"{verb} {''.join(rest)}{'?' if asks else '.'}"
+    return compose(kind, rng) if question in HELD_OUT_WORDINGS[kind] else question
 
 
 def wordings_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

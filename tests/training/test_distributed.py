@@ -18,6 +18,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,8 @@ import two_processes_fsdp
 from safetensors.torch import load_file
 from training_run import CHECKPOINT
 
-from dimple_hf import DimpleForConditionalGeneration
+from dimple_hf import DimpleForConditionalGeneration, DimpleProcessor
+from dimple_hf.training import DimpleDataCollator
 
 
 def free_port() -> int:
@@ -41,7 +43,8 @@ def free_port() -> int:
 def run_two(script: ModuleType, output_dir: Path, *arguments: str) -> list[dict[str, Any]]:
     """Runs a script as two processes side by side; returns what each of them wrote."""
     output_dir.mkdir()
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    variables["DS_ACCELERATOR"] = "cpu"  # of DeepSpeed, also where there is a GPU
     processes = [
         subprocess.Popen(
             [sys.executable, script.__file__, str(output_dir), *arguments],
@@ -74,8 +77,17 @@ def assert_same_prediction(found: dict[str, Any], expected: dict[str, Any]) -> N
     assert len(expected["rows"]) == 5
 
 
+#: DeepSpeed is no dependency: `DS_BUILD_OPS=0 pip install deepspeed`.
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed")
+
+
 @pytest.mark.parametrize(
-    "mode", ["plain", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("checkpointing", "adapter"))]
+    "mode",
+    [
+        "plain",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("checkpointing", "adapter")),
+        *(pytest.param(mode, marks=(pytest.mark.slow, needs_deepspeed)) for mode in ("zero2", "zero3")),
+    ],
 )
 def test_training_on_two_processes_equals_one_whatever_a_micro_batch_holds(tmp_path: Path, mode: str) -> None:
     """Rows with and without images, in both phases: gradients reach all parameters on each process, losses are
@@ -125,3 +137,23 @@ def test_training_under_fsdp2_equals_one_process_and_saves_a_whole_checkpoint(tm
     assert (whole["lm_head.weight"] - start["lm_head.weight"]).abs().max() > 1e-2
     causal, bidirectional = alone["answers"]
     assert causal != bidirectional
+
+
+def test_training_runs_the_same_modules_in_the_same_order_with_and_without_images() -> None:
+    """Processes that share weights gather them in the order of use; any difference is a deadlock or a crash."""
+    model = DimpleForConditionalGeneration.from_pretrained(CHECKPOINT).train()
+    collator = DimpleDataCollator(DimpleProcessor.from_pretrained(CHECKPOINT))
+    used: list[str] = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda module, args, name=name: used.append(name))
+    orders = []
+    for row in two_processes.mixed_rows(2):  # without an image, with one
+        model(**collator([row]))
+        orders.append(tuple(used))
+        used.clear()
+    assert orders[0] == orders[1]
+    # Control: in evaluation, a batch without images leaves out the vision tower.
+    model.eval()(**collator(two_processes.mixed_rows(1)))
+    assert not any(name.startswith("visual") for name in used)
+    assert set(orders[0]) > set(used)

@@ -16,6 +16,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from transformers import AutoConfig, Trainer, TrainerCallback, get_linear_schedu
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration
 from dimple_hf.training import Phase, PhaseCallback
-from dimple_hf.training.phases import learning_rate_schedule
+from dimple_hf.training.phases import learning_rate_schedule, set_deepspeed_clipping
 
 
 class ForwardRecorder(TrainerCallback):
@@ -375,3 +376,13 @@ def test_trainer_state_of_a_run_is_plain_json(tmp_path: Path) -> None:
     train(tmp_path, save_strategy="steps", save_steps=6)
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     assert "PhaseCallback" not in state["stateful_callbacks"]
+
+
+def test_each_phase_sets_the_clipping_of_deepspeeds_optimizer() -> None:
+    """Whole runs under ZeRO are compared with one process in `test_distributed.py`."""
+    wrapper = SimpleNamespace(optimizer=SimpleNamespace(clip_grad=1.0))
+    set_deepspeed_clipping(wrapper, 0.1)
+    assert wrapper.optimizer.clip_grad == 0.1
+    for without_zero in (SimpleNamespace(optimizer=SimpleNamespace()), None):
+        with pytest.raises(ValueError, match="DeepSpeed without ZeRO"):
+            set_deepspeed_clipping(without_zero, 0.1)

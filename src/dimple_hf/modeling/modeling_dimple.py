@@ -461,14 +461,18 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         if shift_labels is not None:
             labels = self._labels_of_shifted(shift_labels, is_causal)
 
-        # 2. Embeddings
+        # 2. Embeddings. Images come first with or without any: processes that share weights (FSDP, ZeRO-3) gather them
+        # in the order of use, which must be the same on all.
+        no_image = None
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
+        elif not mm_encoder_outputs and self.training and torch.is_grad_enabled():
+            no_image = self._no_image_features()
         if inputs_embeds is None:
             images = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else ()
             inputs_embeds = self.embed(input_ids, torch.cat(images) if images else None)
-        if not mm_encoder_outputs and self.training and torch.is_grad_enabled():
-            inputs_embeds = inputs_embeds + self._no_image_features().to(inputs_embeds.device, inputs_embeds.dtype)
+        if no_image is not None:
+            inputs_embeds = inputs_embeds + no_image.to(inputs_embeds.device, inputs_embeds.dtype)
 
         # 3. Positions
         if use_cache and past_key_values is None:

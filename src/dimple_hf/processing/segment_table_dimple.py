@@ -140,13 +140,13 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
     table[:-1] = np.where(dfa.table < 0, -1, dfa.table << _COUNT_BITS)
     table[:-1] += dfa.is_char_start[:, None] & (table[:-1] >= 0)
     classes = _Classes(num_states)
-    node_class = np.zeros(len(vocabulary.node_bytes), dtype=np.int32)
+    node_class = np.zeros(len(vocabulary.tree.byte), dtype=np.int32)
     node_class[0] = 1
     column = dfa.column.astype(np.int32)
     for low, high in itertools.pairwise(vocabulary.levels[1:]):
-        parent_class = node_class[vocabulary.node_parents[low:high]]
+        parent_class = node_class[vocabulary.tree.parents[low:high]]
         alive = np.flatnonzero(parent_class)
-        keys = parent_class[alive] * num_columns + column[vocabulary.node_bytes[low:high][alive]]
+        keys = parent_class[alive] * num_columns + column[vocabulary.tree.byte[low:high][alive]]
         is_present = np.zeros(len(classes) * num_columns, dtype=bool)
         is_present[keys] = True
         present = np.flatnonzero(is_present)

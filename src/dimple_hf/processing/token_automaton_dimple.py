@@ -23,28 +23,21 @@ characters from which the answer can still be completed. So segments count their
 """
 
 import sys
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 
 import numpy as np
 
 from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .segment_table_dimple import SegmentTable
-from .vocabulary_dimple import TokenTree, Vocabulary
+from .token_walk_dimple import END, MAX_TRANSITIONS, PADDED, FlatNFA, Steps
+from .vocabulary_dimple import Vocabulary
 
 #: In sets from the left: not reached.
 NEVER = 32_000
 
 #: Most bytes of the sets and token sets that one automaton remembers; then all are forgotten.
 MAX_REMEMBERED_BYTES = 1 << 24
-
-#: Most transitions of one automaton.
-MAX_TRANSITIONS = 2_000_000
-
-#: The states in which the answer is complete, and in which padding has begun.
-END, PADDED = 0, 1
 
 
 class StateSet:
@@ -76,15 +69,21 @@ class _Instances:
     table: SegmentTable
     bases: list[int] = field(default_factory=list)
     max_chars: list[int] = field(default_factory=list)
-    exits: list[tuple[int, int, int, int]] = field(default_factory=list)  # instance, rest, target, characters there
+    exits: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # instance, rest, target, characters there
+
+    def add(self, base: int, max_chars: int, exits: tuple[np.ndarray, ...] | None) -> None:
+        """One more segment; `exits`: rests of tokens, the states that they lead to, the characters there."""
+        if exits is not None:
+            self.exits.append((np.full(len(exits[0]), len(self.bases)), *exits))
+        self.bases.append(base)
+        self.max_chars.append(max_chars)
 
     def finish(self) -> None:
         self.base = np.array(self.bases, dtype=np.int64)
         self.limit = np.array(self.max_chars, dtype=np.int32)
-        rows = np.array(sorted(self.exits), dtype=np.int64).reshape(-1, 4)
-        self.exit_instance, self.exit_rest, self.exit_target = rows[:, 0], rows[:, 1], rows[:, 2]
-        self.exit_start = rows[:, 3].astype(np.int32)
-        self.rests, self.exit_rest_index = np.unique(self.exit_rest, return_inverse=True)
+        columns = [np.concatenate(column) for column in zip(*self.exits, strict=True)] or [np.zeros(0, np.int32)] * 4
+        self.exit_instance, exit_rest, self.exit_target, self.exit_start = columns
+        self.rests, self.exit_rest_index = np.unique(exit_rest, return_inverse=True)
         # Of each rest: the splits, and from which states with how many characters they end the segment.
         table = self.table
         index = np.searchsorted(self.rests, table.split_rest)
@@ -99,35 +98,6 @@ class _Instances:
         # The fewest characters for each rest and state.
         self.end_fewest = np.full((len(self.rests), table.targets.shape[1]), NEVER, dtype=np.int32)
         np.minimum.at(self.end_fewest, (self.end_rest, self.end_source), self.end_count)
-
-
-class _Transitions:
-    """Transitions by one token each."""
-
-    def __init__(self) -> None:
-        self.source, self.target, self.token, self.count = array("i"), array("i"), array("i"), array("i")
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def add(self, source: int, target: int, token: int, count: int) -> None:
-        """One transition; `count`: the characters that its target has begun."""
-        self.source.append(source)
-        self.target.append(target)
-        self.token.append(token)
-        self.count.append(count)
-
-    def add_all(self, source: int, found: dict[tuple[int, int], int]) -> None:
-        """Transitions from one state: token and target -> characters."""
-        self.source.extend(repeat(source, len(found)))
-        self.token.extend([token for token, _ in found])
-        self.target.extend([target for _, target in found])
-        self.count.extend(found.values())
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """int32 of shape `(num_transitions,)`: source, target, token and characters."""
-        columns = (self.source, self.target, self.token, self.count)
-        return tuple(np.frombuffer(column, dtype=np.int32) for column in columns)
 
 
 class TokenAutomaton:
@@ -151,16 +121,39 @@ class TokenAutomaton:
         self.vocabulary = vocabulary
         self.num_states = 2
         self.instances: list[_Instances] = []
-        self._explicit = _Transitions()
         self._final = [END, PADDED]
 
     @classmethod
     def from_nfa(cls, nfa: ByteNFA, start: int, vocabulary: Vocabulary) -> "TokenAutomaton":
         """All ways to write the texts of a network in tokens."""
         automaton = cls(vocabulary)
-        states = _Compiler(nfa, automaton).run(start)
-        automaton._finish(states)
+        flat = FlatNFA(nfa, start)
+        automaton.num_states = flat.num_states
+        automaton._add_instances(flat)
+        automaton._finish(flat.starts, flat.walk(vocabulary.tree, flat.nodes, flat.nodes))
         return automaton
+
+    def _add_instances(self, flat: FlatNFA) -> None:
+        """The segments of a network, and how each of them goes on: equal targets go on alike."""
+        number_of: dict[int, int] = {}
+        for segment in flat.segments:
+            if segment.dfa.is_quoted:
+                number_of.setdefault(segment.target, len(number_of))
+        begins = [(number, state) for node, number in number_of.items() for state in flat.states_at(node)]
+        origins, states = np.array(begins, dtype=np.int32).reshape(-1, 2).T
+        rests, borders = flat.walk(self.vocabulary.rest_tree, origins, states).sorted_by_origin(len(number_of))
+        instances: dict[SegmentTable, _Instances] = {}
+        for segment, base in zip(flat.segments, flat.bases, strict=True):
+            table = SegmentTable.of(segment.dfa, self.vocabulary)
+            exits = None
+            if segment.dfa.is_quoted:
+                number = number_of[segment.target]
+                own = slice(borders[number], borders[number + 1])
+                exits = rests.token[own], rests.state[own], rests.count[own]
+            else:  # only at the end of the network
+                self._final += [base + state for state in np.flatnonzero(segment.dfa.accepting).tolist()]
+            instances.setdefault(table, _Instances(table)).add(base, segment.max_chars, exits)
+        self.instances = list(instances.values())
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int]], vocabulary: Vocabulary) -> "TokenAutomaton":
@@ -169,31 +162,33 @@ class TokenAutomaton:
         children: dict[tuple[int, int], int] = {}
         root = automaton._add_states(1)
         starts = [root]
+        steps: list[tuple[int, int, int, int]] = []
         for sequence in sequences:
             state = root
             for index, token in enumerate(sequence):
                 is_last = index + 1 == len(sequence)
                 if is_last:
-                    automaton._explicit.add(state, END, token, 0)
+                    steps.append((state, token, END, 0))
                 if (state, token) not in children:
                     children[state, token] = automaton._add_states(1)
-                    automaton._explicit.add(state, children[state, token], token, 0)
+                    steps.append((state, token, children[state, token], 0))
                 state = children[state, token]
             if not sequence:
                 starts.append(END)
-        automaton._finish(starts)
+        automaton._finish(starts, Steps(*np.array(steps, dtype=np.int32).reshape(-1, 4).T))
         return automaton
 
     def _add_states(self, count: int) -> int:
         self.num_states += count
         return self.num_states - count
 
-    def _finish(self, starts: Iterable[int]) -> None:
+    def _finish(self, starts: Iterable[int], steps: Steps) -> None:
         """Puts all transitions into arrays, once by the state they lead to and once by the one they come from."""
-        for state in {END, PADDED, *self._final}:
-            self._explicit.add(state, PADDED, self.vocabulary.pad_id, 0)
-        self.source, self.target, self.token, self.start_count = self._explicit.arrays()
-        self._explicit = _Transitions()
+        final = np.array(sorted({END, PADDED, *self._final}), dtype=np.int32)
+        self.source = np.concatenate([steps.origin, final])
+        self.token = np.concatenate([steps.token, np.full_like(final, self.vocabulary.pad_id)])
+        self.target = np.concatenate([steps.state, np.full_like(final, PADDED)])
+        self.start_count = np.concatenate([steps.count, np.zeros_like(final)])
         self.tokens, self.token_index = np.unique(self.token, return_inverse=True)
         self._by_token: np.ndarray = np.argsort(self.token_index, kind="stable")
         self._token_borders = np.searchsorted(self.token_index[self._by_token], np.arange(len(self.tokens) + 1))
@@ -442,167 +437,6 @@ def _most(
     """The most characters before transitions, given the most after them; -1 where there is no way."""
     most = np.where(is_reset, np.where(after >= begin, limit, -1), after) - count
     return np.maximum(np.where(after < 0, -1, most), -1)
-
-
-class _Compiler:
-    """Finds the states of a network that a token can lead to, and the tokens between them."""
-
-    def __init__(self, nfa: ByteNFA, automaton: TokenAutomaton) -> None:
-        self.nfa, self.automaton, self.vocabulary = nfa, automaton, automaton.vocabulary
-        self.state_of: dict[int, int] = {nfa.end: END}  # of a segment, the first of its states
-        self.instances: dict[SegmentTable, _Instances] = {}
-        self.cores: dict[int, list[int]] = {}
-        self.configurations: dict[int, tuple[tuple[int, int, int], ...]] = {}
-        self.rests: dict[int, dict[tuple[int, int], int]] = {}
-        self.steps: dict[int, list[tuple[int, tuple[tuple[int, int, int], ...]]]] = {}
-        self.queue: list[int] = []
-
-    def run(self, start: int) -> list[int]:
-        starts = [self._state(core, 0) for core in self._cores(start)]
-        transitions = self.automaton._explicit
-        for core in self.queue:
-            segment = self.nfa.segment_of[core]
-            if segment is None:
-                transitions.add_all(self.state_of[core], self._walk(self.vocabulary.tree, ((core, 0, 0),)))
-                if len(transitions) > MAX_TRANSITIONS:
-                    raise TooLargeError(f"the answer must need at most {MAX_TRANSITIONS} transitions (it needs more)")
-                continue
-            table = SegmentTable.of(segment.dfa, self.vocabulary)
-            instances = self.instances.setdefault(table, _Instances(table))
-            index = len(instances.bases)
-            instances.bases.append(self.state_of[core])
-            instances.max_chars.append(segment.max_chars)
-            if segment.dfa.is_quoted:
-                for (rest, target), count in self._rests(segment.target).items():
-                    instances.exits.append((index, rest, target, count))
-            else:  # only at the end of the network
-                accepting = np.flatnonzero(segment.dfa.accepting).tolist()
-                self.automaton._final += [self.state_of[core] + state for state in accepting]
-        self.automaton.instances = list(self.instances.values())
-        return starts
-
-    def _rests(self, target: int) -> dict[tuple[int, int], int]:
-        """What the rests of tokens lead to after a segment before `target`."""
-        if target not in self.rests:
-            self.rests[target] = self._walk(self.vocabulary.rest_tree, self._configurations(target))
-        return self.rests[target]
-
-    def _cores(self, node: int) -> list[int]:
-        if node not in self.cores:
-            self.cores[node] = self.nfa.cores(node)
-        return self.cores[node]
-
-    def _configurations(self, node: int) -> tuple[tuple[int, int, int], ...]:
-        """The cores of a node, at their beginnings: core, state inside it (of a segment), characters so far."""
-        found = self.configurations.get(node)
-        if found is None:
-            found = self.configurations[node] = tuple((core, 0, 0) for core in self._cores(node))
-        return found
-
-    def _state(self, core: int, inner: int) -> int:
-        """The number of a core's state; cores that are new are numbered and queued."""
-        number = self.state_of.get(core)
-        if number is None:
-            segment = self.nfa.segment_of[core]
-            number = self.automaton._add_states(1 if segment is None else len(segment.dfa.table))
-            self.state_of[core] = number
-            self.queue.append(core)
-        return number + inner
-
-    def _walk(self, tree: TokenTree, configurations: tuple[tuple[int, int, int], ...]) -> dict[tuple[int, int], int]:
-        """
-        Goes down a tree of tokens and through the network at once.
-
-        Args:
-            tree (`TokenTree`):
-                Tokens, or rests of tokens.
-            configurations (`tuple[tuple[int, int, int], ...]`):
-                Where to begin: a core, the state inside it (of a segment), and the characters of the segment so far.
-
-        Returns:
-            `dict[tuple[int, int], int]`: The number in the tree and the state it leads to -> the characters there.
-        """
-        first_child, byte_of, token_of = tree.first_child, tree.byte, tree.token
-        found: dict[tuple[int, int], int] = {}
-        stack: list[tuple[int, Sequence[tuple[int, int, int]]]] = [(0, configurations)]
-        while stack:
-            node, current = stack.pop()
-            while True:  # as long as there is one way on, which in fixed text there is
-                token = token_of[node]
-                if token >= 0:
-                    for core, inner, count in current:
-                        key = (token, self._state(core, inner))
-                        found[key] = min(count, found.get(key, NEVER))
-                if len(current) != 1 or current[0][1]:
-                    break
-                steps = self._steps(current[0][0])
-                if len(steps) != 1:
-                    break
-                node, current = byte_of.find(steps[0][0], first_child[node], first_child[node + 1]), steps[0][1]
-                if node < 0:
-                    break
-            if node >= 0 and first_child[node] < first_child[node + 1]:
-                stack += self._following(current, byte_of, first_child[node], first_child[node + 1]).items()
-        return found
-
-    def _following(
-        self, current: Sequence[tuple[int, int, int]], byte_of: bytes, low_child: int, high_child: int
-    ) -> dict[int, list[tuple[int, int, int]]]:
-        """Child of the tree's node -> where the network is there."""
-        following: dict[int, list[tuple[int, int, int]]] = {}
-        for core, inner, count in current:
-            steps = self._steps(core)
-            if inner or not steps:
-                if self.nfa.segment_of[core] is not None:
-                    self._step_segment(core, inner, count, byte_of, low_child, high_child, following)
-                continue
-            for byte, after in steps:
-                child = byte_of.find(byte, low_child, high_child)
-                if child in following:
-                    following[child].extend(after)
-                elif child >= 0:
-                    following[child] = [*after]
-        return following
-
-    def _steps(self, core: int) -> list[tuple[int, tuple[tuple[int, int, int], ...]]]:
-        """The bytes with which a core begins, each with what comes after it; none where too many bytes would do."""
-        if core in self.steps:
-            return self.steps[core]
-        segment = self.nfa.segment_of[core]
-        if segment is None:
-            edges = self.nfa.edges[core]
-            steps = [(byte, self._configurations(t)) for low, high, t in edges for byte in range(low, high + 1)]
-        elif segment.dfa.is_quoted and not segment.dfa.is_char_start[0]:  # its opening quotation mark
-            steps = [(0x22, ((core, segment.dfa.row(0)[0x22], 0),))]
-        else:
-            steps = []
-        self.steps[core] = steps
-        return steps
-
-    def _step_segment(
-        self,
-        core: int,
-        inner: int,
-        count: int,
-        byte_of: bytes,
-        low_child: int,
-        high_child: int,
-        following: dict[int, list[tuple[int, int, int]]],
-    ) -> None:
-        segment = self.nfa.segment_of[core]
-        assert segment is not None
-        dfa = segment.dfa
-        row = dfa.row(inner)
-        if dfa.is_char_start[inner]:
-            count += 1
-        is_full = count > segment.max_chars
-        ends = dfa.is_quoted and dfa.accepting[inner]
-        for child in range(low_child, high_child):
-            byte = byte_of[child]
-            if row[byte] >= 0 and not is_full:
-                following.setdefault(child, []).append((core, row[byte], count))
-            elif byte == 0x22 and ends:
-                following.setdefault(child, []).extend(self._configurations(segment.target))
 
 
 def build_automaton(

@@ -19,9 +19,9 @@ It is made once for a tokenizer and kept in a cache folder, without pickle.
 import hashlib
 import os
 import tempfile
-from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -44,35 +44,50 @@ def _byte_of_char() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenTree:
     """
     The prefix tree of the tokens. Node 0 is the root; nodes are numbered level by level, and the children of a node
     have consecutive numbers, in the order of their bytes.
 
     Args:
-        first_child (`array`):
-            Of each node, with one more entry: the children of `n` are `first_child[n]` to `first_child[n + 1] - 1`.
-        byte (`bytes`):
-            The last byte of each node.
-        token (`array`):
-            The token that ends at each node, or -1.
+        first_child (`np.ndarray`):
+            int32 of shape `(num_nodes + 1,)`: the children of `n` are `first_child[n]` to `first_child[n + 1] - 1`.
+        byte (`np.ndarray`):
+            uint8 of shape `(num_nodes,)`: the last byte of each node.
+        token (`np.ndarray`):
+            int32 of shape `(num_nodes,)`: the token that ends at each node, or -1.
     """
 
-    first_child: array
-    byte: bytes
-    token: array
+    first_child: np.ndarray
+    byte: np.ndarray
+    token: np.ndarray
 
-    @classmethod
-    def of(cls, first_child: np.ndarray, byte: np.ndarray, token: np.ndarray) -> "TokenTree":
-        """The tree of numpy arrays, of which single entries are read slowly."""
-        return cls(array("i", first_child.tobytes()), byte.tobytes(), array("i", token.tobytes()))
+    @cached_property
+    def parents(self) -> np.ndarray:
+        """int32 of shape `(num_nodes,)`: the node above each; the root's is itself."""
+        parents = np.repeat(np.arange(len(self.byte), dtype=np.int32), np.diff(self.first_child))
+        return np.append(np.int32(0), parents)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """Of each node but the root, its parent and byte in one number: they ascend."""
+        return (self.parents[1:] << 8) + self.byte[1:]
+
+    def children(self, nodes: np.ndarray, byte_of: np.ndarray) -> np.ndarray:
+        """The child of each of `nodes` with the byte beside it; -1 where there is none."""
+        if not len(self._keys):
+            return np.full(len(nodes), -1)
+        keys = (nodes << 8) + byte_of
+        index = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[index] == keys, index + 1, -1)
 
     def node_of(self, data: bytes) -> int:
         """The node at the end of `data`, which begins a token."""
         node = 0
         for byte in data:
-            node = self.byte.index(byte, self.first_child[node], self.first_child[node + 1])
+            low, high = self.first_child[node], self.first_child[node + 1]
+            node = int(low + np.searchsorted(self.byte[low:high], byte))
         return node
 
 
@@ -108,12 +123,9 @@ class Vocabulary:
         )
         self._byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
         arrays = self._arrays()
-        self.tree = TokenTree.of(arrays["first_child"], arrays["byte"], arrays["token"])
-        self.rest_tree = TokenTree.of(arrays["rest_first_child"], arrays["rest_byte"], arrays["rest_token"])
-        # Of each node of the tree its byte and its parent, and where its levels begin.
-        self.node_bytes, self.levels = arrays["byte"], arrays["levels"].tolist()
-        self.node_parents = np.repeat(np.arange(len(arrays["byte"]), dtype=np.int32), np.diff(arrays["first_child"]))
-        self.node_parents = np.append(np.int32(0), self.node_parents)
+        self.tree = TokenTree(arrays["first_child"], arrays["byte"], arrays["token"])
+        self.rest_tree = TokenTree(arrays["rest_first_child"], arrays["rest_byte"], arrays["rest_token"])
+        self.levels = arrays["levels"].tolist()  # of the tree, where its levels begin
         # The tokens in the tree, in order, and their nodes; the splits with their tokens, nodes and rests.
         nodes = np.flatnonzero(arrays["token"] >= 0).astype(np.int32)
         order = np.argsort(arrays["token"][nodes], kind="stable")
@@ -185,7 +197,7 @@ def _derive(tokens: list[tuple[bytes, int]]) -> dict[str, np.ndarray]:
     number_of = {rest: number for number, rest in enumerate(rests)}
     *tree, levels = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
     *rest_tree, _ = _tree_of(rests, list(range(len(rests))))
-    found = TokenTree.of(*tree)
+    found = TokenTree(*tree)
     rows = [(token_id, found.node_of(before), number_of[rest]) for before, token_id, rest in splits]
     return {
         "levels": levels,

@@ -26,6 +26,7 @@ from typing import Any
 from accelerate.data_loader import DataLoaderDispatcher
 from peft import PeftModel
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -109,7 +110,8 @@ class PhaseCallback(TrainerCallback):
 
     1. sets `model.config.full_attn_mask`, from which `forward` takes attention and loss, and which checkpoints keep,
        as adapters do;
-    2. sets `args.max_grad_norm`, which the Trainer reads at each step (DeepSpeed clips by its own configuration);
+    2. sets `args.max_grad_norm`, which the Trainer reads at each step, or the bound of DeepSpeed's optimizer, which
+       clips by itself;
     3. sets the model's `mask_seed` from `args.seed` and the step, so that masks follow from what an example holds and
        the step: they are the same in a resumed run, and however the step is divided into micro-batches and processes;
     4. seeds torch's generators from `args.seed`, the step and the rank, until the step is over, for dropout.
@@ -210,9 +212,17 @@ class PhaseCallback(TrainerCallback):
         self._set_phase(args, state, model)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
     ) -> None:
         self._set_phase(args, state, model)
+        if self.phases is not None and args.deepspeed_plugin is not None:
+            set_deepspeed_clipping(optimizer, args.max_grad_norm)
         base_model(model).mask_seed = derive_seed(args.seed, state.global_step)
         self._span.begin(args.seed, args.process_index, state.global_step)
 
@@ -238,6 +248,28 @@ class PhaseCallback(TrainerCallback):
         if self.phases is not None:
             max_grad_norm = self.phases[is_diffusion].max_grad_norm
             args.max_grad_norm = self._default_max_grad_norm if max_grad_norm is None else max_grad_norm
+
+
+def set_deepspeed_clipping(optimizer: Optimizer | None, max_grad_norm: float) -> None:
+    """
+    Sets the norm to which DeepSpeed clips gradients.
+
+    Args:
+        optimizer (`Optimizer`, *optional*):
+            The Trainer's optimizer: accelerate's wrapper of DeepSpeed's.
+        max_grad_norm (`float`):
+            The norm.
+
+    Raises:
+        ValueError: If the optimizer clips by its configuration alone, as without ZeRO.
+    """
+    zero_optimizer: Any = getattr(optimizer, "optimizer", None)
+    if not hasattr(zero_optimizer, "clip_grad"):
+        raise ValueError(
+            "`max_grad_norm` of a phase must not be set under DeepSpeed without ZeRO, which clips by its own "
+            "configuration (got zero_stage 0; use stage 1, 2 or 3)"
+        )
+    zero_optimizer.clip_grad = max_grad_norm
 
 
 def base_model(model: nn.Module) -> DimpleForConditionalGeneration:

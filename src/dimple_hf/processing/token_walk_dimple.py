@@ -1,0 +1,226 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tokens that lead from state to state of a network, found for all states at once.
+
+The network is put into arrays. A walk then goes down the prefix tree of the tokens a level at a time, with all states
+from which tokens begin side by side, so that its cost is in numpy and not in a loop over states.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .byte_nfa_dimple import ByteNFA, Segment, TooLargeError
+from .vocabulary_dimple import TokenTree
+
+#: Most transitions of one automaton.
+MAX_TRANSITIONS = 2_000_000
+
+#: The states in which the answer is complete, and in which padding has begun.
+END, PADDED = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """
+    What tokens do.
+
+    Args:
+        origin, token, state, count (`np.ndarray`):
+            int32 of shape `(num_steps,)`: where a token began, the token's number in its tree, the state that it leads
+            to, and how many characters of that state's segment it has begun.
+    """
+
+    origin: np.ndarray
+    token: np.ndarray
+    state: np.ndarray
+    count: np.ndarray
+
+    def sorted_by_origin(self, num_origins: int) -> tuple["Steps", np.ndarray]:
+        """The same in the order of the origins, and where those of each origin begin, with the end of the last."""
+        order = np.argsort(self.origin, kind="stable")
+        borders = np.searchsorted(self.origin[order], np.arange(num_origins + 1))
+        return Steps(self.origin[order], self.token[order], self.state[order], self.count[order]), borders
+
+
+class FlatNFA:
+    """
+    A network in arrays. A node with bytes is one state; a segment has a state for each of its automaton.
+
+    Args:
+        nfa (`ByteNFA`):
+            The network.
+        start (`int`):
+            The node to begin in.
+
+    Attributes:
+        num_states (`int`): Number of states, with `END` and `PADDED`.
+        starts (`tuple[int, ...]`): The states to begin in.
+        nodes (`np.ndarray`): int32 of shape `(num_nodes,)`: the states with bytes of their own.
+        segments (`list[Segment]`), bases (`list[int]`): The segments, and the first state of each.
+    """
+
+    def __init__(self, nfa: ByteNFA, start: int) -> None:
+        self.nfa = nfa
+        self.num_states = 2
+        self.segments: list[Segment] = []
+        self.bases: list[int] = []
+        self._state_of: dict[int, int] = {nfa.end: END}  # of a segment, its first
+        self._states_at: dict[int, tuple[int, ...]] = {}
+        self._queue: list[int] = []
+        self.starts = self.states_at(start)
+        self._read_nodes()
+        self._read_segments()
+
+    def states_at(self, node: int) -> tuple[int, ...]:
+        """The states that can be reached from a node without a byte."""
+        found = self._states_at.get(node)
+        if found is None:
+            cores = self.nfa.cores(node) if self.nfa.free[node] or not self.nfa.edges[node] else (node,)
+            found = self._states_at[node] = tuple(map(self._number, cores))
+        return found
+
+    def _number(self, core: int) -> int:
+        """The state of a node with something to do; new ones are numbered and queued."""
+        number = self._state_of.get(core)
+        if number is None:
+            segment = self.nfa.segment_of[core]
+            number = self._state_of[core] = self.num_states
+            self.num_states += 1 if segment is None else len(segment.dfa.table)
+            self._queue.append(core)
+        return number
+
+    def _read_nodes(self) -> None:
+        """The bytes of all states that are nodes; finds the other states on the way."""
+        nodes, sources, byte_of, targets = [], [], [], []
+        exits: list[int] = []
+        exit_counts: list[int] = []
+        for core in self._queue:  # grows meanwhile
+            state, segment = self._state_of[core], self.nfa.segment_of[core]
+            if segment is not None:
+                after = self.states_at(segment.target) if segment.dfa.is_quoted else ()
+                self.segments.append(segment)
+                self.bases.append(state)
+                exits += after
+                exit_counts.append(len(after))
+                continue
+            nodes.append(state)
+            for low, high, target in self.nfa.edges[core]:
+                for after_state in self.states_at(target):
+                    for byte in range(low, high + 1):
+                        sources.append(state)
+                        byte_of.append(byte)
+                        targets.append(after_state)
+        self.nodes = np.array(nodes, dtype=np.int32)
+        self._edge_first = np.searchsorted(np.array(sources, dtype=np.int32), np.arange(self.num_states + 1))
+        self._edge_byte = np.array(byte_of, dtype=np.int32)
+        self._edge_target = np.array(targets, dtype=np.int32)
+        self._exit_state = np.array(exits, dtype=np.int32)
+        self._exit_first = np.concatenate([[0], np.cumsum(exit_counts, dtype=np.int64)])
+
+    def _read_segments(self) -> None:
+        """Of all states inside segments, the rows of their tables, one after the other."""
+        dfas = {segment.dfa: 0 for segment in self.segments}
+        offset = 0
+        for dfa in dfas:
+            dfas[dfa] = offset
+            offset += dfa.table.size
+        self._tables = np.concatenate([dfa.table.reshape(-1) for dfa in dfas] or [np.zeros(0, dtype=np.int32)])
+        self._columns = np.stack([dfa.column for dfa in dfas] or [np.zeros(256, dtype=np.uint8)]).astype(np.int32)
+        index_of = {dfa: index for index, dfa in enumerate(dfas)}
+        self._segment_of = np.full(self.num_states, -1, dtype=np.int32)
+        self._row = np.zeros(self.num_states, dtype=np.int32)
+        self._begins_char = np.zeros(self.num_states, dtype=np.int32)
+        self._may_end = np.zeros(self.num_states, dtype=bool)
+        for index, (segment, base) in enumerate(zip(self.segments, self.bases, strict=True)):
+            dfa = segment.dfa
+            height, width = dfa.table.shape
+            inside = slice(base, base + height)
+            self._segment_of[inside] = index
+            self._row[inside] = dfas[dfa] + width * np.arange(height)
+            self._begins_char[inside] = dfa.is_char_start
+            self._may_end[inside] = dfa.accepting if dfa.is_quoted else False
+        self._base = np.array(self.bases, dtype=np.int32)
+        self._limit = np.array([segment.max_chars for segment in self.segments], dtype=np.int32)
+        self._dfa = np.array([index_of[segment.dfa] for segment in self.segments], dtype=np.int32)
+
+    def walk(self, tree: TokenTree, origins: np.ndarray, states: np.ndarray) -> Steps:
+        """
+        Goes down a tree of tokens and through the network at once.
+
+        Args:
+            tree (`TokenTree`):
+                Tokens, or rests of tokens.
+            origins, states (`np.ndarray`):
+                int32 of shape `(num_begins,)`: where tokens begin, and what they are called then.
+
+        Returns:
+            [`Steps`]: Of every token that can begin in one of `states`.
+
+        Raises:
+            TooLargeError: If there are more than `MAX_TRANSITIONS`.
+        """
+        counts = np.zeros_like(states)
+        tree_nodes = np.zeros_like(states)
+        found = [(np.zeros(0, dtype=np.int32),) * 4]
+        num_found = 0
+        while True:
+            is_final = tree.token[tree_nodes] >= 0
+            if is_final.any():
+                found.append((origins[is_final], tree.token[tree_nodes[is_final]], states[is_final], counts[is_final]))
+                num_found += len(found[-1][0])
+            if num_found + len(states) > MAX_TRANSITIONS:
+                raise TooLargeError(f"the answer must need at most {MAX_TRANSITIONS} transitions (it needs more)")
+            if not len(states):
+                return Steps(*map(np.concatenate, zip(*found, strict=True)))
+            ways = [*self._from_nodes(tree, tree_nodes, states), *self._inside(tree, tree_nodes, states, counts)]
+            index, tree_nodes, states, counts = (np.concatenate(column) for column in zip(*ways, strict=True))
+            origins = origins[index]
+
+    def _from_nodes(
+        self, tree: TokenTree, tree_nodes: np.ndarray, states: np.ndarray
+    ) -> Iterable[tuple[np.ndarray, ...]]:
+        """One more byte of states that are nodes: the index of each, where it is in the tree, state, characters."""
+        index, edge = _ranges(self._edge_first[states], self._edge_first[states + 1])
+        child = tree.children(tree_nodes[index], self._edge_byte[edge])
+        kept = np.flatnonzero(child >= 0)
+        yield index[kept], child[kept], self._edge_target[edge[kept]], np.zeros(len(kept), dtype=np.int32)
+
+    def _inside(
+        self, tree: TokenTree, tree_nodes: np.ndarray, states: np.ndarray, counts: np.ndarray
+    ) -> Iterable[tuple[np.ndarray, ...]]:
+        """The same of states inside segments: those that stay there, and those that a quotation mark ends."""
+        inside = np.flatnonzero(self._segment_of[states] >= 0)
+        if not len(inside):
+            return
+        index, child = _ranges(tree.first_child[tree_nodes[inside]], tree.first_child[tree_nodes[inside] + 1])
+        index = inside[index]
+        state, byte = states[index], tree.byte[child]
+        segment = self._segment_of[state]
+        following = self._tables[self._row[state] + self._columns[self._dfa[segment], byte]]
+        count = counts[index] + self._begins_char[state]
+        stays = (following >= 0) & (count <= self._limit[segment])
+        yield index[stays], child[stays], (self._base[segment] + following)[stays], count[stays]
+        ends = np.flatnonzero(~stays & (byte == 0x22) & self._may_end[state])
+        which, out = _ranges(self._exit_first[segment[ends]], self._exit_first[segment[ends] + 1])
+        ends = ends[which]
+        yield index[ends], child[ends], self._exit_state[out], np.zeros(len(ends), dtype=np.int32)
+
+
+def _ranges(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all ranges one after the other, and of which range each is."""
+    lengths = stop - first
+    index = np.repeat(np.arange(len(lengths)), lengths)
+    return index, np.arange(len(index)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)

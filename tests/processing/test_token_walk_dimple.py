@@ -1,0 +1,110 @@
+# Copyright 2026 The dimple_hf team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The walk of a network and the tree of tokens: what it finds is what trying every token from every state finds."""
+
+import numpy as np
+import pytest
+
+from dimple_hf.processing import token_walk_dimple
+from dimple_hf.processing.byte_dfa_dimple import written
+from dimple_hf.processing.byte_nfa_dimple import ByteNFA, TooLargeError
+from dimple_hf.processing.char_dfa_dimple import free_text
+from dimple_hf.processing.token_walk_dimple import FlatNFA
+from dimple_hf.processing.value_languages_dimple import number_dfa
+from dimple_hf.processing.vocabulary_dimple import TokenTree, _tree_of
+
+#: Every ASCII byte, and tokens that lie in a name, begin a string, pass through one, or end one.
+TOKENS = [
+    *(bytes([byte]) for byte in range(128)), b'{"', b"an", b'":', b'":"', b':"ab', b':"abc', b':"a",', b':""}',
+    b'n":1', b'n":"\xc3', "é".encode(), b"12", b"120", b"121", b"20}", b'0,"n":1', b":1},",
+]  # fmt: skip
+TREE = TokenTree(*_tree_of(TOKENS, list(range(len(TOKENS))))[:3])
+
+Configurations = dict[tuple[int, int], int]  # node and state inside it -> characters
+
+
+def some_network() -> tuple[ByteNFA, int]:
+    """Two names before a number or a string of at most two characters, and the end or another number after it."""
+    nfa = ByteNFA()
+    text = written(free_text(), in_json=True, is_quoted=True)
+    number = written(number_dfa(0, 120, is_integer=True))
+    after = nfa.either((nfa.literal(b"}", nfa.end), nfa.literal(b',"n":', nfa.embed(number, nfa.end))))
+    value = nfa.either((nfa.segment(text, 2, after), nfa.embed(number, after)))
+    return nfa, nfa.literals([b'{"an":', b'{"a":'], value)
+
+
+def stepped(nfa: ByteNFA, current: Configurations, byte: int) -> Configurations:
+    """Where a network is after one more byte, the plain way."""
+    found: Configurations = {}
+    for (node, inner), count in current.items():
+        segment = nfa.segment_of[node]
+        after: dict[tuple[int, int], int] = {}
+        if segment is None:
+            targets = [target for low, high, target in nfa.edges[node] if low <= byte <= high]
+            after = {(core, 0): 0 for target in targets for core in nfa.cores(target)}
+        else:
+            state, count = segment.dfa.row(inner)[byte], count + bool(segment.dfa.is_char_start[inner])
+            if state >= 0 and count <= segment.max_chars:
+                after = {(node, state): count}
+            elif byte == 0x22 and segment.dfa.accepting[inner]:
+                after = {(core, 0): 0 for core in nfa.cores(segment.target)}
+        for key, number in after.items():
+            found[key] = min(number, found.get(key, number))
+    return found
+
+
+def test_walk_finds_what_trying_every_token_finds() -> None:
+    """The states of the tokens, and how many characters they begin, decide what an answer can be."""
+    nfa, start = some_network()
+    flat = FlatNFA(nfa, start)
+    steps = flat.walk(TREE, flat.nodes, flat.nodes)
+    found: dict[tuple[int, int, int], int] = {}
+    for origin, token, state, count in zip(steps.origin, steps.token, steps.state, steps.count, strict=True):
+        key = (int(origin), int(token), int(state))
+        found[key] = min(int(count), found.get(key, int(count)))
+
+    expected: dict[tuple[int, int, int], int] = {}
+    for node, first in flat._state_of.items():
+        if nfa.segment_of[node] is not None:
+            continue
+        for token, data in enumerate(TOKENS):
+            current: Configurations = {(node, 0): 0}
+            for byte in data:
+                current = stepped(nfa, current, byte)
+            for (core, inner), count in current.items():
+                expected[first, token, flat._state_of[core] + inner] = count
+
+    assert found == expected
+    # The controls: tokens that end inside a string, with characters, and such as pass through one.
+    assert any(count for count in expected.values())
+    assert len({state for _, _, state in expected}) > 10
+    assert not any(token == TOKENS.index(b':"abc') for _, token, _ in expected)  # three characters are too many
+
+
+def test_walk_stops_at_too_many_transitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's schema must not fill the memory."""
+    nfa, start = some_network()
+    flat = FlatNFA(nfa, start)
+    assert len(flat.walk(TREE, flat.nodes, flat.nodes).token) > 20  # the control
+    monkeypatch.setattr(token_walk_dimple, "MAX_TRANSITIONS", 20)
+    with pytest.raises(TooLargeError, match="must need at most 20 transitions"):
+        flat.walk(TREE, flat.nodes, flat.nodes)
+
+
+def test_children_are_those_of_the_tree() -> None:
+    """Every node is the child of its parent with its byte; other bytes have none."""
+    nodes = np.arange(1, len(TREE.byte))
+    assert (TREE.children(TREE.parents[1:], TREE.byte[1:].astype(np.int32)) == nodes).all()
+    leaf = int(np.flatnonzero(np.diff(TREE.first_child) == 0)[0])
+    assert TREE.children(np.array([leaf]), np.array([65])).tolist() == [-1]
