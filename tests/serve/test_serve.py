@@ -421,7 +421,7 @@ def test_many_clients_at_once_get_their_own_answers(server: ServerProcess) -> No
     result = asyncio.run(serve_load.load(server, num_clients=4, seconds=1))
     assert result["faults"] == []
     assert len([name for name in result["answers"] if name.startswith("good")]) == 3
-    assert len(result["answers"]) == 3 + 17
+    assert len(result["answers"]) == 3 + 19
     assert result["different_answers_expected"] > 5  # control: they could have been mixed up
 
 
