@@ -176,7 +176,11 @@ class Clock:
 def run_arm(
     worker: Any, processor: Any, jobs: list[Job], arrivals: list[float], expected: list[str]
 ) -> dict[str, Any]:
-    """Submits the jobs at their times and decodes them."""
+    """Submits the jobs at their times and decodes them. Counts the forward passes and their positions."""
+    passes: list[int] = []
+    hook = worker.model.model.register_forward_pre_hook(
+        lambda module, args, options: passes.append(options["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
     clock = Clock(worker.model.device.type == "cpu")
     ends: dict[int, tuple[float, list[int]]] = {}
 
@@ -195,11 +199,14 @@ def run_arm(
             worker.submit(job)
             submitted += 1
         worker.step()
+    hook.remove()
     seconds = [ends[index][0] - arrival for index, arrival in enumerate(arrivals)]
     answers = [processor.decode(ends[index][1], skip_special_tokens=True) for index in range(len(jobs))]
     short = [seconds[index] for index, job in enumerate(jobs) if job.answer_length <= SHORT + 2]
     return {
         "requests_per_second": round(len(jobs) / max(at for at, _ in ends.values()), 3),
+        "forward_passes": len(passes),
+        "positions": sum(passes),
         "median_seconds": round(statistics.median(seconds), 3),
         "median_seconds_of_short": round(statistics.median(short), 3),
         "answers_that_differ": sum(one != other for one, other in zip(answers, expected, strict=True)),

@@ -384,6 +384,16 @@ def test_functions_are_called_with_valid_arguments(client: openai.OpenAI) -> Non
     assert (choice.message.content is None) == (choice.finish_reason == "tool_calls")
 
 
+def test_functions_with_invalid_parameters_are_refused_by_their_field(client: openai.OpenAI) -> None:
+    for parameters, options in (({"type": "banana"}, {}), ({"type": "object"}, {"max_tokens": 2})):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model="forms", messages=messages(0), tools=tools, tool_choice="required", **options
+            )
+        assert caught.value.param == "tools"
+
+
 def test_json_object_is_one(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="forms", messages=messages(0), response_format={"type": "json_object"}

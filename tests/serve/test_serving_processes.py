@@ -216,8 +216,8 @@ def test_schema_is_compiled_once_for_all_who_send_it(
     preparation = Preparation(forms_model, forms_processor, Limits(), counting)
 
     async def several() -> list[Any]:
-        first = await asyncio.gather(*(preparation._prior("{}", 9) for _ in range(4)), return_exceptions=True)
-        return first + await asyncio.gather(preparation._prior("{}", 9), return_exceptions=True)
+        first = await asyncio.gather(*(preparation._prior("{}", 9, "tools") for _ in range(4)), return_exceptions=True)
+        return first + await asyncio.gather(preparation._prior("{}", 9, "tools"), return_exceptions=True)
 
     results = asyncio.run(several())
     assert counting.num_tasks == num_tasks

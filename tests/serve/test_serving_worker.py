@@ -13,17 +13,21 @@
 # limitations under the License.
 """The thread that owns the model: what it batches, in which order, and how soon it lets go of cancelled jobs."""
 
+import asyncio
+import json
 import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 import torch
-from server_process import QUESTIONS, chat, noise_image, own_answer
+from server_process import LETTERS, QUESTIONS, body, chat, noise_image, own_answer
 
 from dimple_hf import StructurePrior
 from dimple_hf.modeling.denoising_dimple import Sampler
+from dimple_hf.serve import Limits, build_app
 from dimple_hf.serve.batch import Batch
 from dimple_hf.serve.jobs import Job, Progress, ServerFault, TokenLogprob, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText, Logprobs
@@ -403,6 +407,53 @@ def test_stop_ends_what_runs_after_its_step_and_fails_what_waits(forms_model: An
     late = Watched(Job(inputs, None, 9))
     worker.submit(late.job)
     assert str(late.last()) == "the server is shutting down"
+
+
+def test_unfinished_requests_are_told_of_the_end_in_the_form_of_the_api(
+    forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of the grace period: whole answers are a 503 with the time to come again, streams end in an error."""
+    monkeypatch.setattr(forms_model.generation_config, "confidence_threshold", None)
+    app = build_app(forms_model, forms_processor, "forms", Limits())
+    response_format = {"type": "json_schema", "json_schema": {"name": "letters", "schema": LETTERS}}
+
+    async def ask() -> tuple[Any, Any]:
+        transport = httpx2.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://forms", timeout=60) as client,
+        ):
+            waiting = [
+                asyncio.ensure_future(
+                    client.post(
+                        "/v1/chat/completions",
+                        content=body(response_format=response_format, stream=stream),
+                        headers={"content-type": "application/json"},
+                    )
+                )
+                for stream in (False, True)
+            ]
+            while len(app.state.chat.worker.rows) < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(app.state.chat.worker.stop)
+            return tuple(await asyncio.gather(*waiting))
+
+    whole, stream = asyncio.run(ask())
+    assert (whole.status_code, whole.headers["retry-after"]) == (503, "5")
+    error = {"message": "the server is shutting down", "type": "service_unavailable_error"}
+    assert error.items() <= whole.json()["error"].items()
+    last = json.loads(stream.text.strip().rpartition("data: ")[2])
+    assert last["error"]["message"] == "the server is shutting down"
+
+
+def test_end_token_of_the_tokenizer_ends_answers(
+    forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the generation options of the checkpoint say: a chat model may end its answers so."""
+    monkeypatch.setattr(forms_model.generation_config, "eos_token_id", None)
+    worker = Worker(forms_model, forms_processor.tokenizer, max_batch_size=1)
+    tokenizer = forms_processor.tokenizer
+    assert worker._end_token_ids() == {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id}
 
 
 def test_images_differ_from_each_other() -> None:
