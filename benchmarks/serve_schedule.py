@@ -14,7 +14,8 @@
 """Compares two ways to share the model among requests of mixed lengths and kinds, in one process and one run.
 
 `steps`: the server's. Requests join and leave between two denoising steps, whatever their length, sampling or prior;
-rows of about the same length share a forward pass. `wide`: the same with the classes of length of accelerators.
+rows share a forward pass where their padding costs less than another pass. `wide`: the same with the cost of a pass on
+accelerators, so that there are fewer passes and more padding.
 `kinds`: what it did before. Requests that want the same kind of answer run as one batch to its end; others wait.
 
 Both get the same requests at the same times: answers of 8 to 256 positions, free, drawn with a seed, and under a
@@ -53,7 +54,7 @@ from dimple_hf import StructurePrior
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.processing.structure_prior_dimple import canvas_inputs
 from dimple_hf.serve.jobs import Job, Progress, collate
-from dimple_hf.serve.worker import LENGTH_CLASSES, Worker
+from dimple_hf.serve.worker import PASS_POSITIONS, Worker
 
 LENGTHS = (8, 8, 16, 16, 32, 64, 128, 256)
 
@@ -97,11 +98,11 @@ class KindBatches:
 
 
 class StepBatches(Worker):
-    """The server's worker, without its thread; with other classes of length if they are given."""
+    """The server's worker, without its thread; with another cost of a pass if it is given."""
 
-    def __init__(self, model: Any, tokenizer: Any, length_classes: tuple[int, ...] | None = None):
+    def __init__(self, model: Any, tokenizer: Any, pass_positions: int | None = None):
         super().__init__(model, tokenizer, MAX_ROWS)
-        self.length_classes = length_classes or self.length_classes
+        self.pass_positions = pass_positions or self.pass_positions
 
     @property
     def is_busy(self) -> bool:
@@ -221,7 +222,7 @@ def compare(num_requests: int, rates: list[float], threshold: float | None, devi
     expected = own_answers(model, processor, jobs)
     arms: dict[str, Any] = {
         "steps": lambda: StepBatches(model, processor.tokenizer),
-        "wide": lambda: StepBatches(model, processor.tokenizer, LENGTH_CLASSES),
+        "wide": lambda: StepBatches(model, processor.tokenizer, PASS_POSITIONS),
         "kinds": lambda: KindBatches(model, processor.tokenizer),
     }
     result: dict[str, Any] = {}

@@ -31,7 +31,7 @@ from dimple_hf.serve import Limits, build_app
 from dimple_hf.serve.batch import Batch
 from dimple_hf.serve.jobs import Job, Progress, ServerFault, TokenLogprob, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText, Logprobs
-from dimple_hf.serve.worker import CPU_LENGTH_CLASSES, LENGTH_CLASSES, Worker, admit_first
+from dimple_hf.serve.worker import CPU_PASS_POSITIONS, PASS_POSITIONS, Worker, admit_first, cheapest_batch
 
 #: One position a pass, so that there are as many passes as positions.
 SLOWLY = {"confidence_threshold": None}
@@ -135,16 +135,25 @@ def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     assert admit_first([], [], 4, 1) == 0
 
 
-def test_rows_share_passes_with_those_of_about_their_length(forms_model: Any, forms_processor: Any) -> None:
-    """A short answer must not cost as many positions as a long one; on a CPU the classes are narrower."""
+def test_row_joins_the_batch_that_it_makes_least_expensive() -> None:
+    assert cheapest_batch([], 8, 16) is None
+    assert cheapest_batch([[8], [64]], 8, 1) == 0  # no padding
+    assert cheapest_batch([[8, 8], [64]], 12, 16) == 0  # 12 positions and 2 * 4 of padding, not 64
+    assert cheapest_batch([[8, 8], [64]], 17, 16) is None  # 35, and 33 alone
+    assert cheapest_batch([[8, 8], [64]], 32, 256) == 1  # 64, not 80
+    assert cheapest_batch([[8] * 7], 512, 256) is None  # a long row would make all of them long
+
+
+def test_rows_share_passes_where_that_costs_less(forms_model: Any, forms_processor: Any) -> None:
+    """A short answer must not cost as many positions as a long one, unless a forward pass more costs even more."""
     prompt = row(forms_processor, [{"role": "user", "content": "Hello."}])
-    assert Worker(forms_model, forms_processor.tokenizer, 8).length_classes == CPU_LENGTH_CLASSES
-    for classes, sizes in ((CPU_LENGTH_CLASSES, [2, 1, 1, 1]), (LENGTH_CLASSES, [4, 1])):
+    assert Worker(forms_model, forms_processor.tokenizer, 8).pass_positions == CPU_PASS_POSITIONS
+    for pass_positions, sizes in ((CPU_PASS_POSITIONS, [3, 2]), (PASS_POSITIONS, [5])):
         worker = Worker(forms_model, forms_processor.tokenizer, 8)
-        worker.length_classes = classes
+        worker.pass_positions = pass_positions
         for length in (8, 16, 17, 64, 65):
             worker._add(Job(prompt, None, length))
-        assert [len(batch.rows) for _, batch in sorted(worker.batches.items())] == sizes
+        assert [len(batch.rows) for batch in worker.batches] == sizes
 
 
 def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:
