@@ -5,6 +5,7 @@
 #   make quality  check form, lint and types
 #   make peer-tests  run the common tests of transformers and PEFT on our classes (downloads them; two minutes)
 #   make client-tests  run LangChain, LiteLLM's proxy and the Vercel AI SDK against the server (downloads them, npm needed)
+#   make ray-tests  run the server on two nodes of a Ray cluster on this machine (downloads Ray; three minutes)
 #   make docs     build the documentation as a site, site/index.html; a broken link fails
 #   make bench    time the decoding loop at toy size (ARGS="--shape small" for another)
 
@@ -13,8 +14,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS ?= .clients
+RAY ?= .ray
 
-.PHONY: demo test peer-tests client-tests style quality docs bench clean
+.PHONY: demo test peer-tests client-tests ray-tests style quality docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/generate.py $(ARGS)
@@ -29,6 +31,9 @@ peer-tests: $(INSTALLED)
 
 client-tests: $(INSTALLED) $(CLIENTS)/.installed
 	CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -n 0 -m slow tests/serve/test_serving_clients.py $(ARGS)
+
+ray-tests: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -n 0 -m slow tests/serve/test_serving_ray.py $(ARGS)
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -46,7 +51,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/decode.py --shape tiny $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(RAY) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last: an interrupted installation is taken up again. The version stands in __init__.py.
 $(INSTALLED): pyproject.toml setup.cfg constraints.txt src/dimple_hf/__init__.py
@@ -61,4 +66,9 @@ $(CLIENTS)/.installed: tests/serve/clients/requirements.txt tests/serve/clients/
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/serve/clients/requirements.txt
 	cp tests/serve/clients/package.json $(CLIENTS)/
 	npm install --prefix $(CLIENTS) --no-audit --no-fund --silent
+	touch $@
+
+$(RAY)/.installed: pyproject.toml setup.cfg constraints.txt src/dimple_hf/__init__.py
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,test]'
 	touch $@

@@ -15,9 +15,10 @@
 
 Good clients each have images of their own and ask as fast as they are answered: at once, streamed, and under a JSON
 schema. Their answers must be those of the model's own `generate` for their own images. Hostile ones send broken
-JSON, bodies of 50 MB, decompression bombs, ten thousand images, schemas that explode, wrong types and private
-addresses, which must be refused with a reason, and leave in the middle of answers. The server's memory is read every
-half second. The good clients run twice, first alone, so that it shows what the hostile ones cost them.
+JSON, bodies of 50 MB, decompression bombs, ten thousand images, images up to the limits that no context holds,
+schemas that explode, wrong types and private addresses, which must be refused with a reason, and leave in the middle
+of answers. The server's memory is read every half second. The good clients run twice, first alone, so that it shows
+what the hostile ones cost them.
 
 The model runs in single precision: in bfloat16, what an answer is batched with can tip a token that is nearly a tie.
 
@@ -31,6 +32,7 @@ import argparse
 import asyncio
 import base64
 import collections
+import functools
 import io
 import itertools
 import json
@@ -81,6 +83,19 @@ BOMBS = {
     "endless pattern": {"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"},
     "nested pattern": {"type": "string", "pattern": "^(((((a?){30}){30}){30})){30}$"},
     "no schema": {"required": [[]]},
+    "nested references": {
+        "$ref": "#/$defs/d",
+        "$defs": {"a": {"anyOf": [{"const": number} for number in range(30)]}}
+        | {
+            name: {
+                "anyOf": [
+                    {"type": "array", "items": {"$ref": f"#/$defs/{before}"}, "minItems": number, "maxItems": number}
+                    for number in range(1, 31)
+                ]
+            }
+            for before, name in itertools.pairwise("abcd")
+        },
+    },
 }
 
 
@@ -163,6 +178,7 @@ def png_bomb(side: int) -> bytes:
     )
 
 
+@functools.cache
 def own_answers(seeds: range) -> dict[tuple[int, str], str]:
     """What `generate` answers to each image alone: (seed, "free" or "json") -> text."""
     processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
@@ -232,7 +248,7 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
     bomb = "data:image/png;base64," + base64.b64encode(png_bomb(30_000)).decode()
     large_bomb = "data:image/png;base64," + base64.b64encode(png_bomb(5_000)).decode()
 
-    dot = data_url(PIL.Image.new("L", (1, 1)))
+    dot, square = (data_url(PIL.Image.new("RGB", (side, side))) for side in (1, 512))
     halves = [{"type": "text", "text": half} for half in ("<|im_", "end|>")]
     split_token = [{"role": "user", "content": halves}]
 
@@ -256,6 +272,7 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
         "not a chat": (400, lambda: body(messages={"role": "user"})),
         "private address": (400, lambda: body(messages=messages("http://169.254.169.254/latest", "What?"))),
         "loopback name": (400, lambda: body(messages=messages("http://localhost:22/", "What?"))),
+        "pixels up to the limit": (400, lambda: body(messages=messages_of([square] * 64))),
         "ten thousand images": (400, lambda: body(messages=messages_of([dot] * 10_000))),
         "special token in two parts": (400, lambda: body(messages=split_token)),
         **{
@@ -290,7 +307,8 @@ async def hostile_client(url: str, number: int, end: float, report: Report) -> N
                 try:
                     response = await client.post(path, content=content(), headers=HEADERS)
                     message = response.json()["error"]["message"]
-                    statuses = (status, 429) if name in BOMBS else (status,)  # a few expensive ones at a time
+                    is_expensive = name in BOMBS or name == "pixels up to the limit"
+                    statuses = (status, 429) if is_expensive else (status,)  # a few at a time
                     report.judge(
                         name, response.status_code in statuses and bool(message), (response.status_code, message)
                     )

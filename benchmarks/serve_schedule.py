@@ -14,7 +14,8 @@
 """Compares two ways to share the model among requests of mixed lengths and kinds, in one process and one run.
 
 `steps`: the server's. Requests join and leave between two denoising steps, whatever their length, sampling or prior;
-rows of about the same length share a forward pass. `wide`: the same with the classes of length of accelerators.
+rows share a forward pass where their padding costs less than another pass. `wide`: the same with the cost of a pass on
+accelerators, so that there are fewer passes and more padding.
 `kinds`: what it did before. Requests that want the same kind of answer run as one batch to its end; others wait.
 
 Both get the same requests at the same times: answers of 8 to 256 positions, free, drawn with a seed, and under a
@@ -53,7 +54,7 @@ from dimple_hf import StructurePrior
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.processing.structure_prior_dimple import canvas_inputs
 from dimple_hf.serve.jobs import Job, Progress, collate
-from dimple_hf.serve.worker import LENGTH_CLASSES, Worker
+from dimple_hf.serve.worker import PASS_POSITIONS, Worker
 
 LENGTHS = (8, 8, 16, 16, 32, 64, 128, 256)
 
@@ -97,11 +98,11 @@ class KindBatches:
 
 
 class StepBatches(Worker):
-    """The server's worker, without its thread; with other classes of length if they are given."""
+    """The server's worker, without its thread; with another cost of a pass if it is given."""
 
-    def __init__(self, model: Any, tokenizer: Any, length_classes: tuple[int, ...] | None = None):
+    def __init__(self, model: Any, tokenizer: Any, pass_positions: int | None = None):
         super().__init__(model, tokenizer, MAX_ROWS)
-        self.length_classes = length_classes or self.length_classes
+        self.pass_positions = pass_positions or self.pass_positions
 
     @property
     def is_busy(self) -> bool:
@@ -176,7 +177,11 @@ class Clock:
 def run_arm(
     worker: Any, processor: Any, jobs: list[Job], arrivals: list[float], expected: list[str]
 ) -> dict[str, Any]:
-    """Submits the jobs at their times and decodes them."""
+    """Submits the jobs at their times and decodes them. Counts the forward passes and their positions."""
+    passes: list[int] = []
+    hook = worker.model.model.register_forward_pre_hook(
+        lambda module, args, options: passes.append(options["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
     clock = Clock(worker.model.device.type == "cpu")
     ends: dict[int, tuple[float, list[int]]] = {}
 
@@ -195,11 +200,14 @@ def run_arm(
             worker.submit(job)
             submitted += 1
         worker.step()
+    hook.remove()
     seconds = [ends[index][0] - arrival for index, arrival in enumerate(arrivals)]
     answers = [processor.decode(ends[index][1], skip_special_tokens=True) for index in range(len(jobs))]
     short = [seconds[index] for index, job in enumerate(jobs) if job.answer_length <= SHORT + 2]
     return {
         "requests_per_second": round(len(jobs) / max(at for at, _ in ends.values()), 3),
+        "forward_passes": len(passes),
+        "positions": sum(passes),
         "median_seconds": round(statistics.median(seconds), 3),
         "median_seconds_of_short": round(statistics.median(short), 3),
         "answers_that_differ": sum(one != other for one, other in zip(answers, expected, strict=True)),
@@ -214,7 +222,7 @@ def compare(num_requests: int, rates: list[float], threshold: float | None, devi
     expected = own_answers(model, processor, jobs)
     arms: dict[str, Any] = {
         "steps": lambda: StepBatches(model, processor.tokenizer),
-        "wide": lambda: StepBatches(model, processor.tokenizer, LENGTH_CLASSES),
+        "wide": lambda: StepBatches(model, processor.tokenizer, PASS_POSITIONS),
         "kinds": lambda: KindBatches(model, processor.tokenizer),
     }
     result: dict[str, Any] = {}

@@ -72,6 +72,7 @@ RUN_BY = {
     "docs/fine_tuning.md": "tests/training/test_fine_tuning_page.py",
     "docs/hub.md": "tests/hub/test_push_and_pull.py",
     "docs/migration.md": "tests/test_migration.py",
+    "docs/replicas.md": "tests/serve/test_serving_ray.py",
     "docs/serving.md": "tests/serve/test_serve.py",
     "docs/start.md": "tests/test_start.py",
     "docs/structured_extraction.md": "tests/test_readme.py",

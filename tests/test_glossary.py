@@ -46,6 +46,7 @@ REPLACED = {
 KEPT = [
     "Picture {{",  # the released chat template
     "text/event-stream",
+    "upstream dimple {",  # a keyword of nginx
     '"Picture ',
     "parallel_rule",  # an option of earlier generation configurations, which are still read
     "this picture",  # a user's words in training data

@@ -14,11 +14,37 @@
 """Chats about images that differ from each other; the server's process and the images are the benchmark's."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 from serve_load import QUESTIONS, ServerProcess, data_url, noise_image
 
-__all__ = ["QUESTIONS", "ServerProcess", "body", "chat", "data_url", "messages", "noise_image", "own_answer"]
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
+
+__all__ = [
+    "LETTERS",
+    "QUESTIONS",
+    "ServerProcess",
+    "body",
+    "chat",
+    "data_url",
+    "messages",
+    "noise_image",
+    "own_answer",
+    "slow_checkpoint",
+]
+
+#: Under it an answer of the slow checkpoint takes 80 forward passes.
+LETTERS = {"type": "string", "pattern": "^[a-z]{80}$", "x-max-tokens": 80}
+
+
+def slow_checkpoint(folder: Path) -> Path:
+    """A copy of the small model that commits one position a step, however confident it is."""
+    shutil.copytree(FORMS_CHECKPOINT, folder)
+    options = json.loads((folder / "generation_config.json").read_text()) | {"confidence_threshold": None}
+    (folder / "generation_config.json").write_text(json.dumps(options))
+    return folder
 
 
 def messages(seed: int) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ import asyncio
 import json
 import math
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -29,14 +28,15 @@ import openai
 import PIL.Image
 import pytest
 import serve_load
+import torch
 from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
-from server_process import ServerProcess, body, chat, data_url, messages, own_answer
+from server_process import LETTERS, ServerProcess, body, chat, data_url, messages, own_answer, slow_checkpoint
 
-from dimple_hf import StructurePrior
-from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, StructurePrior
 from dimple_hf.cli.main import main
+from dimple_hf.data.image_features import MAX_BYTES
 
 JSON = {"content-type": "application/json"}
 
@@ -212,9 +212,11 @@ def test_models_health_and_metrics_are_told(client: openai.OpenAI, server: Serve
     with pytest.raises(openai.NotFoundError, match="must be 'forms'"):
         client.models.retrieve("gpt")
     assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
+    client.chat.completions.create(model="forms", messages=[{"role": "user", "content": "Hello."}], max_tokens=1)
     assert 'dimple_responses_total{status="200"}' in httpx2.get(f"{server.url}/metrics").text
     for response, status in (
         (httpx2.get(f"{server.url}/v1/nothing"), 404),
+        (httpx2.post(f"{server.url}/v1/completions", json={"model": "forms", "prompt": "Once"}), 404),
         (httpx2.get(f"{server.url}/v1/chat/completions"), 405),
         (httpx2.post(f"{server.url}/v1/chat/completions", content=body()), 415),
         (httpx2.get(f"{server.url}/health", headers={"host": "rebound.example"}), 403),
@@ -222,6 +224,7 @@ def test_models_health_and_metrics_are_told(client: openai.OpenAI, server: Serve
         assert response.status_code == status
         assert response.json()["error"]["message"]
         assert response.headers["x-request-id"]
+        assert ("/v1/chat/completions" in response.json()["error"]["message"]) == (status in (404, 405))
 
 
 def test_message_of_the_server_goes_on_a_chat(client: openai.OpenAI) -> None:
@@ -381,6 +384,16 @@ def test_functions_are_called_with_valid_arguments(client: openai.OpenAI) -> Non
     assert (choice.message.content is None) == (choice.finish_reason == "tool_calls")
 
 
+def test_functions_with_invalid_parameters_are_refused_by_their_field(client: openai.OpenAI) -> None:
+    for parameters, options in (({"type": "banana"}, {}), ({"type": "object"}, {"max_tokens": 2})):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model="forms", messages=messages(0), tools=tools, tool_choice="required", **options
+            )
+        assert caught.value.param == "tools"
+
+
 def test_json_object_is_one(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="forms", messages=messages(0), response_format={"type": "json_object"}
@@ -418,7 +431,7 @@ def test_many_clients_at_once_get_their_own_answers(server: ServerProcess) -> No
     result = asyncio.run(serve_load.load(server, num_clients=4, seconds=1))
     assert result["faults"] == []
     assert len([name for name in result["answers"] if name.startswith("good")]) == 3
-    assert len(result["answers"]) == 3 + 17
+    assert len(result["answers"]) == 3 + 19
     assert result["different_answers_expected"] > 5  # control: they could have been mixed up
 
 
@@ -448,19 +461,12 @@ def send_raw(url: str, sent: bytes) -> socket.socket:
 
 @pytest.fixture
 def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """It answers one request at a time and decides one position a pass, whatever the model is sure of."""
-    checkpoint = tmp_path / "slow"
-    shutil.copytree(FORMS_CHECKPOINT, checkpoint)
-    options = json.loads((checkpoint / "generation_config.json").read_text()) | {"confidence_threshold": None}
-    (checkpoint / "generation_config.json").write_text(json.dumps(options))
+    """It answers one request at a time and commits one position a step, however confident the model is."""
+    checkpoint = slow_checkpoint(tmp_path / "slow")
     # A loaded machine may need more than the usual half minute for what runs when it is told to end.
     server = ServerProcess(str(checkpoint), "--max-requests", "1", "--max-batch-size", "1", "--grace-seconds", "250")
     yield server
     server.process.kill()
-
-
-#: 80 positions, each of which has to be decided.
-LETTERS = {"type": "string", "pattern": "^[a-z]{80}$", "x-max-tokens": 80}
 
 
 def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerProcess) -> None:
@@ -518,6 +524,27 @@ def test_snippets_of_the_page_run(
     whole, streamed = capsys.readouterr().out.split("\n", 1)
     assert whole == streamed
     assert type(namespace["form"]) is namespace["Form"]
+
+
+def test_memory_of_a_replica_on_the_page_is_that_of_the_configuration(repo_root: Path) -> None:
+    """The shapes of the released model, whose weights this machine need not hold."""
+    with torch.device("meta"):
+        model = DimpleForConditionalGeneration(DimpleConfig())
+    config, num_parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
+    head_size = config.hidden_size // config.num_attention_heads
+    key_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_size
+    logit_bytes = (2 + 4) * config.vocab_size
+    of_keys, of_logits = 8 * 1024 * key_bytes / 2**30, 8 * 128 * logit_bytes / 2**30
+    page = (repo_root / "docs" / "replicas.md").read_text()
+    for line in (
+        f"| weights, {num_parameters / 1e9:.2f} billion parameters | {2 * num_parameters / 2**30:.1f} GiB |",
+        f"| {key_bytes >> 10} KiB for each position of prompt and answer; {of_keys:.2f} GiB for 8 rows",
+        f"the {config.max_position_embeddings:,} positions of the context for all rows together | "
+        f"{config.max_position_embeddings * key_bytes / 2**30:.1f} GiB |",
+        f"| {logit_bytes / 2**20:.2f} MiB for each masked position; {of_logits:.2f} GiB for 8 rows",
+        f"| features of images that are kept | {MAX_BYTES / 2**30:.2f} GiB |",
+    ):
+        assert line in page
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,15 @@ def test_slow_tasks_are_few_and_do_not_keep_quick_ones_waiting(
     assert fresh.num_slow == 0
 
 
+def test_tasks_count_against_the_priority_of_the_server(fresh: TaskProcesses) -> None:
+    """Linux divides the processor among sessions first: in one of their own, tasks of low priority would take half of
+    it. A Ctrl+C is for the server alone, so their process group is another one."""
+    assert asyncio.run(result(fresh, double, 4)) == 8
+    assert fresh.parent is not None
+    assert os.getsid(fresh.parent.pid) == os.getsid(0)
+    assert os.getpgid(fresh.parent.pid) == fresh.parent.pid != os.getpgid(0)
+
+
 def test_cancelled_task_ends_its_process(fresh: TaskProcesses) -> None:
     """A client that leaves does not leave its work behind."""
 
@@ -216,8 +225,8 @@ def test_schema_is_compiled_once_for_all_who_send_it(
     preparation = Preparation(forms_model, forms_processor, Limits(), counting)
 
     async def several() -> list[Any]:
-        first = await asyncio.gather(*(preparation._prior("{}", 9) for _ in range(4)), return_exceptions=True)
-        return first + await asyncio.gather(preparation._prior("{}", 9), return_exceptions=True)
+        first = await asyncio.gather(*(preparation._prior("{}", 9, "tools") for _ in range(4)), return_exceptions=True)
+        return first + await asyncio.gather(preparation._prior("{}", 9, "tools"), return_exceptions=True)
 
     results = asyncio.run(several())
     assert counting.num_tasks == num_tasks

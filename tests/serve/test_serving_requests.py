@@ -132,6 +132,7 @@ def test_request_with_values_that_change_nothing_is_understood(changes: dict[str
         (body(response_format=format_of({}) | {"x": 1}), "response_format.x", "`x`"),
         (body(tools=[{"type": "custom"}]), "tools[0].type", "'function'"),
         (body(tool_choice="required"), None, "without `tools`"),
+        (body(tools=[{"type": "function", "function": {"name": "f"}}] * 2), None, "names that differ"),
         (body(tool_choice="maybe"), "tool_choice", "'required'"),
         (body(model=None), "model", "string"),
         (body(messages=[]), "messages", "at least 1"),

@@ -13,21 +13,25 @@
 # limitations under the License.
 """The thread that owns the model: what it batches, in which order, and how soon it lets go of cancelled jobs."""
 
+import asyncio
+import json
 import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 import torch
-from server_process import QUESTIONS, chat, noise_image, own_answer
+from server_process import LETTERS, QUESTIONS, body, chat, noise_image, own_answer
 
 from dimple_hf import StructurePrior
 from dimple_hf.modeling.denoising_dimple import Sampler
+from dimple_hf.serve import Limits, build_app
 from dimple_hf.serve.batch import Batch
 from dimple_hf.serve.jobs import Job, Progress, ServerFault, TokenLogprob, collate, final_beginning
 from dimple_hf.serve.replies import GrowingText, Logprobs
-from dimple_hf.serve.worker import CPU_LENGTH_CLASSES, LENGTH_CLASSES, Worker, admit_first
+from dimple_hf.serve.worker import CPU_PASS_POSITIONS, PASS_POSITIONS, Worker, admit_first, cheapest_batch
 
 #: One position a pass, so that there are as many passes as positions.
 SLOWLY = {"confidence_threshold": None}
@@ -131,16 +135,25 @@ def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     assert admit_first([], [], 4, 1) == 0
 
 
-def test_rows_share_passes_with_those_of_about_their_length(forms_model: Any, forms_processor: Any) -> None:
-    """A short answer must not cost as many positions as a long one; on a CPU the classes are narrower."""
+def test_row_joins_the_batch_that_it_makes_least_expensive() -> None:
+    assert cheapest_batch([], 8, 16) is None
+    assert cheapest_batch([[8], [64]], 8, 1) == 0  # no padding
+    assert cheapest_batch([[8, 8], [64]], 12, 16) == 0  # 12 positions and 2 * 4 of padding, not 64
+    assert cheapest_batch([[8, 8], [64]], 17, 16) is None  # 35, and 33 alone
+    assert cheapest_batch([[8, 8], [64]], 32, 256) == 1  # 64, not 80
+    assert cheapest_batch([[8] * 7], 512, 256) is None  # a long row would make all of them long
+
+
+def test_rows_share_passes_where_that_costs_less(forms_model: Any, forms_processor: Any) -> None:
+    """A short answer must not cost as many positions as a long one, unless a forward pass more costs even more."""
     prompt = row(forms_processor, [{"role": "user", "content": "Hello."}])
-    assert Worker(forms_model, forms_processor.tokenizer, 8).length_classes == CPU_LENGTH_CLASSES
-    for classes, sizes in ((CPU_LENGTH_CLASSES, [2, 1, 1, 1]), (LENGTH_CLASSES, [4, 1])):
+    assert Worker(forms_model, forms_processor.tokenizer, 8).pass_positions == CPU_PASS_POSITIONS
+    for pass_positions, sizes in ((CPU_PASS_POSITIONS, [3, 2]), (PASS_POSITIONS, [5])):
         worker = Worker(forms_model, forms_processor.tokenizer, 8)
-        worker.length_classes = classes
+        worker.pass_positions = pass_positions
         for length in (8, 16, 17, 64, 65):
             worker._add(Job(prompt, None, length))
-        assert [len(batch.rows) for _, batch in sorted(worker.batches.items())] == sizes
+        assert [len(batch.rows) for batch in worker.batches] == sizes
 
 
 def test_collate_gives_what_the_processor_makes_of_all_chats(forms_processor: Any) -> None:
@@ -403,6 +416,53 @@ def test_stop_ends_what_runs_after_its_step_and_fails_what_waits(forms_model: An
     late = Watched(Job(inputs, None, 9))
     worker.submit(late.job)
     assert str(late.last()) == "the server is shutting down"
+
+
+def test_unfinished_requests_are_told_of_the_end_in_the_form_of_the_api(
+    forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of the grace period: whole answers are a 503 with the time to come again, streams end in an error."""
+    monkeypatch.setattr(forms_model.generation_config, "confidence_threshold", None)
+    app = build_app(forms_model, forms_processor, "forms", Limits())
+    response_format = {"type": "json_schema", "json_schema": {"name": "letters", "schema": LETTERS}}
+
+    async def ask() -> tuple[Any, Any]:
+        transport = httpx2.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://forms", timeout=60) as client,
+        ):
+            waiting = [
+                asyncio.ensure_future(
+                    client.post(
+                        "/v1/chat/completions",
+                        content=body(response_format=response_format, stream=stream),
+                        headers={"content-type": "application/json"},
+                    )
+                )
+                for stream in (False, True)
+            ]
+            while len(app.state.chat.worker.rows) < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(app.state.chat.worker.stop)
+            return tuple(await asyncio.gather(*waiting))
+
+    whole, stream = asyncio.run(ask())
+    assert (whole.status_code, whole.headers["retry-after"]) == (503, "5")
+    error = {"message": "the server is shutting down", "type": "service_unavailable_error"}
+    assert error.items() <= whole.json()["error"].items()
+    last = json.loads(stream.text.strip().rpartition("data: ")[2])
+    assert last["error"]["message"] == "the server is shutting down"
+
+
+def test_end_token_of_the_tokenizer_ends_answers(
+    forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the generation options of the checkpoint say: a chat model may end its answers so."""
+    monkeypatch.setattr(forms_model.generation_config, "eos_token_id", None)
+    worker = Worker(forms_model, forms_processor.tokenizer, max_batch_size=1)
+    tokenizer = forms_processor.tokenizer
+    assert worker._end_token_ids() == {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id}
 
 
 def test_images_differ_from_each_other() -> None:

@@ -17,7 +17,6 @@ import argparse
 import importlib.util
 import logging
 import os
-from pathlib import Path
 
 from ..checkpoints import FORMS_CHECKPOINT
 from .arguments import add_device_argument, checkpoint_name
@@ -96,11 +95,9 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
     import uvicorn
-    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
-    from ..decisions import Calibration
-    from ..serve import build_app
+    from ..serve import load_app
     from ..serve.limits import MIB, Limits
     from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
     from .loading import find_device
@@ -114,29 +111,22 @@ def run(args: argparse.Namespace) -> int:
         max_image_pixels=args.max_image_pixels,
         max_images=args.max_images,
     )
-    calibration = Calibration.from_pretrained(args.model) if args.calibrated else None
     # Of uvicorn too, whose own configuration writes to stdout.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(RateLimit())
     transformers_logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = (
-        AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(find_device(args.device)).eval()
-    )
-    # A directory means nothing to clients and is not shown to them.
-    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
-    app = build_app(
-        model,
-        processor,
-        name,
+    app = load_app(
+        args.model,
         limits,
-        args.allow_remote_images,
-        args.api_key,
-        allowed_hosts(args.host, args.allowed_host),
+        find_device(args.device),
+        args.dtype,
+        args.calibrated,
+        allows_remote_images=args.allow_remote_images,
+        api_key=args.api_key,
+        allowed_hosts=allowed_hosts(args.host, args.allowed_host),
     )
-    app.state.decisions.calibration = calibration
-    logging.info("serving the model %s", name)
+    logging.info("serving the model %s", app.state.chat.name)
     config = uvicorn.Config(
         app,
         host=args.host,

@@ -20,8 +20,8 @@ streamed goes unnoticed, requests run one at a time, and anybody may unload the 
 `/load_model`). All of that would have to be overridden, so this is a small Starlette app around `generate_steps`.
 """
 
-from .app import build_app
+from .app import build_app, load_app
 from .limits import Limits
 from .worker import Worker
 
-__all__ = ["Limits", "Worker", "build_app"]
+__all__ = ["Limits", "Worker", "build_app", "load_app"]

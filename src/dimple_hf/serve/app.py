@@ -16,6 +16,7 @@
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -25,7 +26,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ..decisions import Calibration
 from .chat import ChatCompletions, model_not_found, refused
 from .decisions import Decisions
 from .limits import Limits, RefusedRequest, error_body
@@ -33,12 +36,15 @@ from .metrics import Metrics
 from .middleware import Gate
 from .preparation import Preparation
 from .processes import TaskLimits, TaskProcesses
+from .requests import MAX_ECHO
 from .worker import Worker
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    """Starlette's own refusals (no such path, no such method) in OpenAI's form."""
-    refusal = RefusedRequest(f"{error.detail}: {request.method} {request.url.path}", status=error.status_code)
+    """Starlette's own refusals (no such path, no such method) in OpenAI's form, with the paths that exist."""
+    paths = ", ".join(sorted(route.path for route in request.app.routes))
+    path = request.url.path[:MAX_ECHO]
+    refusal = RefusedRequest(f"{error.detail}: {request.method} {path} (paths: {paths})", status=error.status_code)
     return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 
@@ -134,4 +140,40 @@ def build_app(
         lifespan=lifespan,
     )
     app.state.chat, app.state.decisions = chat, decisions
+    return app
+
+
+def load_app(
+    checkpoint: str, limits: Limits, device: str, dtype: str = "auto", is_calibrated: bool = False, **options: Any
+) -> Starlette:
+    """
+    Loads a checkpoint and builds its server.
+
+    Args:
+        checkpoint (`str`):
+            Directory or Hub id. Clients see a Hub id as it is, and the last name of a directory.
+        limits ([`Limits`]):
+            Bounds of requests.
+        device (`str`):
+            The model's device, such as `"cuda"`.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Type of the weights; `"auto"` for the checkpoint's.
+        is_calibrated (`bool`, *optional*, defaults to `False`):
+            Whether decisions are divided by the temperatures that `dimple-hf calibrate` left beside the model.
+        **options (`Any`):
+            Further arguments of [`build_app`].
+
+    Returns:
+        `starlette.applications.Starlette`: See [`build_app`].
+
+    Raises:
+        ValueError: As [`build_app`], or if there is no calibration beside the model.
+        OSError: If there is no such checkpoint.
+    """
+    calibration = Calibration.from_pretrained(checkpoint) if is_calibrated else None
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+    name = Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+    app = build_app(model, processor, name, limits, **options)
+    app.state.decisions.calibration = calibration
     return app

@@ -103,7 +103,8 @@ class Preparation:
         self.check_texts(request)
         schema = call_schema(request, self.default_length) or request.schema_of_answer
         most = self._max_length(request)
-        prior = None if schema is None else await self._prior(json.dumps(schema), most)
+        param = "tools" if request.callable_functions else SCHEMA_PARAM
+        prior = None if schema is None else await self._prior(json.dumps(schema), most, param)
         length = self.default_length if request.asked_length is None else most
         if prior is not None:
             length = len(prior.canvas(self.processor.tokenizer).ids)
@@ -149,10 +150,10 @@ class Preparation:
                 )
             yield arrays
 
-    async def _prior(self, schema: str, max_tokens: int) -> StructurePrior:
-        """The prior of a JSON schema, compiled once for all who send the same at a time."""
+    async def _prior(self, schema: str, max_tokens: int, param: str) -> StructurePrior:
+        """The prior of a JSON schema out of the field `param`, compiled once for all who send the same at a time."""
         if len(schema) > MAX_SCHEMA_CHARACTERS:
-            raise RefusedRequest(f"the schema must have at most {MAX_SCHEMA_CHARACTERS} characters", SCHEMA_PARAM)
+            raise RefusedRequest(f"the schema must have at most {MAX_SCHEMA_CHARACTERS} characters", param)
         key = schema, max_tokens
         task = self.priors.get(key)
         if task is None:
@@ -163,7 +164,9 @@ class Preparation:
         self.priors.move_to_end(key)
         outcome = await asyncio.shield(task)  # it goes on for the others when this client leaves
         if isinstance(outcome, RefusedRequest):
-            raise outcome.copy()
+            refusal = outcome.copy()
+            refusal.param = refusal.param and param
+            raise refusal
         return outcome
 
     async def _compile(self, schema: str, max_tokens: int) -> StructurePrior | RefusedRequest:

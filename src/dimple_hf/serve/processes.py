@@ -144,7 +144,6 @@ class TaskProcesses:
                 [sys.executable, "-c", f"from {__name__} import main; main({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
                 env=env,
-                start_new_session=True,  # a Ctrl+C is for the server, which then ends it
             )
         self.control.sendall(_framed(pickle.dumps((self.processor, self.limits))))
 
@@ -351,6 +350,7 @@ def main(descriptor: int) -> None:
         descriptor (`int`):
             File descriptor of the control socket.
     """
+    os.setpgid(0, 0)  # a Ctrl+C is for the server. Of another session, priorities would not count against the server's
     control = socket.socket(fileno=descriptor)
     file = control.makefile("rb", buffering=0)
     processor, limits = pickle.loads(_read(file, int.from_bytes(_read(file, 8), "little")))

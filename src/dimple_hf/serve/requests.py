@@ -326,6 +326,8 @@ class ChatRequest(Fields):
             raise ValueError(
                 f"`tool_choice` must name one of `tools` (got {self.tool_choice.function.name[:MAX_ECHO]!r})"
             )
+        if len({function.name for function in self.callable_functions}) < len(self.callable_functions):
+            raise ValueError("`tools` must have names that differ")
         if self.callable_functions and self.schema_of_answer is not None:
             raise ValueError("`response_format` must not be given with `tools`, unless `tool_choice` is 'none'")
         return self

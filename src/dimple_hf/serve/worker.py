@@ -14,7 +14,7 @@
 """The thread that owns the model and schedules rows.
 
 ```text
-  submit -> waiting --join--> row of the batch of its length -> steps -> leaves when finished or cancelled
+  submit -> waiting --join--> row of the cheapest batch -----> steps -> leaves when finished or cancelled
                  ^                                                 |
                  +------- between any two steps ------------------+
 ```
@@ -23,7 +23,6 @@
 import logging
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,10 +33,9 @@ from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-#: A forward pass runs as many positions of each row as the longest answer has, so rows share passes with others of
-#: about their length: these are the upper bounds of the classes; what is longer is another one. In a step each class
-#: is a forward pass of its own. On a CPU that costs little, because a pass takes as long as its positions.
-LENGTH_CLASSES, CPU_LENGTH_CLASSES = (64, 128, 256, 512), (16, 32, 64, 128, 256, 512)
+#: A forward pass costs about as much as this many positions in it: on an accelerator for the weights that it reads and
+#: the kernels that it starts, on a CPU almost nothing. By this, rows of different lengths share passes or do not.
+PASS_POSITIONS, CPU_PASS_POSITIONS = 256, 16
 
 #: Most positions of all rows, padding included: as many as the model's context, but at least these.
 MIN_BATCH_POSITIONS = 8192
@@ -66,6 +64,27 @@ def admit_first(running: Sequence[Job], waiting: Sequence[Job], max_rows: int, m
     return max(min(len(jobs), max_rows) - len(running), 0)
 
 
+def cheapest_batch(batches: Sequence[Sequence[int]], length: int, pass_positions: int) -> int | None:
+    """
+    The batch that a row joins: a forward pass runs as many positions of each row as the longest answer has, and each
+    batch is a forward pass of its own in each step.
+
+    Args:
+        batches (`Sequence[Sequence[int]]`):
+            Positions of the answers of each batch.
+        length (`int`):
+            Positions of the row's answer.
+        pass_positions (`int`):
+            Positions that cost as much as a forward pass.
+
+    Returns:
+        `int`, *optional*: Which batch the row makes least expensive; `None` for one of its own.
+    """
+    costs = [(len(rows) + 1) * max(*rows, length) - len(rows) * max(rows) for rows in batches]
+    best = min(range(len(costs)), key=costs.__getitem__, default=None)
+    return best if best is not None and costs[best] < pass_positions + length else None
+
+
 class Worker:
     """
     Decodes jobs in a thread of its own. Jobs join and leave between two denoising steps.
@@ -87,11 +106,11 @@ class Worker:
         self.max_batch_size = max_batch_size
         self.metrics = metrics or Metrics()
         self.features = ImageFeatures(model, count=self.metrics.count_image)
-        self.length_classes = CPU_LENGTH_CLASSES if model.device.type == "cpu" else LENGTH_CLASSES
+        self.pass_positions = CPU_PASS_POSITIONS if model.device.type == "cpu" else PASS_POSITIONS
         self.max_positions = max(model.config.max_position_embeddings, MIN_BATCH_POSITIONS)
         self.waiting: list[Job] = []
         self.calls: list[tuple[Callable[[], None], Callable[[str], None]]] = []
-        self.batches: dict[int, Batch] = {}
+        self.batches: list[Batch] = []
         self.is_stopping = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="dimple-worker", daemon=True)
@@ -150,7 +169,7 @@ class Worker:
     @property
     def rows(self) -> list[Row]:
         """The rows that are decoded."""
-        return [row for batch in self.batches.values() for row in batch.rows]
+        return [row for batch in self.batches for row in batch.rows]
 
     def _run(self) -> None:
         while self._wait():
@@ -171,8 +190,9 @@ class Worker:
         self._run_calls()
         for job in self._take():
             self._add(job)
-        for key in list(self.batches):
-            self._step(key)
+        for batch in self.batches:
+            self._step(batch)
+        self.batches = [batch for batch in self.batches if batch.rows]
 
     def _run_calls(self) -> None:
         with self.changed:
@@ -206,14 +226,15 @@ class Worker:
             logger.exception("a request failed")
             fail([job], FAILED)
             return
-        key = bisect_left(self.length_classes, job.answer_length)
-        if key not in self.batches:
-            self.batches[key] = Batch(self.tokenizer.pad_token_id)
-        self.batches[key].add(row)
+        lengths = [[row.job.answer_length for row in batch.rows] for batch in self.batches]
+        index = cheapest_batch(lengths, job.answer_length, self.pass_positions)
+        if index is None:
+            index = len(self.batches)
+            self.batches.append(Batch(self.tokenizer.pad_token_id))
+        self.batches[index].add(row)
 
-    def _step(self, key: int) -> None:
+    def _step(self, batch: Batch) -> None:
         """A step of one batch. If it fails, its jobs are tried again, each alone."""
-        batch = self.batches[key]
         rows = list(batch.rows)
         try:
             left = batch.step()
@@ -231,8 +252,6 @@ class Worker:
                     job.runs_alone = True
                 with self.changed:
                     self.waiting[:0] = [job for job in jobs if not job.is_cancelled]
-        if not batch.rows:
-            del self.batches[key]
 
     def _end_token_ids(self) -> frozenset[int]:
         """What ends a free answer: the model's end tokens, the tokenizer's, and padding."""
