@@ -187,7 +187,7 @@ def test_batch_with_a_model_that_is_not_there_leaves_no_file(
 def test_batch_under_a_schema_gives_valid_values(command: list[str], tmp_path: Path) -> None:
     """The value and not its text; bad rows are lines with an error here, too."""
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
-    assert main([*command, "--schema", str(tmp_path / "schema.json")]) == 0
+    assert main([*command, "--schema", str(tmp_path / "schema.json"), "--any-order"]) == 0
     lines = lines_of(tmp_path / "answers.jsonl")
     assert ["error" in line for line in lines] == [False, False, True, True, True]
     for line in lines[:2]:
@@ -241,6 +241,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
         (["--max-new-tokens", "0"], "`max_new_tokens` must be greater than 0"),
         (["--confidence-threshold", "1.5"], "`confidence_threshold` must lie in (0, 1] (got 1.5)"),
         (["--schema", "rows.jsonl"], "`--schema` must be a file with a JSON schema"),
+        (["--any-order"], "`--any-order` must be given with `--schema` only"),
         (["--schema", "s.json", "--max-new-tokens", "8"], "`--max-new-tokens` must not be given with `--schema`"),
         (["--output", "missing/a.jsonl"], "`--output` must be a file in a folder that exists (got missing/a.jsonl)"),
         (["--output", "images"], "`--output` must be a file in a folder that exists (got images)"),

@@ -116,6 +116,8 @@ def test_extract_options_of_the_form_are_settings_of_the_run(
         assert f"`{name.replace('-', '_')}` must be at least 1" in capsys.readouterr().err
         assert main([*command, f"--{name}", str(value)]) == 1
         assert f"{name.replace('-', '_')}={default} (got {value})" in capsys.readouterr().err
+    assert main([*command, "--any-order"]) == 1
+    assert "any_order=False (got True)" in capsys.readouterr().err
     assert main([*command[:-2], "--layout", "padded", "--max-tokens", "9"]) == 1
     assert "`max_tokens` must be None with the layout" in capsys.readouterr().err
 

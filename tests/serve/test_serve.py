@@ -225,6 +225,8 @@ def test_models_health_and_metrics_are_told(client: openai.OpenAI, server: Serve
         assert response.json()["error"]["message"]
         assert response.headers["x-request-id"]
         assert ("/v1/chat/completions" in response.json()["error"]["message"]) == (status in (404, 405))
+    counts = httpx2.get(f"{server.url}/metrics").text
+    assert all(f'dimple_responses_total{{status="{status}"}}' in counts for status in (404, 405, 415))
 
 
 def test_message_of_the_server_goes_on_a_chat(client: openai.OpenAI) -> None:

@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 from dimple_hf.cli.serve import LOOPBACK_HOSTS, allowed_hosts
 from dimple_hf.serve import server
+from dimple_hf.serve.metrics import Metrics
 from dimple_hf.serve.middleware import Gate
 from dimple_hf.serve.server import RateLimit
 
@@ -40,7 +41,7 @@ def ask(headers: dict[str, str], path: str = "/v1/models", **gate: Any) -> Any:
     """The response of an app behind a gate."""
     app = Starlette(
         routes=[Route(each, lambda request: JSONResponse({})) for each in ("/v1/models", "/health")],
-        middleware=[Middleware(Gate, **gate)],
+        middleware=[Middleware(Gate, metrics=Metrics(), **gate)],
     )
 
     async def get() -> Any:

@@ -73,6 +73,9 @@ def test_inputs_and_priors_come_as_they_were_made(fresh: TaskProcesses, forms_pr
     assert all((inputs[name] == expected[name]).all() for name in expected)
     prior = asyncio.run(result(fresh, compile_prior, SCHEMA, 99))
     assert len(prior._canvases) == 1
+    free = compile_prior(forms_processor, SCHEMA, 99, (("any_order", True), ("max_items", 2)))
+    assert free._reader is not None
+    assert (free._reader.options.any_order, free._reader.options.max_items) == (True, 2)
     own = StructurePrior.from_json_schema({"type": "integer", "minimum": 0, "maximum": 99})
     assert prior.canvas(forms_processor.tokenizer).ids != own.canvas(forms_processor.tokenizer).ids  # control
     assert (

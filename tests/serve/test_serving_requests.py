@@ -62,6 +62,15 @@ def test_request_with_every_known_field_is_understood() -> None:
     assert parse_request(body(response_format={"type": "json_object"})).schema_of_answer == {"type": "object"}
 
 
+def test_options_of_the_schema_stand_beside_it() -> None:
+    """Those that are given, and null is none."""
+    format = format_of(SCHEMA)
+    assert parse_request(body(response_format=format)).form_of_answer == ()
+    format["json_schema"] |= {"any_order": True, "max_items": 9, "max_digits": None}
+    assert parse_request(body(response_format=format)).form_of_answer == (("any_order", True), ("max_items", 9))
+    assert parse_request(body(response_format={"type": "json_object"})).form_of_answer == ()
+
+
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 def test_request_with_empty_fields_is_understood_whatever_their_names(nothing: Any) -> None:
     """Clients send every field that they know, with null for what their users left open."""
@@ -130,6 +139,11 @@ def test_request_with_values_that_change_nothing_is_understood(changes: dict[str
         (body(presence_penalty=0.5), "presence_penalty", "only with 0"),
         (body(response_format=format_of(5)), "response_format.json_schema.schema", "object"),
         (body(response_format=format_of({}) | {"x": 1}), "response_format.x", "`x`"),
+        (
+            body(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "max_items": 0}}),
+            "response_format.json_schema.max_items",
+            "greater than or equal to 1",
+        ),
         (body(tools=[{"type": "custom"}]), "tools[0].type", "'function'"),
         (body(tool_choice="required"), None, "without `tools`"),
         (body(tools=[{"type": "function", "function": {"name": "f"}}] * 2), None, "names that differ"),

@@ -29,6 +29,27 @@ if TYPE_CHECKING:
     from ..batch.results import Key, Position, Results
     from ..processing import StructurePrior
 
+#: Options of `StructurePrior.from_json_schema` that have an argument of their name, and their defaults.
+FORM_OPTIONS = {
+    "max_string_tokens": 16,
+    "max_items": 4,
+    "max_digits": 18,
+    "max_tokens": None,
+    "any_order": False,
+    "layout": "compact",
+}
+
+
+def add_form_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of [`StructurePrior.from_json_schema`]: bounds of what the schema leaves open, the layout."""
+    parser.add_argument("--max-string-tokens", type=int, help="of a string without `maxLength` (%(default)s)")
+    parser.add_argument("--max-items", type=int, help="items of an array without `maxItems` (%(default)s)")
+    parser.add_argument("--max-digits", type=int, help="of a number, before the point and after it (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, help="of an answer (default: what its values usually need)")
+    parser.add_argument("--any-order", action="store_true", help="take the properties of objects in any order")
+    parser.add_argument("--layout", choices=("compact", "padded"), help="where padding stands (%(default)s)")
+    parser.set_defaults(**FORM_OPTIONS)
+
 
 def add_answering_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Adds what both commands take to `parser`; `batch_size` is the default of its option."""

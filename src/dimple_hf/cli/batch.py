@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from .answering import (
+    FORM_OPTIONS,
     add_answering_arguments,
     add_confidence_arguments,
+    add_form_arguments,
     answer_into,
     check_batch_size,
     model_settings,
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="split of a data set (default: train)")
     parser.add_argument("--schema", type=Path, help="file with a JSON schema that all answers are to be valid for")
     parser.add_argument("--max-new-tokens", type=int, help="positions of an answer (default: the model's)")
+    add_form_arguments(parser)
     add_answering_arguments(parser, batch_size=8)
     add_confidence_arguments(parser)
 
@@ -64,11 +67,12 @@ def run(args: argparse.Namespace) -> int:
     source = Source(args.dataset, args.split)
     source.check(Path.cwd())
     schema = None if args.schema is None else read_schema(args.schema)
-    prior = None if schema is None else StructurePrior.from_json_schema(schema)
+    form = {name: getattr(args, name) for name in FORM_OPTIONS}
+    prior = None if schema is None else StructurePrior.from_json_schema(schema, **form)
     rows, image_folder = open_rows(source)
     options = generation_options(args)
     settings = {"dataset": args.dataset, "split": args.split, "rows": len(rows), "schema": schema}
-    settings["confidence"] = args.confidence
+    settings |= {"confidence": args.confidence} | form
     results = open_results(args.output, range(len(rows)), settings | model_settings(args.model) | options)
     if results.in_order and num_processes > 1:
         raise ValueError(f"`--output` must be a file with several processes (got {args.output})")
@@ -88,6 +92,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_batch_size(args.batch_size)
     if args.schema is not None and args.max_new_tokens is not None:
         raise ValueError("`--max-new-tokens` must not be given with `--schema`, which says how long an answer can be")
+    for name, default in FORM_OPTIONS.items():
+        if args.schema is None and getattr(args, name) != default:
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` must be given with `--schema` only, whose answers it bounds"
+            )
     # Its message names the option and its range.
     DimpleGenerationConfig(**{name: value for name, value in generation_options(args).items() if value is not None})
 

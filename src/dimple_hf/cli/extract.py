@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .answering import (
+    FORM_OPTIONS,
     add_answering_arguments,
     add_confidence_arguments,
+    add_form_arguments,
     answer_into,
     check_batch_size,
     model_settings,
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
 
 HELP = "read images into JSON that is valid for a schema"
 
-#: Options of `StructurePrior.from_json_schema` that have an argument of their name.
-FORM_OPTIONS = ("max_string_tokens", "max_items", "max_digits", "max_tokens", "layout")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
@@ -49,22 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, help="file for the lines, gone on with where it is there (default: standard output)"
     )
     add_form_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="list ignored keywords and bounds of the schema")
     add_answering_arguments(parser, batch_size=1)
     add_confidence_arguments(parser)
-
-
-def add_form_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of [`StructurePrior.from_json_schema`]: bounds of what the schema leaves open, the layout."""
-    parser.add_argument(
-        "--max-string-tokens", type=int, default=16, help="of a string without `maxLength` (%(default)s)"
-    )
-    parser.add_argument("--max-items", type=int, default=4, help="items of an array without `maxItems` (%(default)s)")
-    parser.add_argument(
-        "--max-digits", type=int, default=18, help="of a number, before the point and after it (%(default)s)"
-    )
-    parser.add_argument("--max-tokens", type=int, help="of an answer (default: what its values usually need)")
-    parser.add_argument("--layout", choices=("compact", "padded"), default="compact", help="where padding stands")
-    parser.add_argument("--verbose", action="store_true", help="list ignored keywords and bounds of the schema")
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:

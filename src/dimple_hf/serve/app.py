@@ -135,7 +135,7 @@ def build_app(
             Route("/metrics", show_metrics),
             Route("/health", health),
         ],
-        middleware=[Middleware(Gate, api_key=api_key, allowed_hosts=allowed_hosts)],
+        middleware=[Middleware(Gate, metrics=metrics, api_key=api_key, allowed_hosts=allowed_hosts)],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
         lifespan=lifespan,
     )

@@ -71,7 +71,7 @@ class ChatCompletions:
         limits ([`Limits`]):
             The server's bounds.
         metrics ([`Metrics`]):
-            Counts requests.
+            Observes the time to the first token.
         allows_remote_images (`bool`):
             Whether images are fetched from public addresses.
     """
@@ -108,7 +108,7 @@ class ChatCompletions:
         send: Send,
     ) -> None:
         """Lets `answer` answer a request, and sends its refusals. One request too many is not even read."""
-        send = partial(_send_in_time, self.metrics, send)
+        send = partial(_send_in_time, send)
         if self.is_draining:
             await refused(RefusedRequest(SHUTTING_DOWN, status=503))(scope, receive, send)
             return
@@ -356,10 +356,8 @@ def failed(fault: ServerFault) -> Response:
     return JSONResponse(error_body(str(fault), "server_error"), 500)
 
 
-async def _send_in_time(metrics: Metrics, send: Send, message: Message) -> None:
+async def _send_in_time(send: Send, message: Message) -> None:
     """Sends a piece of a response; a client that does not take it in time counts as gone."""
-    if message["type"] == "http.response.start":
-        metrics.count_response(message["status"])
     try:
         with anyio.fail_after(SEND_SECONDS):
             await send(message)

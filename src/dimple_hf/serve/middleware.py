@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Middleware of all routes: request ids, allowed hosts, and the API key."""
+"""Middleware of all routes: request ids, counts of responses, allowed hosts, and the API key."""
 
 import hmac
 import re
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .chat import refused
 from .limits import RefusedRequest
+from .metrics import Metrics
 
 #: Paths that need no key: a supervisor asks them.
 OPEN_PATHS = ("/health",)
@@ -37,6 +38,8 @@ class Gate:
     Args:
         app (`ASGIApp`):
             What comes after it.
+        metrics ([`Metrics`]):
+            Counts the responses below `/v1/`, which are not a supervisor's.
         api_key (`str`, *optional*):
             The key that clients must send as `Authorization: Bearer KEY`. Without it nobody needs one.
         allowed_hosts (`Collection[str]`, *optional*):
@@ -44,8 +47,14 @@ class Gate:
             rebinding) sends its own. Without it all are allowed.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None = None, allowed_hosts: Collection[str] | None = None):
-        self.app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        api_key: str | None = None,
+        allowed_hosts: Collection[str] | None = None,
+    ):
+        self.app, self.metrics = app, metrics
         self.authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self.allowed_hosts = allowed_hosts
 
@@ -61,6 +70,8 @@ class Gate:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                if scope["path"].startswith("/v1/"):
+                    self.metrics.count_response(message["status"])
             await send(message)
 
         refusal = self._refusal(headers, scope["path"])

@@ -32,7 +32,7 @@ from .images import read_images
 from .jobs import Job
 from .limits import Limits, RefusedRequest
 from .processes import TaskProcesses
-from .requests import MIN_TEMPERATURE, ChatRequest, ImagePart, Message, TextPart
+from .requests import MIN_TEMPERATURE, ChatRequest, Form, ImagePart, Message, TextPart
 from .tools import call_schema, called_text, functions_text
 
 #: Structure priors that are kept, each with what it remembers of its answers, some MiB.
@@ -81,7 +81,7 @@ class Preparation:
         self.default_length = default_length(model, limits)
         self.draws_by_default = bool(model.generation_config.do_sample)
         self.context_length = model.config.max_position_embeddings
-        self.priors: OrderedDict[tuple[str, int], asyncio.Task[StructurePrior | RefusedRequest]] = OrderedDict()
+        self.priors: OrderedDict[tuple[str, int, Form], asyncio.Task[StructurePrior | RefusedRequest]] = OrderedDict()
 
     @asynccontextmanager
     async def jobs(self, request: ChatRequest, fetched: Mapping[str, bytes]) -> AsyncIterator[list[Job]]:
@@ -101,10 +101,12 @@ class Preparation:
             most = self.limits.max_batch_size
             raise RefusedRequest(f"`n` must be at most {most} on this server (got {request.num_choices})", "n")
         self.check_texts(request)
-        schema = call_schema(request, self.default_length) or request.schema_of_answer
+        called = call_schema(request, self.default_length)
+        schema = called or request.schema_of_answer
         most = self._max_length(request)
+        form = () if called else request.form_of_answer
         param = "tools" if request.callable_functions else SCHEMA_PARAM
-        prior = None if schema is None else await self._prior(json.dumps(schema), most, param)
+        prior = None if schema is None else await self._prior(json.dumps(schema), most, param, form)
         length = self.default_length if request.asked_length is None else most
         if prior is not None:
             length = len(prior.canvas(self.processor.tokenizer).ids)
@@ -150,14 +152,14 @@ class Preparation:
                 )
             yield arrays
 
-    async def _prior(self, schema: str, max_tokens: int, param: str) -> StructurePrior:
+    async def _prior(self, schema: str, max_tokens: int, param: str, form: Form = ()) -> StructurePrior:
         """The prior of a JSON schema out of the field `param`, compiled once for all who send the same at a time."""
         if len(schema) > MAX_SCHEMA_CHARACTERS:
             raise RefusedRequest(f"the schema must have at most {MAX_SCHEMA_CHARACTERS} characters", param)
-        key = schema, max_tokens
+        key = schema, max_tokens, form
         task = self.priors.get(key)
         if task is None:
-            task = self.priors[key] = asyncio.ensure_future(self._compile(schema, max_tokens))
+            task = self.priors[key] = asyncio.ensure_future(self._compile(*key))
             task.add_done_callback(lambda task: self._forget_unless_final(key, task))
             while len(self.priors) > NUM_KEPT_PRIORS:
                 self.priors.popitem(last=False)
@@ -169,15 +171,15 @@ class Preparation:
             raise refusal
         return outcome
 
-    async def _compile(self, schema: str, max_tokens: int) -> StructurePrior | RefusedRequest:
+    async def _compile(self, schema: str, max_tokens: int, form: Form) -> StructurePrior | RefusedRequest:
         try:
-            async with self.processes.result(compile_prior, schema, max_tokens) as prior:
+            async with self.processes.result(compile_prior, schema, max_tokens, form) as prior:
                 return prior
         except RefusedRequest as refusal:
             return refusal.copy()  # without the frames that it came through
 
     def _forget_unless_final(
-        self, key: tuple[str, int], task: "asyncio.Task[StructurePrior | RefusedRequest]"
+        self, key: tuple[str, int, Form], task: "asyncio.Task[StructurePrior | RefusedRequest]"
     ) -> None:
         """Forgets what another try may change: a failure, and a refusal because the server is busy."""
         is_final = not task.cancelled() and task.exception() is None and getattr(task.result(), "status", 400) == 400
@@ -252,7 +254,7 @@ def message_text(message: Message) -> str:
     return "".join(parts) + called_text(message)
 
 
-def compile_prior(processor: Any, schema: str, max_tokens: int) -> StructurePrior:
+def compile_prior(processor: Any, schema: str, max_tokens: int, form: Form = ()) -> StructurePrior:
     """
     A task: the prior of a JSON schema, laid out for the tokenizer, with as many positions as its values usually need.
 
@@ -263,14 +265,17 @@ def compile_prior(processor: Any, schema: str, max_tokens: int) -> StructurePrio
             The schema, as JSON.
         max_tokens (`int`):
             Maximum number of positions.
+        form (`tuple`, *optional*, defaults to `()`):
+            Options of [`StructurePrior.from_json_schema`], each its name and value.
 
     Raises:
         RefusedRequest: If the schema is not valid, or says what the engine cannot keep.
     """
+    options: dict[str, Any] = dict(form)
     try:
-        prior = StructurePrior.from_json_schema(json.loads(schema))
+        prior = StructurePrior.from_json_schema(json.loads(schema), **options)
         if len(prior.canvas(processor.tokenizer).ids) > max_tokens:
-            prior = StructurePrior.from_json_schema(json.loads(schema), max_tokens=max_tokens)
+            prior = StructurePrior.from_json_schema(json.loads(schema), max_tokens=max_tokens, **options)
             prior.canvas(processor.tokenizer)
     except (MemoryError, RecursionError, RefusedRequest):
         raise

@@ -44,6 +44,12 @@ MIN_TEMPERATURE = 1e-3
 
 _TAGS = ("text", "image_url")
 
+#: Most that a client may set a bound of values to which its schema sets none: tokens or items, and digits.
+MAX_ADDED_BOUND, MAX_ADDED_DIGITS = 4096, 64
+
+#: Options of a [`StructurePrior`], each its name and value.
+Form = tuple[tuple[str, bool | int], ...]
+
 #: Most characters of a client's own words in an error message.
 MAX_ECHO = 60
 
@@ -183,12 +189,26 @@ class Message(Fields):
 
 
 class SchemaOfAnswer(Fields):
-    """A JSON schema and its name. The answer always keeps to it, whatever `strict` says."""
+    """
+    A JSON schema and its name. The answer always keeps to it, whatever `strict` says.
+
+    The other fields are options of [`StructurePrior.from_json_schema`] and mean the same here.
+    """
 
     name: str
     schema_: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
+    any_order: bool | None = None
+    max_string_tokens: Annotated[int, Field(ge=1, le=MAX_ADDED_BOUND)] | None = None
+    max_items: Annotated[int, Field(ge=1, le=MAX_ADDED_BOUND)] | None = None
+    max_digits: Annotated[int, Field(ge=1, le=MAX_ADDED_DIGITS)] | None = None
+
+    @property
+    def form(self) -> Form:
+        """The options that are given, by name."""
+        names = ("any_order", "max_string_tokens", "max_items", "max_digits")
+        return tuple((name, getattr(self, name)) for name in names if getattr(self, name) is not None)
 
 
 class JSONSchemaFormat(Fields):
@@ -370,6 +390,11 @@ class ChatRequest(Fields):
         if isinstance(self.response_format, JSONSchemaFormat):
             return self.response_format.json_schema.schema_
         return None
+
+    @property
+    def form_of_answer(self) -> Form:
+        """The options of that schema's [`StructurePrior`]."""
+        return self.response_format.json_schema.form if isinstance(self.response_format, JSONSchemaFormat) else ()
 
     def image_urls(self) -> list[str]:
         """Where the images are, in reading order."""
