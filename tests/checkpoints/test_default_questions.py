@@ -19,7 +19,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.cli import extract, generate
 from dimple_hf.cli.main import main
 
@@ -29,9 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms
 
 from forms_data import LABELS
 from forms_dataset import forms_row
+from forms_evaluation import ask_group
 from forms_questions import WORDINGS
 
-NUM_FORMS = 12
+NUM_FORMS = 24
 
 
 def known_wordings() -> set[str]:
@@ -66,6 +70,28 @@ def test_every_question_of_front_ends_and_docs_is_one_of_training(repo_root: Pat
 def test_generate_asks_the_question_of_training_by_default() -> None:
     source = Path(generate.__file__).read_text(encoding="utf-8")
     assert re.search(r'default_question\(args\.model, "Read the form\."', source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "least"),
+    [
+        ("text", 0, 0.95),
+        ("json", 0, 0.95),
+        ("field", 0, 0.95),
+        ("rows", 0, 0.95),
+        ("text", "held_out", 0.8),
+        ("json", "held_out", 0.9),
+        ("absent", "all", 0.8),
+        ("no_form", "all", 0.9),
+    ],
+)
+def test_questions_are_answered_about_held_out_forms(kind: str, words: int | str, least: float) -> None:
+    """Those that front ends and docs ask, others in held-out words, and questions that have no answer."""
+    processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
+    points, _ = ask_group(model, processor, NUM_FORMS, NUM_FORMS, seed=11, kind=kind, words=words)
+    right, possible = points["exact" if "exact" in points else "fields"]
+    assert right / possible >= least
 
 
 def test_extract_with_defaults_reads_held_out_forms(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -48,7 +48,7 @@ def test_export_of_the_shipped_checkpoint_is_that_checkpoint(
     assert not any("auto_map" in json.loads(path.read_text()) for path in out.glob("*.json"))
     card = ModelCard.load(out / "README.md")
     names = {result.metric_name for result in card.data.eval_results}
-    assert {"text/fields", "one_by_one/text/fields"} <= names
+    assert {"text/fields", "held-out words text/fields"} <= names
 
 
 def test_average_models_is_the_mean_of_the_weights(

@@ -302,4 +302,4 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
         assert np.abs(np.asarray(written, dtype=int) - np.asarray(kept, dtype=int)).max() <= 1
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
     kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
-    assert kinds == [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form")]
+    assert kinds == [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely")]

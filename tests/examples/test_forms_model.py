@@ -26,6 +26,7 @@ pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
 import extend_vision
+import forms_tokenizer
 import train_vision
 from forms_dataset import forms_row
 from forms_model import write_model
@@ -43,10 +44,20 @@ def untrained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def later(tmp_path_factory) -> Path:
-    """A model with the weights of the one that ships."""
+def earlier(tmp_path_factory) -> Path:
+    """A model whose tokenizer knows no decisions."""
+    directory = tmp_path_factory.mktemp("earlier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms_tokenizer, "_decision_lines", list)
+        write_model(directory, seed=1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory, earlier) -> Path:
+    """A model with the weights of the earlier one, and more tokens."""
     directory = tmp_path_factory.mktemp("later")
-    write_model(directory, weights=FORMS_CHECKPOINT)
+    write_model(directory, weights=earlier)
     return directory
 
 
@@ -104,11 +115,11 @@ def test_model_answers_a_forms_row_with_a_finite_loss(untrained):
     assert torch.isfinite(model(**inputs, labels=inputs.input_ids).loss)
 
 
-def test_model_with_earlier_weights_answers_as_the_earlier_one(later):
+def test_model_with_earlier_weights_answers_as_the_earlier_one(earlier, later):
     """More tokens, and the same weights for the old ones: text of old tokens has the old logits."""
     text = "<|im_start|>user\nqty 12<|im_end|>\n"
     logits = {}
-    for name, path in (("earlier", FORMS_CHECKPOINT), ("later", later)):
+    for name, path in (("earlier", earlier), ("later", later)):
         tokenizer = DimpleTokenizer.from_pretrained(path)
         model = DimpleForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
         model.config.full_attn_mask = True
@@ -117,10 +128,10 @@ def test_model_with_earlier_weights_answers_as_the_earlier_one(later):
     torch.testing.assert_close(logits["later"], logits["earlier"])
 
 
-def test_a_new_token_begins_as_the_mean_of_its_pieces(later):
+def test_a_new_token_begins_as_the_mean_of_its_pieces(earlier, later):
     """ " A" was a space and a letter."""
     weights, tokens = {}, {}
-    for name, path in (("earlier", FORMS_CHECKPOINT), ("later", later)):
+    for name, path in (("earlier", earlier), ("later", later)):
         tokens[name] = DimpleTokenizer.from_pretrained(path)(" A").input_ids
         model = DimpleForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
         weights[name] = model.get_input_embeddings().weight

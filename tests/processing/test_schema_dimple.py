@@ -460,3 +460,23 @@ def test_confidences_have_the_shape_of_the_value(tokenizer: DimpleTokenizer) -> 
     template = StructurePrior.from_template("x={x:int} {y:2}")
     ids, _ = template.write(tokenizer, "x=5 a")
     assert template.confidences(tokenizer, ids, [-1.0] * len(ids))["x"] < 1
+
+
+@pytest.mark.parametrize(
+    "alternatives",
+    [
+        [{"$ref": "#/definitions/v"}, {"type": "string"}],
+        [
+            {"type": "object", "properties": {"a": {"$ref": "#/definitions/v"}}},
+            {"type": "array", "items": {"$ref": "#/definitions/v"}},
+            {"oneOf": [{"$ref": "#/definitions/v"}, {"type": "string"}]},
+        ],
+    ],
+)
+def test_circle_of_one_of_is_refused(alternatives: list[dict[str, Any]]) -> None:
+    """Whether alternatives are disjoint would be asked of themselves; no RecursionError reaches the caller."""
+    with pytest.raises(ValueError, match="must be nested less deeply"):
+        StructurePrior.from_json_schema({"definitions": {"v": {"oneOf": alternatives}}, "$ref": "#/definitions/v"})
+    # Control: the same without a circle.
+    plain = [{"type": "integer"}, {"type": "string"}]
+    StructurePrior.from_json_schema({"definitions": {"v": {"oneOf": plain}}, "$ref": "#/definitions/v"})

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .byte_dfa_dimple import ByteDFA, written
-from .char_dfa_dimple import free_text
-from .vocabulary_dimple import Vocabulary, ranges
+from .byte_dfa_dimple import ByteDFA
+from .vocabulary_dimple import Vocabulary
 
 #: Most pairs of a state and a class.
 MAX_TABLE = 1 << 22
@@ -48,9 +47,9 @@ class SegmentTable:
             int32 of the same shape: how many characters the text begins on the way.
         tokens, token_class (`np.ndarray`):
             int32 of shape `(num_tokens,)`: the tokens, sorted, and their classes: 0 if they have no way on.
-        split_index, split_tokens, split_class, split_rest (`np.ndarray`):
-            int32 of shape `(num_splits,)`: tokens that end the segment: their numbers among those of the vocabulary,
-            the class of what stands before the quotation mark, and the number of the rest after it.
+        split_tokens, split_class, split_rest (`np.ndarray`):
+            int32 of shape `(num_splits,)`: tokens that end the segment: the class of what stands before the quotation
+            mark, and the number of the rest after it.
         entry_class, entry_pair (`np.ndarray`):
             int32 of shape `(num_entries,)`: for each class and state inside, the class and the pair of states.
         entry_count (`np.ndarray`):
@@ -64,7 +63,6 @@ class SegmentTable:
     counts: np.ndarray
     tokens: np.ndarray
     token_class: np.ndarray
-    split_index: np.ndarray
     split_tokens: np.ndarray
     split_class: np.ndarray
     split_rest: np.ndarray
@@ -88,16 +86,18 @@ class SegmentTable:
     @classmethod
     def _build(cls, dfa: ByteDFA, vocabulary: Vocabulary) -> "SegmentTable":
         """
-        1. Find the classes of the tokens: texts that lead everywhere to the same are one class.
+        1. Walk down the tree of tokens, a level at a time; texts that led everywhere to the same so far are one class.
         2. Order what was found by pairs of states.
         """
         # 1.
-        found = _classes_beside_free_text(dfa, vocabulary) or _classes(dfa, vocabulary)
-        targets, counts, token_class, split_class = found
+        rows, node_class = _walk(dfa, vocabulary)
+        targets, counts = np.where(rows < 0, -1, rows >> _COUNT_BITS), rows & ((1 << _COUNT_BITS) - 1)
+        node_class = node_class.astype(np.uint16 if len(rows) < 1 << 16 else np.int32)
+        token_class, split_class = node_class[vocabulary.token_nodes], node_class[vocabulary.split_nodes]
         alive = np.flatnonzero(split_class)
         # 2.
         num_states = len(dfa.table)
-        used = np.zeros(len(targets), dtype=bool)
+        used = np.zeros(len(rows), dtype=bool)
         used[token_class] = True
         used[0] = False
         entry_class, entry_source = np.nonzero((targets >= 0) & used[:, None])
@@ -109,115 +109,15 @@ class SegmentTable:
         pair_count = np.full(len(pairs), np.iinfo(np.int32).max, dtype=np.int32)
         np.minimum.at(pair_count, entry_pair, entry_count)
         return cls(
-            dfa, targets, counts, vocabulary.tokens, token_class, alive, vocabulary.split_tokens[alive],
-            split_class[alive], vocabulary.split_rests[alive], entry_class, entry_pair, entry_count,
-            pairs // num_states, pairs % num_states, pair_count,
+            dfa, targets, counts, vocabulary.tokens, token_class, vocabulary.split_tokens[alive], split_class[alive],
+            vocabulary.split_rests[alive], entry_class, entry_pair, entry_count, pairs // num_states,
+            pairs % num_states, pair_count,
         )  # fmt: skip
 
     def class_of(self, token: int) -> int:
         """The class of a token inside the segment: 0 if it has no way on."""
         index = int(np.searchsorted(self.tokens, token))
         return int(self.token_class[index]) if index < len(self.tokens) and self.tokens[index] == token else 0
-
-
-#: Targets and counts of each class, the class of each token, the class of each split; see [`SegmentTable`].
-_ClassArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def _classes(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
-    """The classes of any segment, by walking down the tree of tokens, a level at a time."""
-    rows, node_class = _walk(dfa, vocabulary)
-    targets, counts = np.where(rows < 0, -1, rows >> _COUNT_BITS), rows & ((1 << _COUNT_BITS) - 1)
-    node_class = node_class.astype(np.uint16 if len(rows) < 1 << 16 else np.int32)
-    return targets, counts, node_class[vocabulary.token_nodes], node_class[vocabulary.split_nodes]
-
-
-def _classes_beside_free_text(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays | None:
-    """
-    The classes of a segment that is free text but for some beginnings, as names other than those of a schema are;
-    `None` for others.
-
-    1. Find which state of free text each state acts like, and which are *near*: on the way of an exception.
-    2. What ends outside of near states ends where it does in free text. What stays in them is found by walking down
-       the tree from them only.
-    3. Each text that does is a class of its own: that of free text, but for these states.
-    """
-    # 1.
-    free = written(free_text(), in_json=True, is_quoted=True)
-    likeness = None if dfa is free or not dfa.is_quoted else _likeness(dfa, free)
-    if likeness is None:
-        return None
-    like, is_near = likeness
-    base = SegmentTable.of(free, vocabulary)
-    own = np.full(len(free.table), -1, dtype=np.int32)
-    own[like[~is_near]] = np.flatnonzero(~is_near)
-    # 2.
-    node, source, target = _walk_near(dfa, is_near, vocabulary)
-    tokens = vocabulary.tree.token[node]
-    kept = np.flatnonzero((tokens >= 0) | np.isin(node, vocabulary.split_nodes))
-    node, source, target = node[kept], source[kept], target[kept]
-    nodes, index = np.unique(node, return_inverse=True)
-    if (len(base.targets) + len(nodes)) * len(dfa.table) > MAX_TABLE:
-        return None
-    # 3.
-    token_class, split_class = base.token_class.astype(np.int32), np.zeros(len(vocabulary.split_nodes), np.int32)
-    split_class[base.split_index] = base.split_class
-    base_class = np.zeros(len(nodes), dtype=np.int32)
-    for own_nodes, class_of in ((vocabulary.token_nodes, token_class), (vocabulary.split_nodes, split_class)):
-        number = np.minimum(np.searchsorted(nodes, own_nodes), max(0, len(nodes) - 1))
-        those = np.flatnonzero(nodes[number] == own_nodes) if len(nodes) else np.zeros(0, dtype=int)
-        base_class[number[those]] = class_of[those]
-        class_of[those] = len(base.targets) + number[those]
-    rows = np.concatenate([np.arange(len(base.targets)), base_class])
-    targets, counts = base.targets[rows][:, like], base.counts[rows][:, like]
-    targets = np.where(targets < 0, -1, own[targets])
-    targets[len(base.targets) + index, source] = target
-    return targets.astype(np.int32), np.where(targets < 0, base.counts[0, 0], counts), token_class, split_class
-
-
-def _likeness(dfa: ByteDFA, free: ByteDFA) -> tuple[np.ndarray, np.ndarray] | None:
-    """
-    Which state of `free` each state acts like, byte by byte, and whether a text from there may end otherwise than in
-    `free`; `None` if some byte acts otherwise.
-    """
-    columns = np.unique(dfa.column.astype(np.int32) * 256 + free.column)
-    own, others = dfa.table[:, columns // 256], free.table[:, columns % 256]
-    like = np.full(len(own), -1, dtype=np.int32)
-    like[0], frontier = 0, np.zeros(1, dtype=np.int64)
-    while len(frontier):
-        reached, as_in_free = own[frontier].reshape(-1), others[like[frontier]].reshape(-1)
-        new = np.flatnonzero((reached >= 0) & (like[reached] < 0))
-        like[reached[new]] = as_in_free[new]
-        frontier = np.unique(reached[new])
-    if (like < 0).any() or (np.where(own < 0, -1, like[own]) != others[like]).any():
-        return None
-    if (dfa.is_char_start != free.is_char_start[like]).any():
-        return None
-    is_near = dfa.accepting != free.accepting[like]
-    while True:
-        grown = is_near | (is_near[own] & (own >= 0)).any(axis=1)
-        if (grown == is_near).all():
-            break
-        is_near = grown
-    # Of the other states each must be the only one that acts like its own.
-    return None if len(np.unique(like[~is_near])) < (~is_near).sum() else (like, is_near)
-
-
-def _walk_near(dfa: ByteDFA, is_near: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, ...]:
-    """The nodes of the tree of tokens whose texts lead from a near state to a near one: node, first and last state."""
-    table = dfa.table[:, dfa.column]
-    state, byte = np.nonzero((table >= 0) & is_near[table] & is_near[:, None])
-    first = np.searchsorted(state, np.arange(len(table) + 1))
-    source = target = np.flatnonzero(is_near)
-    node = np.zeros_like(source)
-    found = [(node, source, target)]  # no text at all
-    while len(source):
-        index, edge = ranges(first[target], first[target + 1])
-        child = vocabulary.tree.children(node[index], byte[edge])
-        kept = np.flatnonzero(child >= 0)
-        node, source, target = child[kept], source[index[kept]], table[state[edge[kept]], byte[edge[kept]]]
-        found.append((node, source, target))
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
 def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

@@ -425,11 +425,14 @@ class StructurePrior:
             key = None
         if key in _REMEMBERED:
             return _REMEMBERED[key]
-        reader = SchemaReader(schema, options)
         try:
+            reader = SchemaReader(schema, options)
             prior = cls(reader.part(DEPTHS[0][0]), {}, layout)
         except RecursionError as error:
-            raise ValueError("`schema` must be nested less deeply") from error
+            raise ValueError(
+                "`schema` must be nested less deeply, and the alternatives of its `oneOf` be distinct without following "
+                "references around a circle (got one that exceeds Python's recursion limit)"
+            ) from error
         prior._reader, prior._model, prior.max_tokens = reader, model, max_tokens
         prior.ignored, prior.bounds = reader.ignored, reader.bounds
         if key is not None:
