@@ -46,9 +46,9 @@ hundred whole texts."""
 
 DESCRIPTION = """\
 A small model that reads images of forms: two to five rows, each with a printed label and a handwritten number of one
-to four digits. It reads whole forms, finds a number by its label, counts rows and adds two numbers, in many wordings of
-the question, and says so where there is no form or no answer on it. Each kind of question has one form of answer, and
-nothing else can be expected of it:
+to four digits. It reads whole forms, finds a number by its label, counts rows and adds two numbers, in many wordings
+of the question, and says so where there is no form or no answer on it. Each kind of question has one form of answer,
+and nothing else can be expected of it:
 
 | question | answer |
 |---|---|
@@ -61,10 +61,10 @@ nothing else can be expected of it:
 | about an image without a form | `no form` |
 
 In the scores, `schema` is JSON under the form's schema (layout `"padded"`), `shuffled` the same with the labels in
-another order, and `nullable` with labels that are not on the form. `worked` and `add` are sums whose terms are given by
-a prior. `rich` forms also have amounts, dates and checkboxes. `held-out words` are wordings that training never used.
-Learned in part only, as the scores show: several numbers in an order of one's own (`fields`; use a schema), rich forms,
-decisions, and lists of labels backwards or in any order.
+another order, and `nullable` with labels that are not on the form. `worked` and `add` are sums whose terms are given
+by a prior. `rich` forms also have amounts, dates and checkboxes. `held-out words` are wordings that training never
+used. Learned in part only, as the scores show: several numbers in an order of one's own (`fields`; use a schema), rich
+forms, and lists of labels. Not learned: decisions, with labels (`decide`) or in words (`freely`).
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in
 scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the images of the scores

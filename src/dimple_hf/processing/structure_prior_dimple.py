@@ -430,7 +430,7 @@ class StructurePrior:
             prior = cls(reader.part(DEPTHS[0][0]), {}, layout)
         except RecursionError as error:
             raise ValueError(
-                "`schema` must be nested less deeply, and the alternatives of its `oneOf` be distinct without following "
+                "`schema` must be nested less deeply, and alternatives of `oneOf` be distinct without following "
                 "references around a circle (got one that exceeds Python's recursion limit)"
             ) from error
         prior._reader, prior._model, prior.max_tokens = reader, model, max_tokens
