@@ -39,10 +39,18 @@ ENDLESS = {"type": "string", "pattern": "^(a|[a-z]{1,50}){0,60}$"}
 
 @pytest.fixture
 def num_refusals() -> Iterator[Any]:
-    """Tells how many refusals are in memory with the frames that they came through; none is collected meanwhile."""
+    """Tells how many refusals of this test are in memory with the frames that they came through; none is collected
+    meanwhile. Those that an earlier test keeps do not count."""
+
+    def refusals() -> list[RefusedRequest]:
+        return [
+            thing for thing in gc.get_objects() if type(thing) is RefusedRequest and thing.__traceback__ is not None
+        ]
+
     gc.collect()
     gc.disable()
-    yield lambda: sum(type(thing) is RefusedRequest and thing.__traceback__ is not None for thing in gc.get_objects())
+    earlier = refusals()
+    yield lambda: len(refusals()) - len(earlier)
     gc.enable()
 
 
