@@ -79,10 +79,10 @@ def test_generate_asks_the_question_of_training_by_default() -> None:
         ("json", 0, 0.95),
         ("field", 0, 0.95),
         ("rows", 0, 0.95),
-        ("text", "held_out", 0.8),
-        ("json", "held_out", 0.9),
-        ("absent", "all", 0.8),
-        ("no_form", "all", 0.9),
+        ("text", "held_out", 0.95),
+        ("json", "held_out", 0.95),
+        ("absent", "all", 0.9),
+        ("no_form", "all", 0.95),
     ],
 )
 def test_questions_are_answered_about_held_out_forms(kind: str, words: int | str, least: float) -> None:

@@ -83,7 +83,13 @@ def test_decide_refuses_another_question_on_the_same_output(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "must be a file with JSON"), ("[]", "1 to 400 questions"), ('[{"type": "vote"}]', "questions[0].type")],
+    [
+        ("{", "must be a file with JSON"),
+        ('{"question": []}', 'got {"question": []}'),
+        ("null", "must be a file with a list of questions"),
+        ("[]", "1 to 400 questions"),
+        ('[{"type": "vote"}]', "questions[0].type"),
+    ],
 )
 def test_decide_names_what_is_wrong_with_questions(
     questions_file: Path, content: str, message: str, capsys: pytest.CaptureFixture

@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
+import forms_questions
 from forms_data import ALL_LABELS
 from forms_questions import (
     DRESSED,
@@ -29,8 +30,10 @@ from forms_questions import (
     LIST_WORDINGS,
     NAMES,
     NOUNS,
+    PARTS,
     UNRELATED,
     WORDINGS,
+    compose,
     dress,
     unrelated_question,
     word_question,
@@ -45,6 +48,24 @@ def test_every_kind_has_eight_wordings_in_training_and_four_others_held_out():
         assert len(set(wordings)) == len(wordings) >= 8
         assert len(set(held_out)) == 4
         assert not set(wordings) & set(held_out)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_composed_questions_are_many_and_none_is_held_out(kind):
+    """Each names what the wordings of its kind name; a part of them is a wording already."""
+    composed = [compose(kind, np.random.default_rng(seed)) for seed in range(2000)]
+    assert len(set(composed)) > 150
+    assert not set(composed) & set(HELD_OUT_WORDINGS[kind])
+    for label in ("{0}", "{1}"):
+        assert all((label in question) == (label in WORDINGS[kind][0]) for question in composed)
+    assert all(question[-1] in ".?" for question in composed)
+
+
+def test_parts_would_make_held_out_wordings(monkeypatch):
+    """Control of the test above: they are left out by name."""
+    monkeypatch.setattr(forms_questions, "HELD_OUT_WORDINGS", dict.fromkeys(PARTS, ()))
+    composed = {compose("field", np.random.default_rng(seed)) for seed in range(2000)}
+    assert composed & set(HELD_OUT_WORDINGS["field"])
 
 
 def test_a_wording_belongs_to_one_answer():

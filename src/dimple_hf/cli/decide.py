@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
     return answer_into(results, rows, args, options, sources=sources, make_answerer=DecisionAnswerer)
 
 
-def read_questions(path: Path) -> Any:
+def read_questions(path: Path) -> list[Any]:
     """
     Args:
         path (`Path`):
             File with a list of questions, or an object that has one under `questions`.
 
     Returns:
-        `Any`: The list, as JSON holds it.
+        `list[Any]`: The list, as JSON holds it.
 
     Raises:
         ValueError: If the file holds no JSON, or no list.

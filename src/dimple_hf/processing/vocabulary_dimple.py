@@ -242,10 +242,3 @@ def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, ...]:
         np.array(token, dtype=np.int32),
         np.array(levels, dtype=np.int32),
     )
-
-
-def ranges(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of all ranges one after the other, and of which range each is."""
-    lengths = stop - first
-    index = np.repeat(np.arange(len(lengths)), lengths)
-    return index, np.arange(len(index)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)

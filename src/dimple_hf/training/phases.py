@@ -221,7 +221,7 @@ class PhaseCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._set_phase(args, state, model)
-        if self.phases is not None and args.deepspeed_plugin is not None:
+        if args.deepspeed_plugin is not None and any(phase.max_grad_norm is not None for phase in self.phases or ()):
             set_deepspeed_clipping(optimizer, args.max_grad_norm)
         base_model(model).mask_seed = derive_seed(args.seed, state.global_step)
         self._span.begin(args.seed, args.process_index, state.global_step)
