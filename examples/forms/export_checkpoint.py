@@ -41,8 +41,8 @@ from dimple_hf.hub import write_model_card
 ANSWER_LENGTH = 48
 """Positions of an answer: those of the widest canvas in training."""
 CONFIDENCE_THRESHOLD = 0.99
-"""Loses nothing that one position a pass has. The default of 0.95 saves a fifth of the passes, and loses one of a
-hundred whole texts."""
+"""Loses one of a hundred whole texts that one position a pass has. The default of 0.95 saves a quarter of the passes,
+and loses one or two more (`docs/results.md`)."""
 
 DESCRIPTION = """\
 A small model that reads images of forms: two to five rows, each with a printed label and a handwritten number of one

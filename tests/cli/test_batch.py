@@ -240,7 +240,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
         (["--batch-size", "0"], "`--batch-size` must be at least 1 (got 0)"),
         (["--max-new-tokens", "0"], "`max_new_tokens` must be greater than 0"),
         (["--confidence-threshold", "1.5"], "`confidence_threshold` must lie in (0, 1] (got 1.5)"),
-        (["--schema", "rows.jsonl"], "`--schema` must be a file with a JSON schema"),
+        (["--schema", "rows.jsonl"], "`--schema` must be a file with JSON"),
         (["--any-order"], "`--any-order` must be given with `--schema` only"),
         (["--schema", "s.json", "--max-new-tokens", "8"], "`--max-new-tokens` must not be given with `--schema`"),
         (["--output", "missing/a.jsonl"], "`--output` must be a file in a folder that exists (got missing/a.jsonl)"),

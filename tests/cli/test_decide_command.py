@@ -99,6 +99,12 @@ def test_decide_names_what_is_wrong_with_questions(
     assert message in capsys.readouterr().err
 
 
+def test_decide_names_a_questions_file_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    missing = tmp_path / "missing.json"
+    assert main(["decide", "--questions", str(missing), "--image", str(FORMS_SAMPLE)]) == 1
+    assert f"`--questions` must be a file with JSON ({missing}: No such file" in capsys.readouterr().err
+
+
 def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Of each type of question; what it leaves is what `decide --calibrated` reads."""
     shutil.copy(FORMS_SAMPLE, tmp_path / "form.png")

@@ -251,7 +251,7 @@ def test_extract_reads_a_data_set(
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ("{", "`--schema` must be a file with a JSON schema"),
+        ("{", "`--schema` must be a file with JSON"),
         ('{"type": "strin"}', "`schema` must have a type or a list of types at $.type (got 'strin')"),
         ('{"type": "string", "pattern": "^x{99}$", "x-max-tokens": 9}', "$ must be longer"),
         ("[]", "`schema` must be a dict or a pydantic model class (got list)"),

@@ -75,22 +75,26 @@ def check_batch_size(size: int) -> None:
         raise ValueError(f"`--batch-size` must be at least 1 (got {size})")
 
 
-def read_schema(path: Path) -> dict[str, Any]:
+def read_json(path: Path, option: str) -> Any:
     """
     Args:
         path (`Path`):
-            File with a JSON schema.
+            File with JSON.
+        option (`str`):
+            The option that names it, such as `"--schema"`.
 
     Returns:
-        `dict[str, Any]`
+        `Any`: What it holds.
 
     Raises:
-        ValueError: If it holds no JSON.
+        ValueError: If it cannot be read, or holds no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"`{option}` must be a file with JSON ({path}: {error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`--schema` must be a file with a JSON schema ({path}: {error})") from error
+        raise ValueError(f"`{option}` must be a file with JSON ({path}: {error})") from error
 
 
 def model_settings(model: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from .answering import (
     answer_into,
     check_batch_size,
     model_settings,
-    read_schema,
+    read_json,
     this_process,
 )
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     source = Source(args.dataset, args.split)
     source.check(Path.cwd())
-    schema = None if args.schema is None else read_schema(args.schema)
+    schema = None if args.schema is None else read_json(args.schema, "--schema")
     form = {name: getattr(args, name) for name in FORM_OPTIONS}
     prior = None if schema is None else StructurePrior.from_json_schema(schema, **form)
     rows, image_folder = open_rows(source)

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .answering import add_answering_arguments, answer_into, check_batch_size, model_settings
+from .answering import add_answering_arguments, answer_into, check_batch_size, model_settings, read_json
 from .extract import ImageRows, add_image_arguments, dataset_images, file_images
 
 HELP = "answer typed questions about images, with a probability for each option"
@@ -71,12 +71,9 @@ def read_questions(path: Path) -> list[Any]:
         `list[Any]`: The list, as JSON holds it.
 
     Raises:
-        ValueError: If the file holds no JSON, or no list.
+        ValueError: If the file cannot be read, or holds no list.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"`--questions` must be a file with JSON ({path}: {error})") from error
+    values = read_json(path, "--questions")
     found = values.get("questions") if isinstance(values, dict) else values
     if not isinstance(found, list):
         raise ValueError(

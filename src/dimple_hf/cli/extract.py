@@ -29,7 +29,7 @@ from .answering import (
     answer_into,
     check_batch_size,
     model_settings,
-    read_schema,
+    read_json,
 )
 from .arguments import default_question
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from .loading import load_processor
 
     check_batch_size(args.batch_size)
-    schema = read_schema(args.schema)
+    schema = read_json(args.schema, "--schema")
     form = {name: getattr(args, name) for name in FORM_OPTIONS}
     prior = StructurePrior.from_json_schema(schema, **form)
     question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
