@@ -18,7 +18,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,8 @@ from dimple_hf.batch.results import whole_lines
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Launcher]:
-    processes = Launcher(tmp_path / "errors.txt")
-    yield processes
-    processes.close()
+def processes(tmp_path: Path) -> Launcher:
+    return Launcher(tmp_path / "errors.txt")
 
 
 def rows_done(output: Path) -> list[int]:

@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,10 @@ NUM_KILLS = 10
 
 
 @pytest.fixture
-def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
     """Paths in a recipe are relative to the current directory."""
     monkeypatch.chdir(tmp_path)
-    processes = Launcher(tmp_path / "errors.txt")
-    yield processes
-    processes.close()
+    return Launcher(tmp_path / "errors.txt")
 
 
 def run(processes: Launcher, command: list[str]) -> float:
