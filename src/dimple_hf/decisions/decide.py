@@ -116,7 +116,7 @@ def decide(
             "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
             "what follows it (got full_attn_mask=False)"
         )
-    _refuse_special_tokens(processor, questions)
+    refuse_special_tokens(processor, questions)
     is_batch = isinstance(inputs, (list, tuple)) and not _is_conversation(inputs)
     conversations = [_as_conversation(item) for item in (inputs if is_batch else [inputs])]
     # 1. Layout
@@ -155,7 +155,7 @@ def _as_conversation(item: Any) -> Conversation:
     raise ValueError(f"`inputs` must be texts, images, paths or conversations (got {type(item).__name__})")
 
 
-def _refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
+def refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
     special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
     for question in questions:
         for text in (question.instructions, *(option.text for option in question.options)):
