@@ -69,7 +69,8 @@ def decide(
         processor ([`DimpleProcessor`]):
             Its processor.
         inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `list[dict]`, or a list of these):
-            An image (a Pillow image or a path as `os.PathLike`), a text, or a conversation; or a list of them.
+            An image (a Pillow image or a path as `os.PathLike`), a text, or a conversation; or a list of them. A
+            string that is the path of a file is refused, so that no path is taken for a text.
         questions (`Sequence[Predicate | Choice | Score]`):
             1 to 400 questions.
         permutations (`int`, defaults to 1):
@@ -147,6 +148,8 @@ def _as_conversation(item: Any) -> Conversation:
     if _is_conversation(item):
         return list(item)
     if isinstance(item, str):
+        if len(item) < 4096 and os.path.isfile(item):
+            raise ValueError(f"`inputs` must give a file as `pathlib.Path`: a string is a text (got {item!r})")
         return [{"role": "user", "content": [{"type": "text", "text": item}]}]
     if isinstance(item, PIL.Image.Image):
         return [{"role": "user", "content": [{"type": "image", "image": item}]}]
