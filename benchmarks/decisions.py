@@ -47,11 +47,11 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.decisions import Calibration, decide
+from dimple_hf.decisions import decide
 from dimple_hf.decisions.calibration import (
     QUESTION_TYPES,
     draw_reliability,
-    fit_temperature,
+    fit_calibration,
     score_confidence,
     score_decisions,
 )
@@ -170,14 +170,7 @@ def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> di
         answers = decide(model, processor, image, questions, permutations=args.permutations)
         of_form = zip(questions, [list(answer.option_probabilities) for answer in answers], right, strict=True)
         examples[index >= args.rows // 2] += of_form
-    temperatures = {}
-    for kind, name in QUESTION_TYPES.items():
-        fitted = [example for example in examples[0] if isinstance(example[0], kind)]
-        if fitted:
-            temperatures[name] = fit_temperature(
-                [log_probs(row) for _, row, _ in fitted], [right for *_, right in fitted]
-            )
-    calibration = Calibration(temperatures)
+    calibration = fit_calibration([(question, log_probs(row), right) for question, row, right in examples[0]])
     calibrated = [
         (question, (log_probs(row) / calibration.temperature(question)).softmax(dim=0).tolist(), right)
         for question, row, right in examples[1]
@@ -187,7 +180,7 @@ def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> di
         for kind, name in QUESTION_TYPES.items()
     }
     return {
-        "temperatures": temperatures,
+        "temperatures": dict(calibration.temperatures),
         **{name: score(group) for name, group in groups.items()},
         "calibrated": score(calibrated),
     }

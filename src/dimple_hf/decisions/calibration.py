@@ -133,6 +133,22 @@ def fit_temperature(log_probs: Sequence[torch.Tensor], targets: Sequence[int]) -
     return math.exp(minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded").x)
 
 
+def fit_calibration(answered: Sequence[tuple[Question, torch.Tensor, int]]) -> Calibration:
+    """
+    Fits a temperature for each type of question that occurs.
+
+    Args:
+        answered (`Sequence[tuple[Question, torch.FloatTensor, int]]`):
+            Questions, log-probabilities of their options, `(num_options,)`, and indices of the right ones.
+    """
+    temperatures = {}
+    for kind, name in QUESTION_TYPES.items():
+        of_kind = [(row, target) for question, row, target in answered if isinstance(question, kind)]
+        if of_kind:
+            temperatures[name] = fit_temperature([row for row, _ in of_kind], [target for _, target in of_kind])
+    return Calibration(temperatures)
+
+
 def expected_calibration_error(confidences: torch.Tensor, correct: torch.Tensor, num_bins: int = 10) -> float:
     """
     Mean distance of confidence and accuracy over bins of equal width, weighted by their number of examples
