@@ -82,7 +82,7 @@ def test_generate_without_anything_reads_the_sample_of_the_package() -> None:
     assert "no `--image` is given: reading the sample of the package" in ended.stderr
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
+@pytest.mark.parametrize("delay", [0.3, pytest.param(1.5, marks=pytest.mark.slow), 3.0])
 def test_interrupt_at_any_time_is_one_line(delay: float) -> None:
     """Also in the middle of an import, where an exception would come out as another one."""
     process = subprocess.Popen([*SCRIPT, "generate"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
