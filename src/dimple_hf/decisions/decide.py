@@ -159,6 +159,15 @@ def _as_conversation(item: Any) -> Conversation:
 
 
 def refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
+    """
+    Refuses questions whose texts hold special tokens, such as one that ends the turn.
+
+    Args:
+        processor (`DimpleProcessor`):
+            The tokenizer's special tokens are the ones that are looked for.
+        questions (`Sequence[Question]`):
+            Instructions and options of each are checked.
+    """
     special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
     for question in questions:
         for text in (question.instructions, *(option.text for option in question.options)):
