@@ -49,7 +49,7 @@ def kill_at_random(processes: list[int], output: Path, num_more: int, rng: rando
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_kills"), [(24, 2), pytest.param(500, 5, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("num_rows", "num_kills"), [(12, 2), pytest.param(500, 5, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_run_killed_again_and_again_equals_the_uninterrupted_one(
     num_rows: int, num_kills: int, tmp_path: Path, processes: Launcher, write_forms: Callable[[Path, int], Path]
