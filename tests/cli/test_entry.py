@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from launcher import Launcher
 
-from dimple_hf.cli.main import COMMANDS
+from dimple_hf.cli.main import COMMANDS, main
 from dimple_hf.quantization import QUANTIZATIONS
 
 #: The script, as pip writes it.
@@ -120,3 +120,31 @@ def test_broken_pipe_is_no_error(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert "Broken pipe" not in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            "the disk may be full",
+        ),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "may be full"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.\nTry less."),
+            "out of memory: CUDA out of",
+        ),
+    ],
+)
+def test_full_memory_or_disk_is_one_line_however_a_library_says_it(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Control: any other error keeps its trace."""
+    errors = [error, RuntimeError("a bug")]
+    monkeypatch.setattr("dimple_hf.cli.doctor.run", lambda args: (_ for _ in ()).throw(errors.pop(0)))
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])

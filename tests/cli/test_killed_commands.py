@@ -15,6 +15,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -128,3 +129,23 @@ def test_train_killed_again_and_again_ends_as_the_uninterrupted_run(processes: L
     kill_again_and_again(processes, ["train", "recipe.yaml"], seconds, is_begun, finish)
     run(processes, ["train", "recipe.yaml"])
     finish()
+
+
+@pytest.mark.parametrize("limit", [20_000, 150_000, 300_000])
+def test_train_on_a_full_disk_says_so_and_goes_on_from_its_checkpoint(
+    limit: int, processes: Launcher, tmp_path: Path
+) -> None:
+    """Files that cannot grow stand for it; which one cannot depends on the limit: weights or the optimizer's state."""
+    write_recipe(tmp_path)
+    run(processes, ["train", "recipe.yaml"])
+    os.rename("out", "whole")
+    processes.errors.write_text("")
+    (process,) = processes.start(["train", "recipe.yaml"], 1, limit)
+    assert processes.wait(process) == 1
+    lines = processes.errors.read_text().splitlines()
+    assert any(re.match("dimple-hf train: .*(too large|may be full)", line) for line in lines), lines
+    assert not any("Traceback" in line for line in lines)
+    run(processes, ["train", "recipe.yaml"])
+    for stage in ("instruct", "diffusion"):
+        weights = [Path(out, stage, "model.safetensors").read_bytes() for out in ("out", "whole")]
+        assert weights[0] == weights[1]

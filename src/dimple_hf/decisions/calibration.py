@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
+from ..data.whole_file import whole_file
 from .questions import Choice, Predicate, Question, Score
 
 CALIBRATION_NAME = "decision_calibration.json"
@@ -73,7 +74,8 @@ class Calibration:
         """Writes `decision_calibration.json` into a folder."""
         path = Path(save_directory, CALIBRATION_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2, default=dict) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(self), indent=2, default=dict).encode() + b"\n")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str]) -> "Calibration":
@@ -278,5 +280,6 @@ def draw_reliability(path: Path, lines: Mapping[str, Sequence[tuple[float, float
     axes.set(xlabel="confidence", ylabel="accuracy")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    with whole_file(path) as file:
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
