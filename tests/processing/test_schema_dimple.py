@@ -565,3 +565,16 @@ def test_circle_of_one_of_is_refused(alternatives: list[dict[str, Any]]) -> None
     # Control: the same without a circle.
     plain = [{"type": "integer"}, {"type": "string"}]
     StructurePrior.from_json_schema({"definitions": {"v": {"oneOf": plain}}, "$ref": "#/definitions/v"})
+
+
+def test_identifiers_inside_unknown_keywords_are_none(tokenizer: DimpleTokenizer) -> None:
+    """What an unknown keyword holds is no schema, so another one with the same identifier is meant."""
+    name = "https://example.com/item"
+    schema = {
+        "$defs": {"other": {"unknown": [{"$id": name, "type": "null"}]}, "item": {"$id": name, "type": "string"}},
+        "properties": {"a": {"$ref": name}},
+        "type": "object",
+    }
+    for definitions in (schema["$defs"], dict(reversed(schema["$defs"].items()))):
+        assert can_write(tokenizer, schema | {"$defs": definitions}, {"a": "x"})
+        assert not can_write(tokenizer, schema | {"$defs": definitions}, {"a": None})
