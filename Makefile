@@ -22,6 +22,8 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/generate.py $(ARGS)
 
 # Two workers of one thread each are faster here than one worker of two threads: toy models have no work to split.
+# Modules and tests are compiled once, not by every worker and process again.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 

@@ -21,7 +21,7 @@ Five parts, each a part of the output file, in which other parts stay as they ar
   shares of the time of `generate`, in processor time.
 - `shared`: probabilities of questions that share a canvas against `independent=True`.
 - `accuracy`: typed questions about forms with known answers. The first half of the forms fits one temperature for each
-  type of question; the second half is scored with and without it.
+  type of question; the second half is scored with and without it. What is asked is scored over all forms.
 - `fields`: numbers read under the forms' schemas. The confidence of a number is the product of the probabilities of
   its tokens when they were committed (`processor.parse(..., return_confidence=True)`).
 
@@ -47,11 +47,11 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.decisions import Calibration, decide
+from dimple_hf.decisions import decide
 from dimple_hf.decisions.calibration import (
     QUESTION_TYPES,
     draw_reliability,
-    fit_temperature,
+    fit_calibration,
     score_confidence,
     score_decisions,
 )
@@ -69,16 +69,18 @@ BATCH_SIZE = 20
 PARTS = ("speed", "recording", "shared", "accuracy", "fields")
 
 
-def held_out(index: int, seed: int, num_questions: int | None = None) -> tuple[Any, list[Any], list[int]]:
-    """Image, questions and right options of a held-out form."""
+def held_out(index: int, seed: int, num_questions: int | None = None) -> tuple[Any, list[str], list[Any], list[int]]:
+    """Image, names of questions, questions and right options of a held-out form."""
     rng = form_rng("test", index, seed)
     form = draw_form("test", rng)
     image = render_form(form, "test", rng)
+    names: list[str] = []
     decisions: list[tuple[Any, int]] = []
     while len(decisions) < (num_questions or 1):
-        decisions += draw_decisions(form, "test", rng)[1]
-    decisions = decisions[:num_questions]
-    return image, [question for question, _ in decisions], [right for _, right in decisions]
+        drawn = draw_decisions(form, "test", rng)
+        names, decisions = names + drawn[0], decisions + drawn[1]
+    questions, right = zip(*decisions[:num_questions], strict=True)
+    return image, names[:num_questions], list(questions), list(right)
 
 
 def log_probs(row: Sequence[float]) -> torch.Tensor:
@@ -88,7 +90,7 @@ def log_probs(row: Sequence[float]) -> torch.Tensor:
 
 def measure_speed(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, float]:
     """Medians in seconds over interleaved repetitions."""
-    image, questions, _ = held_out(0, args.seed, NUM_QUESTIONS)
+    image, _, questions, _ = held_out(0, args.seed, NUM_QUESTIONS)
     ways: dict[str, Callable[[], Any]] = {
         "together": lambda: decide(model, processor, image, questions),
         "one by one": lambda: [decide(model, processor, image, [question]) for question in questions],
@@ -143,7 +145,7 @@ def measure_shared(model: Any, processor: Any, args: argparse.Namespace) -> dict
     """Mean and largest difference of probabilities, and how often the most probable option is another."""
     differences, changed = [], []
     for index in tqdm(range(min(args.rows, 100)), desc="shared"):
-        image, questions, _ = held_out(index, args.seed, NUM_QUESTIONS)
+        image, _, questions, _ = held_out(index, args.seed, NUM_QUESTIONS)
         shared = decide(model, processor, image, questions)
         independent = decide(model, processor, image, questions, independent=True)
         for one, other in zip(shared, independent, strict=True):
@@ -165,19 +167,16 @@ def score(examples: Sequence[tuple[Any, list[float], int]]) -> dict[str, Any]:
 def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Scores of each type of question, before and after calibration; and the bins of a reliability diagram."""
     examples: list[list[tuple[Any, list[float], int]]] = [[], []]
+    of_name: dict[str, list[tuple[Any, list[float], int]]] = {}
     for index in tqdm(range(args.rows), desc="accuracy"):
-        image, questions, right = held_out(index, args.seed)
+        image, names, questions, right = held_out(index, args.seed)
         answers = decide(model, processor, image, questions, permutations=args.permutations)
-        of_form = zip(questions, [list(answer.option_probabilities) for answer in answers], right, strict=True)
+        rows = [list(answer.option_probabilities) for answer in answers]
+        of_form = list(zip(questions, rows, right, strict=True))
         examples[index >= args.rows // 2] += of_form
-    temperatures = {}
-    for kind, name in QUESTION_TYPES.items():
-        fitted = [example for example in examples[0] if isinstance(example[0], kind)]
-        if fitted:
-            temperatures[name] = fit_temperature(
-                [log_probs(row) for _, row, _ in fitted], [right for *_, right in fitted]
-            )
-    calibration = Calibration(temperatures)
+        for name, example in zip(names, of_form, strict=True):
+            of_name.setdefault(name, []).append(example)
+    calibration = fit_calibration([(question, log_probs(row), right) for question, row, right in examples[0]])
     calibrated = [
         (question, (log_probs(row) / calibration.temperature(question)).softmax(dim=0).tolist(), right)
         for question, row, right in examples[1]
@@ -187,9 +186,13 @@ def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> di
         for kind, name in QUESTION_TYPES.items()
     }
     return {
-        "temperatures": temperatures,
+        "temperatures": dict(calibration.temperatures),
         **{name: score(group) for name, group in groups.items()},
         "calibrated": score(calibrated),
+        "by question": {
+            name: {measure: score(of_name[name])[measure] for measure in ("number", "accuracy")}
+            for name in sorted(of_name)
+        },
     }
 
 

@@ -16,10 +16,12 @@
 The models have two layers, 99 tokens and weights so large that confidences spread over the whole range.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration
@@ -129,3 +131,23 @@ MIXED_PROMPTS = (
     make_prompt(6, [(4, 8), (8, 4)], seed=3),
     make_prompt(4, [(4, 4), (4, 12), (2, 2)], seed=4),
 )
+
+
+def parametrize_some(keep_every: int, **options: Mapping[str, Any] | Sequence[Any]) -> pytest.MarkDecorator:
+    """
+    Runs a test over all combinations of options. Those whose positions add up to a multiple of `keep_every` have every
+    option among them; the others, which repeat them in other company, are `slow`.
+    """
+    columns = [
+        list(enumerate(values.items() if isinstance(values, Mapping) else zip(map(str, values), values, strict=True)))
+        for values in options.values()
+    ]
+    parameters = [
+        pytest.param(
+            *(value for _, (_, value) in row),
+            id="-".join(name for _, (name, _) in row),
+            marks=[pytest.mark.slow] if sum(position for position, _ in row) % keep_every else [],
+        )
+        for row in itertools.product(*columns)
+    ]
+    return pytest.mark.parametrize(tuple(options), parameters)

@@ -93,6 +93,7 @@ def write_checkpoint(trained: Sequence[Path], directory: Path) -> None:
         directory (`Path`): Where to write; created.
     """
     model = average_models(trained)
+    model.config.loss_normalization = "token"  # the default; what the last stage needed is no user's concern
     special = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = DimpleGenerationConfig(
         **special,

@@ -43,11 +43,22 @@ from forms_data import (
     form_rng,
     render_form,
 )
-from forms_decisions import Decision, decision_prior, draw_decision, draw_decisions
+from forms_decisions import (
+    DECISIONS,
+    RICH_DECISIONS,
+    Decision,
+    askable,
+    decision_prior,
+    draw_choice,
+    draw_decision,
+    draw_decisions,
+    draw_names,
+    draw_options,
+)
 from forms_other import draw_other
 from forms_questions import LIST_WORDINGS, WORDINGS, unrelated_question, word_question
 
-from dimple_hf import StructurePrior
+from dimple_hf import Slot, StructurePrior
 from dimple_hf.decisions import Predicate
 from dimple_hf.decisions.prompt import LABELS as OPTION_LABELS
 from dimple_hf.decisions.prompt import decision_answer, decision_prompt
@@ -86,11 +97,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Asker:
-    """What questions are drawn from: a split, a random stream, and their words (see [`word_question`])."""
+    """What questions are drawn from: a split, a random stream, their words (see [`word_question`]), and the names of
+    decisions (see [`draw_decisions`])."""
 
     split: str
     rng: np.random.Generator
     words: str | int = "first"
+    decisions: Sequence[str] | None = None
 
     def word(self, kind: str, *labels: str) -> str:
         """A question of `kind` about these labels."""
@@ -290,7 +303,7 @@ def _is_rich(form: Form) -> bool:
 
 def _ask_freely(form: Form, asker: Asker) -> Question:
     """One decision whose answer is the text of an option: from it a model learns what is asked."""
-    question, right = draw_decision(form, asker.split, asker.rng, _is_rich(form))
+    question, right = draw_decision(form, asker.split, asker.rng, _is_rich(form), asker.decisions)
     options = [option.text for option in question.options]
     listed = "" if isinstance(question, Predicate) else "\n" + ", ".join(options)
     return Question(f"{question.instructions}{listed}", options[right])
@@ -298,18 +311,50 @@ def _ask_freely(form: Form, asker: Asker) -> Question:
 
 def _ask_decide_one(form: Form, asker: Asker) -> Question:
     """One decision, its options in their own order."""
-    return _lay_out([draw_decision(form, asker.split, asker.rng, _is_rich(form))])
+    return _lay_out([draw_decision(form, asker.split, asker.rng, _is_rich(form), asker.decisions)])
 
 
 def _ask_decide(form: Form, asker: Asker) -> Question:
     """Several decisions at once."""
-    return _lay_out(draw_decisions(form, asker.split, asker.rng, _is_rich(form))[1])
+    names = draw_names(asker.rng, askable(asker.decisions, _is_rich(form)))
+    return _lay_out(draw_decisions(form, asker.split, asker.rng, _is_rich(form), names)[1])
+
+
+def _ask_choose(form: Form, asker: Asker) -> Question:
+    """One decision without an image."""
+    return _lay_out([draw_choice(asker.split, asker.rng)])
 
 
 def _lay_out(decisions: Sequence[Decision]) -> Question:
     questions = [question for question, _ in decisions]
     answer = decision_answer([OPTION_LABELS[right] for _, right in decisions])
     return Question(decision_prompt(questions), answer, decision_prior(questions))
+
+
+def _ask_letters(form: Form, asker: Asker) -> Question:
+    """Options with letters, without an image: which letter has each option?"""
+    options = draw_options(asker.rng)
+    return _match(asker, options, [(option, f" {OPTION_LABELS[n]}") for n, option in enumerate(options)])
+
+
+def _ask_options(form: Form, asker: Asker) -> Question:
+    """The same the other way round: which option has each letter?"""
+    options = draw_options(asker.rng)
+    return _match(
+        asker, options, [(f"{OPTION_LABELS[number]}.", f" {option}") for number, option in enumerate(options)]
+    )
+
+
+def _match(asker: Asker, options: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Question:
+    """Options with letters as the question. As the answer pairs in any order, the first part given, the second not."""
+    shuffled = [pairs[index] for index in asker.rng.permutation(len(pairs))]
+    slots = {f"part{number}": Slot(choices=sorted(second for _, second in pairs)) for number in range(len(pairs))}
+    template = "\n".join(f"{first}{{part{number}}}" for number, (first, _) in enumerate(shuffled))
+    return Question(
+        "\n".join(f"{letter}. {option}" for letter, option in zip(OPTION_LABELS, options, strict=False)),
+        "\n".join(map("".join, shuffled)),
+        StructurePrior.from_template(f"{template}{{end:1}}", slots=slots),
+    )
 
 
 NUMBERS = frozenset(ALL_LABELS) - {*AMOUNT_LABELS, *DATE_LABELS, *BOX_LABELS}
@@ -332,14 +377,19 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "freely": _ask_freely,
     "decide_one": _ask_decide_one,
     "decide": _ask_decide,
+    "choose": _ask_choose,
+    "letters": _ask_letters,
+    "options": _ask_options,
     "copy": _ask_copy,
     "reverse": _ask_reverse,
     "shuffle": _ask_shuffle,
 }
 """Kind of question to the function that asks one."""
-UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "add", "decide_one", "decide")
+NO_IMAGE = ("add", "choose", "letters", "options")
+"""Kinds that are asked without an image."""
+UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "decide_one", "decide", *NO_IMAGE)
 """Kinds whose answers are laid out by a structure prior."""
-PLAIN_ONLY = ("sum", "worked", "add", "no_form")
+PLAIN_ONLY = ("sum", "worked", "no_form", *NO_IMAGE)
 """Kinds that are never asked about a rich form."""
 KIND_SHARES = {
     "text": 0.17,
@@ -365,6 +415,7 @@ def forms_row(
     shares: Mapping[str, float] = KIND_SHARES,
     rich_share: float = 0.0,
     words: str | int = "first",
+    decisions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Example `index` of a split: the image, one question about it and its answer.
 
@@ -374,12 +425,14 @@ def forms_row(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
+        decisions (`Sequence[str]`, *optional*): Which decisions are asked, of `DECISIONS` and `RICH_DECISIONS`; any
+            when not given.
 
     Returns:
         `dict[str, Any]`: `messages` (a user turn with the image and the question, an assistant turn with the
-        answer), `images` (one `PIL.Image.Image`, none for `"add"`), `structure_prior` (a [`StructurePrior`] for the
-        kinds of `UNDER_PRIOR`, else `None`), and for scoring `kind`, `question`, `answer`, `fields` (JSON: label to
-        value, in the order of the answer).
+        answer), `images` (one `PIL.Image.Image`, none for the kinds of `NO_IMAGE`), `structure_prior` (a
+        [`StructurePrior`] for the kinds of `UNDER_PRIOR`, else `None`), and for scoring `kind`, `question`, `answer`,
+        `fields` (JSON: label to value, in the order of the answer).
     """
     rng = form_rng(split, index, seed)
     (question_rng,) = rng.spawn(1)  # its own, so that a question needs no image to be drawn
@@ -388,8 +441,8 @@ def forms_row(
     is_rich = bool(question_rng.random() < rich_share)
     kind = drawn if kind is None else kind
     form = draw_form(split, rng, is_rich and kind not in PLAIN_ONLY)
-    question = KINDS[kind](form, Asker(split, question_rng, words))
-    images = [] if kind == "add" else [render_form(form, split, rng)]
+    question = KINDS[kind](form, Asker(split, question_rng, words, decisions))
+    images = [] if kind in NO_IMAGE else [render_form(form, split, rng)]
     if kind == "no_form":
         size = (int(rng.integers(60, 400)), int(rng.integers(60, 400)))
         images = [draw_other(split, rng, size=size)]
@@ -416,6 +469,7 @@ def forms_dataset(
     shares: Mapping[str, float] = KIND_SHARES,
     rich_share: float = 0.0,
     words: str | int = "first",
+    decisions: Sequence[str] | None = None,
 ) -> Dataset:
     """A data set of `num_rows` questions about as many images, composed when they are read.
 
@@ -429,6 +483,8 @@ def forms_dataset(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms, where a kind of question can be about one.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
+        decisions (`Sequence[str]`, *optional*): Which decisions are asked, of `DECISIONS` and `RICH_DECISIONS`; any
+            when not given.
 
     Raises:
         ValueError: If `split` or a kind is unknown, or the shares are not shares of 1.
@@ -438,11 +494,14 @@ def forms_dataset(
     for name in (*shares, *([] if kind is None else [kind])):
         if name not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)} (got {name!r})")
+    for name in decisions or ():
+        if name not in DECISIONS | RICH_DECISIONS:
+            raise ValueError(f"`decisions` must be names of {', '.join(DECISIONS | RICH_DECISIONS)} (got {name!r})")
     if not math.isclose(sum(shares.values()), 1) or min(shares.values()) < 0:
         raise ValueError(f"`shares` must be shares of 1 (got {dict(shares)})")
 
     def compose(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [forms_row(split, index, seed, kind, shares, rich_share, words) for index in batch["index"]]
+        rows = [forms_row(split, index, seed, kind, shares, rich_share, words, decisions) for index in batch["index"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     return Dataset.from_dict({"index": range(num_rows)}).with_transform(compose)

@@ -239,9 +239,7 @@ def draw_decisions(
         `tuple[list[str], list[Decision]]`: The names, and each question with the number of its right option.
     """
     known = RICH_DECISIONS if is_rich else DECISIONS
-    if names is None:
-        most = 3 if rng.random() < 0.8 else MAX_DECISIONS
-        names = [str(name) for name in rng.choice(list(known), int(rng.integers(1, most + 1)))]
+    names = draw_names(rng, askable(None, is_rich)) if names is None else names
     decisions = []
     for name in names:
         decision = known[name](form, split, rng)
@@ -250,10 +248,40 @@ def draw_decisions(
     return list(names), decisions
 
 
-def draw_decision(form: Form, split: str, rng: np.random.Generator, is_rich: bool = False) -> Decision:
-    """Draws one question about a form, its options in their own order; for the arguments see [`draw_decisions`]."""
+def draw_names(rng: np.random.Generator, known: Sequence[str]) -> list[str]:
+    """Draws which questions are asked about one form: mostly one to three, at most `MAX_DECISIONS`."""
+    most = 3 if rng.random() < 0.8 else MAX_DECISIONS
+    return [str(name) for name in rng.choice(known, int(rng.integers(1, most + 1)))]
+
+
+def draw_decision(
+    form: Form, split: str, rng: np.random.Generator, is_rich: bool = False, names: Sequence[str] | None = None
+) -> Decision:
+    """Draws one question about a form, one of `names` or any, its options in their own order; for the arguments see
+    [`draw_decisions`]."""
     known = RICH_DECISIONS if is_rich else DECISIONS
-    return known[str(rng.choice(list(known)))](form, split, rng)
+    return known[str(rng.choice(askable(names, is_rich)))](form, split, rng)
+
+
+def askable(names: Sequence[str] | None, is_rich: bool) -> list[str]:
+    """Those of `names`, or of all decisions, that can be asked about a rich form, or about a plain one."""
+    known = RICH_DECISIONS if is_rich else DECISIONS
+    return [name for name in names or known if name in known]
+
+
+def draw_choice(split: str, rng: np.random.Generator) -> Decision:
+    """Draws a choice whose question names the right option, so that it needs no form."""
+    options = draw_options(rng)
+    right = int(rng.integers(len(options)))
+    text = _pick(
+        rng, ("Choose {0}.", "Which is {0}?", "Where is {0}?", "The answer is {0}."), ("Take {0}.", "Find {0}."), split
+    )
+    return Choice(text.format(options[right]), options), right
+
+
+def draw_options(rng: np.random.Generator) -> list[str]:
+    """Two to five labels of forms in any order."""
+    return [str(label) for label in rng.choice(LABELS, int(rng.integers(2, 6)), replace=False)]
 
 
 def decision_prior(questions: Sequence[Question]) -> StructurePrior:

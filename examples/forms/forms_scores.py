@@ -28,7 +28,7 @@ from typing import Any
 WHOLE_FORMS = ("text", "json", "schema", "shuffled", "nullable")
 WITH_WORKING = ("rows", "sum", "worked", "add")
 EXACT = ("field", "fields", "absent", "unrelated", "no_form", "copy", "reverse", "freely")
-DECISIONS = ("decide_one", "decide")
+DECISIONS = ("decide_one", "decide", "choose", "letters", "options")
 KINDS = (*WHOLE_FORMS, *WITH_WORKING, *EXACT, *DECISIONS, "shuffle")
 
 Points = dict[str, tuple[int, int]]
@@ -86,8 +86,8 @@ def score_answer(kind: str, answer: str, expected: str, fields: Mapping[str, Any
 
     Returns:
         `dict[str, tuple[int, int]]`: Name of a score to (points, possible points): `"fields"` and `"whole"` for a
-        whole form, also `"parses"` for JSON and under a schema, `"questions"` for decisions, `"exact"` for the other
-        kinds.
+        whole form, also `"parses"` for JSON and under a schema, `"questions"` for decisions and letters of options,
+        `"exact"` for the other kinds.
 
     Raises:
         ValueError: If `kind` is unknown.

@@ -34,6 +34,7 @@ def benchmark(repo_root: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("batch_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.LARGE_WIDTH = 300  # reading larger ones takes most of the time
     return module
 
 
@@ -47,6 +48,7 @@ def report(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> d
     return report
 
 
+@pytest.mark.slow
 def test_report_has_command_machine_and_versions(report: dict[str, Any]) -> None:
     """A figure without them cannot be compared with another."""
     assert report["command"].startswith("python benchmarks/batch.py --rows 4 --batch-size 2 ")
@@ -55,6 +57,7 @@ def test_report_has_command_machine_and_versions(report: dict[str, Any]) -> None
     assert report["threads"] >= 1
 
 
+@pytest.mark.slow
 def test_report_arms_answer_alike_and_planned_batches_pad_less(report: dict[str, Any]) -> None:
     """What is compared is the same work; ratios fit the rates."""
     assert list(report["results"]) == ["one small image", "one to four small images", "one large image"]

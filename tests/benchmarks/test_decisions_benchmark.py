@@ -57,4 +57,4 @@ def test_held_out_questions_have_their_right_options(benchmark: ModuleType) -> N
     first, again, other = benchmark.held_out(3, 1, 8), benchmark.held_out(3, 1, 8), benchmark.held_out(3, 2, 8)
     assert first[1:] == again[1:]
     assert first[1:] != other[1:]
-    assert all(0 <= right < len(question.options) for question, right in zip(*first[1:], strict=True))
+    assert all(0 <= right < len(question.options) for question, right in zip(*first[2:], strict=True))

@@ -51,6 +51,7 @@ def test_run_scores_each_line_once_and_goes_on(
     monkeypatch.setattr(
         quality, "DECODINGS", {"reference": quality.DECODINGS["reference"], "Prophet": quality.DECODINGS["Prophet"]}
     )
+    monkeypatch.setattr(quality, "NUM_WORDINGS", 2)
     path, figure = tmp_path / "new" / "quality.json", tmp_path / "quality.svg"
     arguments = ["--rows", "1", "--output", str(path), "--figure", str(figure)]
     report = quality.main(arguments)

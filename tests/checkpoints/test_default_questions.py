@@ -13,6 +13,7 @@
 # limitations under the License.
 """What the front ends ask the shipped model when they are given no question of their own, about held-out forms."""
 
+import functools
 import json
 import re
 import sys
@@ -20,10 +21,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.cli import extract, generate
+from dimple_hf.cli import extract, generate, loading
 from dimple_hf.cli.main import main
 
 pytest.importorskip("sklearn")
@@ -36,6 +37,16 @@ from forms_evaluation import ask_group
 from forms_questions import WORDINGS
 
 NUM_FORMS = 24
+
+
+@pytest.fixture(scope="module")
+def processor() -> ProcessorMixin:
+    return AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
 
 
 def known_wordings() -> set[str]:
@@ -85,17 +96,21 @@ def test_generate_asks_the_question_of_training_by_default() -> None:
         ("no_form", "all", 0.95),
     ],
 )
-def test_questions_are_answered_about_held_out_forms(kind: str, words: int | str, least: float) -> None:
+def test_questions_are_answered_about_held_out_forms(
+    kind: str, words: int | str, least: float, model: PreTrainedModel, processor: ProcessorMixin
+) -> None:
     """Those that front ends and docs ask, others in held-out words, and questions that have no answer."""
-    processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
-    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
     points, _ = ask_group(model, processor, NUM_FORMS, NUM_FORMS, seed=11, kind=kind, words=words)
     right, possible = points["exact" if "exact" in points else "fields"]
     assert right / possible >= least
 
 
-def test_extract_with_defaults_reads_held_out_forms(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_extract_with_defaults_reads_held_out_forms(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each under its own labels as a schema; 98 % of the fields, as asked for."""
+    for name in ("load_model", "load_processor"):  # once, not for each form
+        monkeypatch.setattr(loading, name, functools.cache(getattr(loading, name)))
     num_right = num_fields = 0
     for index in range(NUM_FORMS):
         row = forms_row("test", index, seed=11, kind="json")

@@ -22,9 +22,11 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor
 
+from dimple_hf import DimpleConfig
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.cli.main import main
 from dimple_hf.hub import check_checkpoint
+from dimple_hf.modeling.configuration_dimple import LOSS_OPTIONS
 
 MAX_BYTES = 12_000_000
 
@@ -58,6 +60,13 @@ def test_checkpoint_holds_no_code_and_a_card_with_scores() -> None:
     card = ModelCard.load(FORMS_CHECKPOINT / "README.md")
     scores = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert {"text/fields", "json/whole", "sum/exact", "held-out words text/whole"} <= scores.keys()
+
+
+def test_checkpoint_trains_as_any_other() -> None:
+    """Options of the loss that its last stage needed are not a user's: some of them no other trainer can serve."""
+    config = AutoConfig.from_pretrained(FORMS_CHECKPOINT)
+    names = [*LOSS_OPTIONS, "causal_loss_weight", "complementary_masks"]
+    assert {name: getattr(config, name) for name in names} == {name: getattr(DimpleConfig(), name) for name in names}
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])

@@ -33,7 +33,7 @@ from decode_arms import PlainLoop
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 
-LENGTH = 24
+LENGTH = 16
 
 #: No end, no threshold: one position a pass, as the plain loop.
 OPTIONS: dict[str, Any] = {

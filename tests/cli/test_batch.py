@@ -204,7 +204,9 @@ def test_batch_with_confidence_writes_it_beside_each_answer_and_value(
     assert all(0 < line["confidence"] < 1 for line in lines[:2])
     assert main([*command, "--max-new-tokens", "4"]) == 1
     assert "was begun with confidence=True (got False)" in capsys.readouterr().err
-    (tmp_path / "schema.json").write_text(json.dumps({"type": "array", "prefixItems": [SCHEMA], "minItems": 1}))
+    (tmp_path / "schema.json").write_text(
+        json.dumps({"type": "array", "prefixItems": [SCHEMA], "minItems": 1, "maxItems": 1})
+    )
     other = tmp_path / "values.jsonl"
     schema = str(tmp_path / "schema.json")
     assert main([*command, "--schema", schema, "--confidence", "--output", str(other)]) == 0

@@ -59,6 +59,8 @@ def here(tmp_path: Path, parity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     for name in ("rp-yu/Dimple-7B", "my-model"):
         shutil.copytree(parity_dir / "checkpoint", tmp_path / name)
+        options = tmp_path / name / "generation_config.json"  # else an answer has as many tokens as its canvas
+        options.write_text(json.dumps(json.loads(options.read_text()) | {"max_new_tokens": 8}))
     (tmp_path / "receipts").mkdir()
     for name in ("photo.png", "receipts/1.png"):
         shutil.copy(parity_dir / "tiny" / "images" / "0.png", tmp_path / name)

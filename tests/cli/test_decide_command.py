@@ -24,6 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
 from dimple_hf.cli.main import main
 from dimple_hf.decisions import Calibration, decide, questions_from_json
+from dimple_hf.decisions.calibration import CALIBRATION_NAME
+from dimple_hf.decisions.reading import CanvasReader
 
 QUESTIONS: list[dict[str, Any]] = [
     {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"},
@@ -122,8 +124,65 @@ def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFi
     assert Calibration.from_pretrained(output).temperatures == report["temperatures"]
     assert set(report["temperatures"]) == {"predicate", "choice", "score"}
     assert diagram.read_text().startswith("<?xml")
-    assert main(["calibrate", str(data), "--output", str(output)]) == 0
+
+    saved = (output / CALIBRATION_NAME).read_bytes()
+    assert main(["calibrate", str(data), "--output", str(output)]) == 1
+    assert (
+        f"`--overwrite` must be given to replace a file that is there already (got {output}" in capsys.readouterr().err
+    )
+    assert main(["calibrate", str(data), "--output", str(tmp_path / "other"), "--diagram", str(diagram)]) == 1
+    assert f"(got {diagram})" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert (output / CALIBRATION_NAME).read_bytes() == saved
+    assert main(["calibrate", str(data), "--output", str(output), "--overwrite", "--batch-size", "1"]) == 0
     assert "accuracy" in capsys.readouterr().out
+    assert Calibration.from_pretrained(output).temperatures == pytest.approx(report["temperatures"], rel=1e-3)
+
+
+def test_calibrate_reads_as_many_canvases_at_once_as_the_batch_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = CanvasReader.read
+
+    def counted(self: CanvasReader, canvases: Any, *arguments: Any) -> Any:
+        sizes.append(len(canvases))
+        return read(self, canvases, *arguments)
+
+    monkeypatch.setattr(CanvasReader, "read", counted)
+    data = tmp_path / "labelled.jsonl"
+    example = {"text": "The price is 3.", "questions": QUESTIONS, "answers": [True, "qty", "full"]}
+    data.write_text(f"{json.dumps(example)}\n" * 5)
+    assert main(["calibrate", str(data), "--output", str(tmp_path), "--batch-size", "2"]) == 0
+    assert sizes == [2, 2, 1]
+
+
+def test_calibrate_fits_the_first_half_of_the_examples_and_scores_the_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """However many questions each has."""
+    few = {"text": "3", "questions": QUESTIONS[:1], "answers": [True]}
+    many = {"text": "3", "questions": QUESTIONS, "answers": [True, "qty", "full"]}
+    data = tmp_path / "labelled.jsonl"
+    data.write_text(f"{json.dumps(many)}\n{json.dumps(few)}\n")
+    assert main(["calibrate", str(data), "--output", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["temperatures"]) == {"predicate", "choice", "score"}
+    assert report["after"]["number"] == 1
+
+
+def test_calibrate_names_what_is_missing_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data = tmp_path / "labelled.jsonl"
+    data.write_text(json.dumps({"text": "3", "questions": QUESTIONS[:1], "answers": [True]}))
+    assert main(["calibrate", str(data), "--output", str(tmp_path)]) == 1
+    assert "must hold at least 2 examples (got 1)" in capsys.readouterr().err
+    assert main(["calibrate", str(data), "--model", "somebody/model"]) == 1
+    assert "`--output` must be given for a model on the Hub" in capsys.readouterr().err
+    monkeypatch.setattr("dimple_hf.cli.calibrate.LIBRARIES", ("torch", "no_such_library"))
+    assert main(["calibrate", str(data), "--output", str(tmp_path)]) == 1
+    assert "`calibrate` needs no_such_library: run `pip install 'dimple_hf[decisions]'`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -134,6 +193,9 @@ def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFi
         ({"text": "", "questions": QUESTIONS[:1], "answers": ["yes"]}, "must be true or false"),
         ({"text": "", "questions": QUESTIONS[1:2], "answers": ["age"]}, "must be one of its options"),
         ({"text": "", "questions": [], "answers": []}, "1 to 400 questions"),
+        ({"text": 3, "questions": QUESTIONS[:1], "answers": [True]}, "`text` must be a string (got 3)"),
+        ({"image": None, "questions": QUESTIONS[:1], "answers": [True]}, "`image` must be a string (got None)"),
+        ({"image": "gone.png", "questions": QUESTIONS[:1], "answers": [True]}, "`image` must be a file"),
     ],
 )
 def test_calibrate_names_the_line_of_a_bad_example(

@@ -13,7 +13,6 @@
 # limitations under the License.
 """The `dimple-hf` script as a process: at once where it needs no model, and one line however it ends."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,8 +20,9 @@ import time
 from pathlib import Path
 
 import pytest
+from launcher import Launcher
 
-from dimple_hf.cli.main import COMMANDS
+from dimple_hf.cli.main import COMMANDS, main
 from dimple_hf.quantization import QUANTIZATIONS
 
 #: The script, as pip writes it.
@@ -82,7 +82,7 @@ def test_generate_without_anything_reads_the_sample_of_the_package() -> None:
     assert "no `--image` is given: reading the sample of the package" in ended.stderr
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
+@pytest.mark.parametrize("delay", [0.3, pytest.param(1.5, marks=pytest.mark.slow), 3.0])
 def test_interrupt_at_any_time_is_one_line(delay: float) -> None:
     """Also in the middle of an import, where an exception would come out as another one."""
     process = subprocess.Popen([*SCRIPT, "generate"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -95,12 +95,56 @@ def test_interrupt_at_any_time_is_one_line(delay: float) -> None:
         assert errors.splitlines()[-1].endswith("interrupted")
 
 
+#: `dimple-hf generate | head -0`, up to what the interpreter flushes at its end.
+BROKEN_PIPE = """
+import os, sys
+from dimple_hf.cli.main import main
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, sys.stdout.fileno())
+status = main(["generate"])
+sys.stdout.flush()
+os._exit(status)
+"""
+
+
 def test_broken_pipe_is_no_error(tmp_path: Path) -> None:
-    """`dimple-hf generate | head -0` prints nothing else."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    ended = subprocess.run([*SCRIPT, "generate"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=240)
-    os.close(writer)
-    assert ended.returncode == 141
-    assert "Broken pipe" not in ended.stderr
-    assert "Traceback" not in ended.stderr
+    """Nothing else is printed."""
+    (tmp_path / "script.py").write_text(BROKEN_PIPE)
+    launcher = Launcher(tmp_path / "errors.txt")
+    (process,) = launcher.start([], script=tmp_path / "script.py")
+    assert launcher.wait(process) == 141
+    deadline = time.monotonic() + 60
+    while "reading the sample" not in (errors := (tmp_path / "errors.txt").read_text()):  # it comes through a pipe
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "Broken pipe" not in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            "the disk may be full",
+        ),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "may be full"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.\nTry less."),
+            "out of memory: CUDA out of",
+        ),
+    ],
+)
+def test_full_memory_or_disk_is_one_line_however_a_library_says_it(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Control: any other error keeps its trace."""
+    errors = [error, RuntimeError("a bug")]
+    monkeypatch.setattr("dimple_hf.cli.doctor.run", lambda args: (_ for _ in ()).throw(errors.pop(0)))
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])

@@ -15,11 +15,12 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,10 @@ NUM_KILLS = 10
 
 
 @pytest.fixture
-def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
     """Paths in a recipe are relative to the current directory."""
     monkeypatch.chdir(tmp_path)
-    processes = Launcher(tmp_path / "errors.txt")
-    yield processes
-    processes.close()
+    return Launcher(tmp_path / "errors.txt")
 
 
 def run(processes: Launcher, command: list[str]) -> float:
@@ -130,3 +129,23 @@ def test_train_killed_again_and_again_ends_as_the_uninterrupted_run(processes: L
     kill_again_and_again(processes, ["train", "recipe.yaml"], seconds, is_begun, finish)
     run(processes, ["train", "recipe.yaml"])
     finish()
+
+
+@pytest.mark.parametrize("limit", [20_000, 150_000, 300_000])
+def test_train_on_a_full_disk_says_so_and_goes_on_from_its_checkpoint(
+    limit: int, processes: Launcher, tmp_path: Path
+) -> None:
+    """Files that cannot grow stand for it; which one cannot depends on the limit: weights or the optimizer's state."""
+    write_recipe(tmp_path)
+    run(processes, ["train", "recipe.yaml"])
+    os.rename("out", "whole")
+    processes.errors.write_text("")
+    (process,) = processes.start(["train", "recipe.yaml"], 1, limit)
+    assert processes.wait(process) == 1
+    lines = processes.errors.read_text().splitlines()
+    assert any(re.match("dimple-hf train: .*(too large|may be full)", line) for line in lines), lines
+    assert not any("Traceback" in line for line in lines)
+    run(processes, ["train", "recipe.yaml"])
+    for stage in ("instruct", "diffusion"):
+        weights = [Path(out, stage, "model.safetensors").read_bytes() for out in ("out", "whole")]
+        assert weights[0] == weights[1]

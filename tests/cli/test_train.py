@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launcher import Launcher
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
 sys.path.insert(0, str(TRAINING))
@@ -82,9 +83,9 @@ def test_train_killed_and_run_again_ends_as_the_uninterrupted_run(tmp_path: Path
     # 16 rows in the first stage; the 15th of the second is in its step 4.
     Path("interrupt_at").write_text(str(16 + 15))
     Path("kill").touch()
-    command = [sys.executable, "-m", "dimple_hf.cli.main", "train", "recipe.yaml"]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    launcher = Launcher(tmp_path / "errors.txt")
+    (process,) = launcher.start(["train", "recipe.yaml"])
+    assert launcher.wait(process) == -signal.SIGKILL, launcher.errors.read_text()
     assert Path("out/diffusion/checkpoint-2").is_dir()
     assert not Path("out/diffusion/model.safetensors").exists()
     assert main(["train", "recipe.yaml"]) == 0

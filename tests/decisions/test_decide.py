@@ -22,7 +22,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dimple_hf.checkpoints import FORMS_CHECKPOINT
+from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
 from dimple_hf.decisions import Calibration, Choice, Predicate, Score, decide
 from dimple_hf.decisions.layout import rotated
 from dimple_hf.decisions.prompt import decision_prompt, option_labels
@@ -221,6 +221,7 @@ def test_calibration_divides_log_probabilities(model: Any, processor: Any) -> No
     ("inputs", "options", "message"),
     [
         (3, {}, r"`inputs` must be texts, images, paths or conversations \(got int\)"),
+        (str(FORMS_SAMPLE), {}, "`inputs` must give a file as `pathlib.Path`"),
         ("", {"permutations": 0}, r"`permutations` must be an integer >= 1 \(got 0\)"),
         ("", {"batch_size": 1.5}, r"`batch_size` must be an integer >= 1 \(got 1.5\)"),
         ("", {"reading": "mind"}, r'`reading` must be "label" or "text" \(got \'mind\'\)'),

@@ -15,6 +15,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -33,6 +34,7 @@ from forms_dataset import (
     KIND_SHARES,
     KINDS,
     NO_FORM,
+    NO_IMAGE,
     NOT_ON_FORM,
     PLAIN_ONLY,
     UNDER_PRIOR,
@@ -91,9 +93,40 @@ def test_forms_row_is_a_chat_about_its_own_image():
 def test_forms_row_of_another_kind_shows_the_same_image():
     """Evaluations of all kinds must look at the same forms, so that their scores can be compared."""
     rows = [forms_row("test", 5, kind=kind) for kind in KINDS]
-    assert len({row["images"][0].tobytes() for row in rows if row["kind"] not in ("add", "no_form")}) == 1
+    assert len({row["images"][0].tobytes() for row in rows if row["kind"] not in (*NO_IMAGE, "no_form")}) == 1
     assert len({row["fields"] for row in rows if row["kind"] not in ("shuffled", "nullable")}) == 1
     assert forms_row("test", 6)["images"][0].tobytes() != rows[0]["images"][0].tobytes()
+
+
+@pytest.mark.parametrize("kind", NO_IMAGE)
+def test_a_question_without_an_image_is_about_the_text_alone(kind):
+    """Its answer lies on its canvas, and each letter is that of its option."""
+    tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
+    for index in range(20):
+        row = forms_row("train", index, kind=kind)
+        assert row["images"] == []
+        tokens, is_open = row["structure_prior"].write(tokenizer, row["answer"])
+        assert tokenizer.decode(tokens).startswith(row["answer"])
+        assert any(is_open)
+        assert not all(is_open)
+        lettered = dict(line.split(". ") for line in row["question"].split("\n") if line[1:3] == ". ")
+        if kind in ("letters", "options"):
+            pairs = [re.split(r"\.? ", line) for line in row["answer"].split("\n")]
+            assert {tuple(pair[:: 1 if kind == "options" else -1]) for pair in pairs} == set(lettered.items())
+        elif kind == "choose":
+            named = re.fullmatch(r"1\. .* (\w+)[.?]", row["question"].split("\n")[0])[1]
+            assert lettered[row["answer"].removeprefix("1. ")] == named
+
+
+def test_decisions_that_are_asked_can_be_chosen():
+    """Alone, several at once, in words, and about rich forms, about which fewer can be asked."""
+    for kind in ("decide", "decide_one", "freely"):
+        for index in range(20):
+            row = forms_row("train", index, kind=kind, rich_share=0.5, decisions=["num_rows", "num_digits"])
+            questions = re.findall(r"^\d\. (.*)", row["question"], flags=re.MULTILINE) or [row["question"]]
+            assert all(re.search("rows|form|digits|long|length|full", question) for question in questions)
+    asked = {forms_row("train", index, kind="decide_one")["question"].split("\n")[0] for index in range(20)}
+    assert any("above" in question or "below" in question for question in asked)  # control
 
 
 def test_forms_row_may_be_about_a_rich_form():
@@ -285,6 +318,7 @@ def test_recipes_ask_for_known_kinds_in_shares_of_1(name):
         ({"split": "train", "shares": {"text": 1.5, "rows": -0.5}}, "`shares` must be shares of 1"),
         ({"split": "train", "shares": {"txt": 1.0}}, r"`kind` must be one of text, .* \(got 'txt'\)"),
         ({"split": "train", "kind": "xml"}, r"`kind` must be one of text, .* \(got 'xml'\)"),
+        ({"split": "train", "decisions": ["guess"]}, r"`decisions` must be names of compare, .* \(got 'guess'\)"),
     ],
 )
 def test_forms_dataset_with_an_unknown_name_is_refused(arguments, message):

@@ -140,6 +140,7 @@ def test_a_new_token_begins_as_the_mean_of_its_pieces(earlier, later):
     torch.testing.assert_close(weights["later"][tokens["later"][0]], mean)
 
 
+@pytest.mark.slow  # the second stage, below, is interrupted by default
 def test_vision_stage_interrupted_ends_with_the_same_weights(tmp_path, monkeypatch):
     """Kill it and run it again: nothing is lost and nothing is repeated, bit for bit."""
     expected = stage(tmp_path / "whole")

@@ -16,7 +16,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import get_local_safetensors_metadata
+from launcher import Launcher
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 from traps import set_traps
@@ -327,8 +327,11 @@ conversion.convert_checkpoint(sys.argv[1], sys.argv[2], max_shard_bytes=200_000)
 def test_killed_convert_leaves_nothing_that_looks_finished(checkpoint: Path, tmp_path: Path) -> None:
     """`kill -9`, in a process of its own. What is left is no model to anyone, and the next run clears it away."""
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    process = subprocess.run([sys.executable, "-c", KILLED, checkpoint, out], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    launcher = Launcher(tmp_path / "errors.txt")
+    (process,) = launcher.start([str(checkpoint), str(out)], script=script)
+    assert launcher.wait(process) == -signal.SIGKILL, launcher.errors.read_text()
     assert not out.exists()
     assert list(partial.glob("*.safetensors"))  # control: it was in the middle of its work
     assert not (partial / "config.json").exists()
@@ -337,7 +340,7 @@ def test_killed_convert_leaves_nothing_that_looks_finished(checkpoint: Path, tmp
     assert any(finding.status == "problem" for finding in check_checkpoint(str(partial)))
     convert_checkpoint(str(checkpoint), out)
     assert is_healthy(out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "errors.txt", "killed.py", "out"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is reset through /proc")

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EOS, MASK, MIXED_PROMPTS, PAD, Prompt, make_prompt, model_inputs, tiny_model
+from helpers import EOS, MASK, MIXED_PROMPTS, PAD, Prompt, make_prompt, model_inputs, parametrize_some, tiny_model
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleGenerationOutput
 from dimple_hf.modeling import length_dimple
@@ -30,13 +30,11 @@ from dimple_hf.modeling.canvas_dimple import CanvasRunner
 from dimple_hf.modeling.length_dimple import NUM_LAST_POSITIONS, end_in_sight, in_canvas
 from dimple_hf.modeling.rules_dimple import WinoConfig
 
-EACH_POLICY = pytest.mark.parametrize(
-    "policy",
-    [
-        pytest.param({"cache_policy": name} | ({"block_length": 4} if name in ("prefix", "dual") else {}), id=name)
-        for name in CACHE_POLICIES
-    ],
-)
+POLICIES = {
+    name: {"cache_policy": name} | ({"block_length": 4} if name in ("prefix", "dual") else {})
+    for name in CACHE_POLICIES
+}
+EACH_POLICY = pytest.mark.parametrize("policy", [pytest.param(options, id=name) for name, options in POLICIES.items()])
 
 #: Where the answers of `MIXED_PROMPTS` end: within 8 positions with some to spare, just so, within 16, and within 40.
 ENDS = (3, 7, 13, 35)
@@ -153,22 +151,25 @@ def test_growing_canvas_gives_the_answer_of_a_canvas_of_the_length_found(
     assert not torch.equal(whole.sequences, grown.sequences)
 
 
-@EACH_POLICY
+@parametrize_some(
+    2,
+    rule={"threshold": {"confidence_threshold": 0.5}, "wino": {"sampler_config": WinoConfig(draft_threshold=0.3)}},
+    policy=POLICIES,
+)
 @pytest.mark.usefixtures("mixed_ends")
 def test_rows_with_changing_canvases_equal_the_rows_alone(
-    model: DimpleForConditionalGeneration, policy: dict[str, Any]
+    model: DimpleForConditionalGeneration, policy: dict[str, Any], rule: dict[str, Any]
 ) -> None:
     """Rows grow and leave at different steps; tokens, passes and history are their own."""
-    for rule in ({"confidence_threshold": 0.5}, {"sampler_config": WinoConfig(draft_threshold=0.3)}):
-        options = policy | rule | {"max_new_tokens": 40, "initial_answer_length": 4}
-        together = answers(model, *MIXED_PROMPTS, **options)
-        for row, prompt in enumerate(MIXED_PROMPTS):
-            alone = answers(model, prompt, **options)
-            assert together.sequences[row, -40:].tolist() == alone.sequences[0, -40:].tolist()
-            assert together.num_forward_passes[row] == alone.num_forward_passes[0]
-            steps = [step[row, -40:].tolist() for step in together.history]
-            assert steps[: len(alone.history)] == [step[0, -40:].tolist() for step in alone.history]
-        assert len(together.num_forward_passes.unique()) > 2  # control
+    options = policy | rule | {"max_new_tokens": 40, "initial_answer_length": 4}
+    together = answers(model, *MIXED_PROMPTS, **options)
+    for row, prompt in enumerate(MIXED_PROMPTS):
+        alone = answers(model, prompt, **options)
+        assert together.sequences[row, -40:].tolist() == alone.sequences[0, -40:].tolist()
+        assert together.num_forward_passes[row] == alone.num_forward_passes[0]
+        steps = [step[row, -40:].tolist() for step in together.history]
+        assert steps[: len(alone.history)] == [step[0, -40:].tolist() for step in alone.history]
+    assert len(together.num_forward_passes.unique()) > 2  # control
 
 
 def test_canvas_whose_end_was_in_sight_keeps_its_length(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EOS, MASK, MIXED_PROMPTS, Prompt, model_inputs, tiny_model
+from helpers import EOS, MASK, MIXED_PROMPTS, Prompt, model_inputs, parametrize_some, tiny_model
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
@@ -69,8 +69,7 @@ def history_of(output: DimpleGenerationOutput, row: int, length: int) -> list[li
 # Rows are independent
 
 
-@EACH_POLICY
-@pytest.mark.parametrize("way", [pytest.param(options, id=name) for name, options in WAYS.items()])
+@parametrize_some(6, way=WAYS, policy=POLICIES)
 def test_rows_of_a_batch_equal_the_rows_alone_under_every_policy_and_rule(
     model: DimpleForConditionalGeneration, policy: dict[str, Any], way: dict[str, Any]
 ) -> None:

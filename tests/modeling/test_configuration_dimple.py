@@ -132,6 +132,7 @@ def test_config_mrope_section_reaches_the_rotary_embedding() -> None:
     [
         ({"loss_weighting": "mean"}, "`loss_weighting` must be .* \\(got 'mean'\\)"),
         ({"use_sliding_window": True}, "`use_sliding_window` must be False"),
+        ({"noise_schedule": "full", "loss_weighting": "elbo"}, '`noise_schedule` must be "linear" or "cosine" with'),
         ({"hidden_size": 34}, "`hidden_size` must be a multiple of `num_attention_heads` \\(got 34 and 4\\)"),
         ({"num_key_value_heads": 3}, "`num_attention_heads` must be a multiple of .* \\(got 4 and 3\\)"),
         ({"mrope_section": [2, 2, 2]}, "`mrope_section` must be .* half the head size, 4 \\(got \\[2, 2, 2\\]\\)"),

@@ -215,15 +215,17 @@ def test_page_snippets_run_in_order_and_show_the_example(repo_root: Path, parity
         exec(compile(snippet, "custom_rules.md", "exec"), namespace)
 
 
+@pytest.mark.slow  # `tests/benchmarks/test_quality.py` runs the script on rules of the package
 def test_page_command_compares_the_example(
     repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With one form of each kind and two lines, in place of minutes."""
+    """With one form of each kind, one wording and two lines, in place of minutes."""
     page = (repo_root / "docs" / "custom_rules.md").read_text()
     (command,) = re.findall(r"^```bash\npython benchmarks/quality.py (.*)\n```", page, flags=re.MULTILINE)
     threshold = {"threshold 0.9": {"confidence_threshold": 0.9}}
     reference = {"reference": quality.DECODINGS["reference"], "threshold": threshold}
     monkeypatch.setattr(quality, "DECODINGS", reference)
+    monkeypatch.setattr(quality, "NUM_WORDINGS", 1)
     monkeypatch.chdir(tmp_path)
     rule = "examples/custom_rule.py:falling_threshold"
     arguments = command.replace("examples/", f"{repo_root}/examples/").split()

@@ -29,6 +29,7 @@ from dimple_hf.modeling.diffusion_dimple import (
     sample_noise_levels,
     sequence_mean,
     token_cross_entropy,
+    token_weights,
 )
 
 
@@ -169,6 +170,16 @@ def test_noise_schedule_mean_and_elbo_weight_are_those_of_its_levels(name: str) 
     step = 1e-6
     slope = (schedule.level(u + step) - schedule.level(u - step)) / (2 * step)
     torch.testing.assert_close(schedule.elbo_weight(schedule.level(u)), slope / schedule.level(u))
+
+
+def test_full_noise_schedule_masks_every_answer_token() -> None:
+    """And each loss counts once."""
+    maskable = torch.tensor([[False, True, True, True]] * 50)
+    levels = sample_noise_levels(50, generator=seeded(), noise_schedule="full")
+    assert sample_masked_positions(maskable, levels, seeded()).equal(maskable)
+    linear = sample_noise_levels(50, generator=seeded())
+    assert not sample_masked_positions(maskable, linear, seeded()).equal(maskable)  # control
+    assert token_weights(levels, "uniform", noise_schedule="full").equal(torch.ones(50))
 
 
 def test_sequence_mean_counts_a_long_row_as_much_as_a_short_one() -> None:

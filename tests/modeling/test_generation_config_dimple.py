@@ -70,6 +70,13 @@ def test_generation_config_of_the_caller_keeps_what_it_does_not_set() -> None:
         assert config.cache_refresh_interval == 3
         assert rest == {}
     assert model.generation_config.max_new_tokens == 5  # a copy
+    # Nor does another option touch a threshold that nobody has set.
+    config = DimpleGenerationConfig()
+    config.overlay({"max_new_tokens": 48})
+    assert config.sampler_config is None
+    assert config.with_defaults().confidence_threshold == 0.95
+    config.overlay({"confidence_threshold": None})
+    assert config.with_defaults().confidence_threshold is None  # control: `None` does, given by name
     # What contradicts the caller's options goes with them.
     for given, expected in (
         ({"cache_policy": "prompt"}, ("prompt", None)),

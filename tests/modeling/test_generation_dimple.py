@@ -23,7 +23,18 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from helpers import EOS, IMAGE, MASK, MIXED_PROMPTS, PAD, Prompt, make_prompt, model_inputs, tiny_model
+from helpers import (
+    EOS,
+    IMAGE,
+    MASK,
+    MIXED_PROMPTS,
+    PAD,
+    Prompt,
+    make_prompt,
+    model_inputs,
+    parametrize_some,
+    tiny_model,
+)
 from hypothesis import given, settings
 from transformers import (
     AutoTokenizer,
@@ -76,10 +87,13 @@ def passes() -> Iterator[Callable[[DimpleForConditionalGeneration], list[tuple[i
 # Rows are independent
 
 
-@CACHES
-@pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
-@pytest.mark.parametrize("unmasking", ["confidence", "margin", "entropy", "left_to_right"])
-@pytest.mark.parametrize("threshold", [None, 0.3, 0.95])
+@parametrize_some(
+    4,
+    threshold=[None, 0.3, 0.95],
+    unmasking=["confidence", "margin", "entropy", "left_to_right"],
+    schedule=["adaptive", "fixed"],
+    use_cache=[True, False],
+)
 def test_rows_of_a_batch_equal_the_rows_alone(
     model: DimpleForConditionalGeneration, unmasking: str, schedule: str, threshold: float | None, use_cache: bool
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MASK, MIXED_PROMPTS, PAD, model_inputs, tiny_model
+from helpers import MASK, MIXED_PROMPTS, PAD, model_inputs, parametrize_some, tiny_model
 from transformers import GenerationConfig
 
 from dimple_hf import DimpleForConditionalGeneration, DimpleGenerationOutput
@@ -277,10 +277,13 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 # Rows
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("pipeline", ["dim", "dream"])
-@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy", "autoregressive"])
-@pytest.mark.parametrize("threshold", [None, 0.4])
+@parametrize_some(
+    4,
+    threshold=[None, 0.4],
+    alg=["maskgit_plus", "topk_margin", "entropy", "autoregressive"],
+    pipeline=["dim", "dream"],
+    use_cache=[True, False],
+)
 def test_rows_of_a_batch_equal_the_rows_alone(
     model: DimpleForConditionalGeneration, alg: str, pipeline: str, threshold: float | None, use_cache: bool
 ) -> None:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Regular expressions as automata: what they write matches, whichever dialect judges it."""
 
+import itertools
 import random
 import re
 
@@ -99,6 +100,33 @@ def test_pattern_dfa_counts_many_characters_without_a_state_for_each() -> None:
     assert pattern_dfa("^.{1,2000}", search=True)[1] is None  # and what is not anchored has no such length
 
 
+#: Pieces of patterns whose meaning depends on what stands beside them, and characters to stand there.
+BORDERS = (
+    "a", "b", "x", ",", "[ax]", "[^a]", r"\b", r"\B", "^", "$", "(?=a)", "(?!a)", "(?=ax)", "(?!x,)", "a?", "(?:a|,)",
+    "(?<=a)", "(?<!x)", "b{0,2}", ".", "(?=.*,)", r"(?!\b)", r"(?=\b)", r"^(?!b\b)", r"^(?=.*\bx)",
+)  # fmt: skip
+
+
+def test_pattern_dfa_of_borders_accepts_what_re_matches_or_refuses() -> None:
+    """Every text of up to four characters. Of the empty one Python and ECMAScript say different things at `\\B`."""
+    rng, num_compared, num_refused = random.Random(0), 0, 0
+    texts = ["".join(text) for length in range(1, 5) for text in itertools.product("abx,", repeat=length)]
+    for _ in range(200):
+        pattern = "".join(rng.choices(BORDERS, k=rng.randint(2, 5)))
+        expected = [text for text in texts if re.fullmatch(pattern, text)]
+        try:
+            dfa = pattern_dfa(pattern)[0]
+        except UnsupportedPatternError:
+            num_refused += 1
+        except EmptyLanguageError:
+            assert expected == [], pattern
+        else:
+            assert [text for text in texts if dfa.accepts(text)] == expected, pattern
+            num_compared += bool(expected)
+    assert num_compared > 30  # controls: most are understood, and some are not
+    assert num_refused > 20
+
+
 @pytest.mark.parametrize(
     ("pattern", "error", "message"),
     [
@@ -108,6 +136,11 @@ def test_pattern_dfa_counts_many_characters_without_a_state_for_each() -> None:
         (r"(?<n>a)\k<n>", UnsupportedPatternError, "must not use back references"),
         ("(?<=ab)c", UnsupportedPatternError, "look-behind of more than one"),
         ("(?:(?=a)a)*", UnsupportedPatternError, "look-ahead in a repetition"),
+        (r"x(?=y)\by", UnsupportedPatternError, r"before `\^` or `\\b`"),
+        (r"x(?!y)\b,", UnsupportedPatternError, r"before `\^` or `\\b`"),
+        (r"(?=a)(?:b?|c)^a", UnsupportedPatternError, r"before `\^` or `\\b`"),
+        (r"a(?=\b)", UnsupportedPatternError, r"look-ahead that begins with"),
+        (r"a(?!x?\b),", UnsupportedPatternError, r"look-ahead that begins with"),
         (r"\p{Klingon}", UnsupportedPatternError, "a known Unicode property"),
         ("(?>a)b", UnsupportedPatternError, "atomic"),
         ("[a-c]{0}(xy){99999}", ValueError, "must need at most 4096 states"),

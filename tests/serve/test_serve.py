@@ -486,7 +486,8 @@ def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerPr
         with pytest.raises(openai.BadRequestError, match="this server fetches none"):
             client.chat.completions.create(**quick | {"messages": [{"role": "user", "content": [remote]}]})
 
-        response_format = {"type": "json_schema", "json_schema": {"name": "letters", "schema": LETTERS}}
+        letters = LETTERS | {"pattern": "^[a-z]{40}$", "x-max-tokens": 40}
+        response_format = {"type": "json_schema", "json_schema": {"name": "letters", "schema": letters}}
         left = send_raw(server.url, body(model="slow", stream=True, response_format=response_format))
         assert left.recv(1)
         with pytest.raises(openai.RateLimitError, match="at most 1 requests at a time"):
@@ -514,7 +515,7 @@ def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ServerPr
             client.chat.completions.create(**quick)
         assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (503, "5")
         pieces = [piece.choices[0] for piece in stream]
-        assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 80
+        assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 40
         assert pieces[-1].finish_reason == "stop"
     assert server.process.wait(timeout=120) == 0
     assert any("Finished server process" in line for line in server.lines)

@@ -15,16 +15,18 @@
 
 import asyncio
 import logging
-import resource
+import os
+import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from launcher import Launcher
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -108,13 +110,14 @@ def test_log_lines_are_bounded_in_each_period(monkeypatch: pytest.MonkeyPatch) -
     assert after.getMessage() == "(2 lines left out) line"
 
 
-#: A server of one route, in a process that may have few descriptors; idle connections are closed after a second.
+#: A server of one route, in a process that may have few descriptors; idle connections are closed after some seconds.
 PROGRAM = """
-import logging, sys, uvicorn
+import logging, resource, sys, uvicorn
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from dimple_hf.serve import server
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 server.IDLE_SECONDS = float(sys.argv[1])
 handler = logging.StreamHandler()
 handler.addFilter(server.RateLimit())
@@ -125,36 +128,32 @@ server.DrainingServer(config, 5).run()
 """
 
 
-def start(tmp_path: Path, idle_seconds: float) -> tuple[subprocess.Popen[bytes], int, Path]:
-    """The process, its port and its log."""
-    log = tmp_path / "log"
-
-    def few_descriptors() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-
-    with open(log, "wb") as file:
-        command = [sys.executable, "-c", PROGRAM, str(idle_seconds)]
-        process = subprocess.Popen(command, stderr=file, preexec_fn=few_descriptors)
-    deadline = time.monotonic() + 60
-    while "running on" not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    port = int(log.read_text().split("http://127.0.0.1:")[1].split()[0])
-    return process, port, log
+@contextmanager
+def serving(tmp_path: Path, idle_seconds: float) -> Iterator[tuple[int, Path]]:
+    """The port and the log of that server while it runs."""
+    script, log = tmp_path / "program.py", tmp_path / "log"
+    script.write_text(PROGRAM)
+    launcher = Launcher(log)
+    (process,) = launcher.start([str(idle_seconds)], script=script)
+    try:
+        deadline = time.monotonic() + 60
+        while not log.exists() or "running on" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield int(log.read_text().split("http://127.0.0.1:")[1].split()[0]), log
+    finally:
+        os.kill(process, signal.SIGKILL)
+        launcher.wait(process)
 
 
 def test_idle_connections_do_not_keep_others_out(tmp_path: Path) -> None:
     """More of them than the server has descriptors: the oldest go, requests are answered, and the log stays short."""
-    process, port, log = start(tmp_path, idle_seconds=100)
-    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
-    try:
+    with serving(tmp_path, idle_seconds=100) as (port, log), ExitStack() as idle:
+        for _ in range(150):
+            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
         for _ in range(3):
             assert httpx2.get(f"http://127.0.0.1:{port}/", timeout=20).text == "ok"
         assert len(log.read_text().splitlines()) < 300
-    finally:
-        process.kill()
-        for connection in idle:
-            connection.close()
 
 
 def is_closed(connection: socket.socket, seconds: float) -> bool:
@@ -174,8 +173,7 @@ def is_closed(connection: socket.socket, seconds: float) -> bool:
 
 def test_connections_without_a_whole_request_are_closed_after_a_time(tmp_path: Path) -> None:
     """Also where a byte of it comes now and then; one that has a request is not."""
-    process, port, _ = start(tmp_path, idle_seconds=1)
-    try:
+    with serving(tmp_path, idle_seconds=1) as (port, _):
         silent = socket.create_connection(("127.0.0.1", port))
         slow = socket.create_connection(("127.0.0.1", port))
         slow.settimeout(0.2)
@@ -184,5 +182,3 @@ def test_connections_without_a_whole_request_are_closed_after_a_time(tmp_path: P
         assert 0.5 < time.monotonic() - began < 15
         silent.settimeout(15)
         assert silent.recv(1) == b""
-    finally:
-        process.kill()

@@ -14,10 +14,7 @@
 """Two processes are one with the same global batch, and draw different masks; so are two that share one model."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +24,7 @@ import pytest
 import torch
 import two_processes
 import two_processes_fsdp
+from launcher import Launcher
 from safetensors.torch import load_file
 from training_run import CHECKPOINT
 
@@ -43,20 +41,18 @@ def free_port() -> int:
 def run_two(script: ModuleType, output_dir: Path, *arguments: str) -> list[dict[str, Any]]:
     """Runs a script as two processes side by side; returns what each of them wrote."""
     output_dir.mkdir()
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    variables["DS_ACCELERATOR"] = "cpu"  # of DeepSpeed, also where there is a GPU
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script.__file__, str(output_dir), *arguments],
-            env=os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
+    launcher = Launcher(output_dir / "errors.txt")
+    processes = launcher.start(
+        [str(output_dir), *arguments],
+        num_processes=2,
+        script=script.__file__,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+        LOCAL_SIZE="2",
+        DS_ACCELERATOR="cpu",  # of DeepSpeed, also where there is a GPU
+    )
     for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors.decode()[-3000:]
+        assert launcher.wait(process) == 0, launcher.errors.read_text()[-3000:]
     return [json.loads((output_dir / f"{rank}.json").read_text()) for rank in range(2)]
 
 

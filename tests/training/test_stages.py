@@ -151,6 +151,15 @@ def test_set_mode_in_bidirectional_stage_sets_the_loss_too(model: DimpleForCondi
         ({"mode": "causal", "complementary_masks": False}, "`complementary_masks` must not be given in a causal"),
         ({"loss_weighting": "mean"}, "`loss_weighting` must be 'uniform' or 'elbo'"),
         ({"complementary_masks": "yes"}, "`complementary_masks` must be true or false"),
+        ({"noise_schedule": "full", "loss_weighting": "elbo"}, '`noise_schedule` must be "linear" or "cosine" with'),
+        (
+            {"noise_schedule": "full", "complementary_masks": True},
+            '`noise_schedule` must be "linear" or "cosine" with',
+        ),
+        (
+            {"noise_schedule": "cosine", "loss_weighting": "elbo", "complementary_masks": True},
+            '`noise_schedule` must be "linear" with',
+        ),
     ],
 )
 def test_stage_with_bad_value_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -26,15 +26,15 @@ line that was cut off stays the last of its file, and what is written is never t
 """
 
 import json
-import os
 import stat
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard
+
+from ..data.whole_file import whole_file
 
 #: Names of standard output instead of a file.
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -162,7 +162,8 @@ class ResultFiles:
         if any(position.path != self.output for position in lines.values()):
             # Under a name of its own, as two processes may be here at once.
             try:
-                with _new_file(self.output.with_name(f"{self._merge_prefix}{uuid.uuid4().hex}"), self.output) as file:
+                merged = self.output.with_name(f"{self._merge_prefix}{uuid.uuid4().hex}")
+                with whole_file(self.output, merged) as file:
                     _copy_lines([lines[key] for key in order], file)
             except FileNotFoundError:
                 return self.find_lines()  # the other one has finished, and removed what this one needs
@@ -215,8 +216,8 @@ class ResultFiles:
 
     def _write_settings(self) -> None:
         """Notes the settings; several processes may do so at once, as theirs are the same."""
-        name = f"{self.settings_file.name}.{uuid.uuid4().hex}"
-        with _new_file(self.settings_file.with_name(name), self.settings_file) as file:
+        temporary = self.settings_file.with_name(f"{self.settings_file.name}.{uuid.uuid4().hex}")
+        with whole_file(self.settings_file, temporary) as file:
             file.write(json.dumps(self.settings, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
@@ -384,21 +385,6 @@ def whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path}:{number} must be a JSON object (got {type(line).__name__})")
             yield offset, line
             offset += len(data)
-
-
-@contextmanager
-def _new_file(path: Path, name: Path) -> Iterator[BinaryIO]:
-    """A new file, which takes its `name` when it is whole and on disk; an unfinished one is removed."""
-    try:
-        with path.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path, name)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            path.unlink()
-        raise
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

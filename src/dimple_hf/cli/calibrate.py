@@ -16,10 +16,24 @@
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .answering import check_batch_size
 from .arguments import add_device_argument, add_model_argument
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..decisions import Calibration, Question
+
+    Answered = Sequence[tuple[Question, torch.Tensor, int]]
+    """Questions, the log-probabilities of their options, and the index of the right one."""
+
+#: What the extra `decisions` installs, by the names that are imported.
+LIBRARIES = ("matplotlib", "scipy", "sklearn")
 
 HELP = "fit the probabilities of decisions to labelled examples"
 
@@ -34,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="folder for the calibration (default: the model's, if it is one)")
     parser.add_argument("--diagram", type=Path, help="SVG file for a reliability diagram")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows at a time (default: %(default)s)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a calibration or diagram that is there already"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="examples in one forward pass (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as a JSON object")
     add_model_argument(parser)
     add_device_argument(parser)
@@ -42,101 +61,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command. The first half of the examples is fitted, the second half is scored."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"`calibrate` needs {', '.join(missing)}: run `pip install 'dimple_hf[decisions]'`")
     from ..decisions import Calibration
-    from ..decisions.calibration import QUESTION_TYPES, draw_reliability, fit_temperature, score_decisions
+    from ..decisions.calibration import draw_reliability, fit_calibration
+    from ..decisions.labelled import read_labelled, read_log_probs
     from .loading import load_model, load_processor
 
-    output = args.output or Path(args.model)
-    if args.output is None and not output.is_dir():
-        raise ValueError(f"`--output` must be given for a model on the Hub (got {args.model})")
-    examples = read_examples(args.data)
+    check_batch_size(args.batch_size)
+    output = checked_output(args)
+    examples = read_labelled(args.data)
+    if len(examples) < 2:
+        raise ValueError(f"{args.data} must hold at least 2 examples (got {len(examples)})")
     model, processor = load_model(args.model, args.device), load_processor(args.model)
-    answered = _ask(model, processor, examples)
+    log_probs = read_log_probs(model, processor, examples, args.batch_size)
+    answered = [
+        list(zip(example.questions, rows, example.targets, strict=True))
+        for example, rows in zip(examples, log_probs, strict=True)
+    ]
     half = len(answered) // 2
-    if half == 0:
-        raise ValueError(f"{args.data} must hold at least 2 questions (got {len(answered)})")
-    temperatures = {}
-    for kind, name in QUESTION_TYPES.items():
-        fitted = [(row.log(), right) for question, row, right in answered[:half] if isinstance(question, kind)]
-        if fitted:
-            temperatures[name] = fit_temperature(*map(list, zip(*fitted, strict=True)))
-    calibration = Calibration(temperatures)
-    targets = [right for *_, right in answered[half:]]
-    before = score_decisions([row.tolist() for _, row, _ in answered[half:]], targets)
-    after = score_decisions(
-        [(row.log() / calibration.temperature(question)).softmax(0).tolist() for question, row, _ in answered[half:]],
-        targets,
-    )
+    fitted, scored = list(chain(*answered[:half])), list(chain(*answered[half:]))
+    calibration = fit_calibration(fitted)
+    before, after = score(scored, Calibration()), score(scored, calibration)
     calibration.save_pretrained(output)
     if args.diagram is not None:
         draw_reliability(args.diagram, {"as read": before["reliability"], "calibrated": after["reliability"]})
-    report = {"temperatures": temperatures, "before": before, "after": after, "output": str(output)}
+    report = {"temperatures": calibration.temperatures, "before": before, "after": after, "output": str(output)}
     print(json.dumps(report) if args.json else _table(report))
     return 0
 
 
-def read_examples(path: Path) -> list[tuple[Any, list[Any], list[int]]]:
+def checked_output(args: argparse.Namespace) -> Path:
     """
     Args:
-        path (`Path`):
-            The labelled examples.
+        args (`argparse.Namespace`):
+            Arguments of the command.
 
     Returns:
-        `list[tuple[Any, list[Question], list[int]]]`: Input, questions and the indices of their right options.
+        `Path`: The folder of the calibration.
 
     Raises:
-        ValueError: If a line is not written as it must be; the message names the file and the line.
+        ValueError: If it is not known, or a file that the command writes is there already.
     """
-    from ..decisions import questions_from_json
+    from ..decisions.calibration import CALIBRATION_NAME
 
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line)
-            if not isinstance(example, dict) or ("image" in example) == ("text" in example):
-                raise ValueError("it must be an object with either `image` or `text`")
-            questions = questions_from_json(example.get("questions"))
-            answers = example.get("answers")
-            if not isinstance(answers, list) or len(answers) != len(questions):
-                raise ValueError(f"`answers` must be a list of {len(questions)} answers (got {answers!r})")
-            right = [_right_option(*pair) for pair in zip(questions, answers, strict=True)]
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        item = example["text"] if "text" in example else path.parent / example["image"]
-        examples.append((item, questions, right))
-    return examples
+    output = Path(args.output or args.model)
+    if args.output is None and not output.is_dir():
+        raise ValueError(f"`--output` must be given for a model on the Hub (got {args.model})")
+    for path in (output / CALIBRATION_NAME, args.diagram):
+        if path is not None and path.exists() and not args.overwrite:
+            raise ValueError(f"`--overwrite` must be given to replace a file that is there already (got {path})")
+    return output
 
 
-def _right_option(question: Any, answer: Any) -> int:
-    from ..decisions import Predicate
+def score(answered: "Answered", calibration: "Calibration") -> dict[str, Any]:
+    """Scores of questions under a calibration, see [`score_decisions`]."""
+    from ..decisions.calibration import score_decisions
 
-    if isinstance(question, Predicate):
-        if not isinstance(answer, bool):
-            raise ValueError(f"the answer to {question.instructions!r} must be true or false (got {answer!r})")
-        return 0 if answer else 1
-    values = [(type(option.value), option.value) for option in question.options]
-    if (type(answer), answer) not in values:
-        raise ValueError(f"the answer to {question.instructions!r} must be one of its options (got {answer!r})")
-    return values.index((type(answer), answer))
-
-
-def _ask(
-    model: Any, processor: Any, examples: Sequence[tuple[Any, list[Any], list[int]]]
-) -> list[tuple[Any, Any, int]]:
-    """Each question with the probabilities of its options, a tensor, and its right one."""
-    import torch
-    from tqdm import tqdm
-
-    from ..decisions import decide
-
-    answered = []
-    for item, questions, right in tqdm(examples, desc="examples"):
-        answers: Any = decide(model, processor, item, questions)
-        for question, answer, option in zip(questions, answers, right, strict=True):
-            answered.append((question, torch.tensor(answer.option_probabilities).clamp(min=1e-30), option))
-    return answered
+    rows = [(row / calibration.temperature(question)).softmax(dim=0).tolist() for question, row, _ in answered]
+    return score_decisions(rows, [target for *_, target in answered])
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -41,6 +41,9 @@ COMMAND_NAMES = (
     "train",
 )
 
+#: What safetensors and torch say when they cannot write a file.
+UNWRITTEN = ("No space left on device", "File too large", "Disk quota exceeded", "unexpected pos", "iostream error")
+
 #: Sub-command -> its module.
 COMMANDS: dict[str, ModuleType] = {name: importlib.import_module(f".{name}", __package__) for name in COMMAND_NAMES}
 
@@ -100,11 +103,21 @@ def run_command(args: argparse.Namespace) -> int:
         _report(args, module, str(error))
         return 1
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported for its name
-            _report(args, module, None)
+        message = _describe(error)
+        _report(args, module, message)
+        if message is None:
             raise
-        _report(args, module, f"out of memory: {str(error).splitlines()[0]}")
         return 1
+
+
+def _describe(error: Exception) -> str | None:
+    """What a library reports of a full memory or disk in an error of its own, on one line; `None` for any other."""
+    first_line = str(error).partition("\n")[0]
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for its name
+        return f"out of memory: {first_line}"
+    if any(sign in first_line for sign in UNWRITTEN):
+        return f"a file could not be written, the disk may be full: {first_line}"
+    return None
 
 
 def _report(args: argparse.Namespace, module: ModuleType, message: str | None) -> None:

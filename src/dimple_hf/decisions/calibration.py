@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
+from ..data.whole_file import whole_file
 from .questions import Choice, Predicate, Question, Score
 
 CALIBRATION_NAME = "decision_calibration.json"
@@ -73,7 +74,8 @@ class Calibration:
         """Writes `decision_calibration.json` into a folder."""
         path = Path(save_directory, CALIBRATION_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2, default=dict) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(self), indent=2, default=dict).encode() + b"\n")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str]) -> "Calibration":
@@ -131,6 +133,22 @@ def fit_temperature(log_probs: Sequence[torch.Tensor], targets: Sequence[int]) -
 
     bounds = [math.log(bound) for bound in TEMPERATURE_RANGE]
     return math.exp(minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded").x)
+
+
+def fit_calibration(answered: Sequence[tuple[Question, torch.Tensor, int]]) -> Calibration:
+    """
+    Fits a temperature for each type of question that occurs.
+
+    Args:
+        answered (`Sequence[tuple[Question, torch.FloatTensor, int]]`):
+            Questions, log-probabilities of their options, `(num_options,)`, and indices of the right ones.
+    """
+    temperatures = {}
+    for kind, name in QUESTION_TYPES.items():
+        of_kind = [(row, target) for question, row, target in answered if isinstance(question, kind)]
+        if of_kind:
+            temperatures[name] = fit_temperature([row for row, _ in of_kind], [target for _, target in of_kind])
+    return Calibration(temperatures)
 
 
 def expected_calibration_error(confidences: torch.Tensor, correct: torch.Tensor, num_bins: int = 10) -> float:
@@ -262,5 +280,6 @@ def draw_reliability(path: Path, lines: Mapping[str, Sequence[tuple[float, float
     axes.set(xlabel="confidence", ylabel="accuracy")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    with whole_file(path) as file:
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)

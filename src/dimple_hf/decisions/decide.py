@@ -69,7 +69,8 @@ def decide(
         processor ([`DimpleProcessor`]):
             Its processor.
         inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `list[dict]`, or a list of these):
-            An image (a Pillow image or a path as `os.PathLike`), a text, or a conversation; or a list of them.
+            An image (a Pillow image or a path as `os.PathLike`), a text, or a conversation; or a list of them. A
+            string that is the path of a file is refused, so that no path is taken for a text.
         questions (`Sequence[Predicate | Choice | Score]`):
             1 to 400 questions.
         permutations (`int`, defaults to 1):
@@ -116,7 +117,7 @@ def decide(
             "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
             "what follows it (got full_attn_mask=False)"
         )
-    _refuse_special_tokens(processor, questions)
+    refuse_special_tokens(processor, questions)
     is_batch = isinstance(inputs, (list, tuple)) and not _is_conversation(inputs)
     conversations = [_as_conversation(item) for item in (inputs if is_batch else [inputs])]
     # 1. Layout
@@ -147,6 +148,8 @@ def _as_conversation(item: Any) -> Conversation:
     if _is_conversation(item):
         return list(item)
     if isinstance(item, str):
+        if len(item) < 4096 and os.path.isfile(item):
+            raise ValueError(f"`inputs` must give a file as `pathlib.Path`: a string is a text (got {item!r})")
         return [{"role": "user", "content": [{"type": "text", "text": item}]}]
     if isinstance(item, PIL.Image.Image):
         return [{"role": "user", "content": [{"type": "image", "image": item}]}]
@@ -155,7 +158,16 @@ def _as_conversation(item: Any) -> Conversation:
     raise ValueError(f"`inputs` must be texts, images, paths or conversations (got {type(item).__name__})")
 
 
-def _refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
+def refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
+    """
+    Refuses questions whose texts hold special tokens, such as one that ends the turn.
+
+    Args:
+        processor (`DimpleProcessor`):
+            The tokenizer's special tokens are the ones that are looked for.
+        questions (`Sequence[Question]`):
+            Instructions and options of each are checked.
+    """
     special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
     for question in questions:
         for text in (question.instructions, *(option.text for option in question.options)):

@@ -30,6 +30,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_local_safe
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.whole_file import whole_file
 from ..modeling import DimpleConfig, DimpleGenerationConfig
 from ..modeling.adapter_dimple import MODE_KEY
 from ..modeling.generation_config_dimple import DIFFUSION_OPTIONS, SHARED_OPTIONS
@@ -150,9 +151,8 @@ def write_model_card(directory: str | os.PathLike, overwrite: bool = False, **op
             f"`overwrite` must be True to replace a card that is there already (`--overwrite`; got {path})"
         )
     card = build_model_card(directory, **options)
-    unfinished = path.with_name(path.name + ".partial")
-    card.save(unfinished)
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write(str(card).encode())
     return path
 
 

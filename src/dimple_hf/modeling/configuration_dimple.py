@@ -98,9 +98,32 @@ class DimpleVisionConfig(Qwen2_5_VLVisionConfig):
 #: Options of the training loss, and their values.
 LOSS_OPTIONS = {
     "loss_weighting": ("uniform", "elbo"),
-    "noise_schedule": ("linear", "cosine"),
+    "noise_schedule": ("linear", "cosine", "full"),
     "loss_normalization": ("token", "sequence"),
 }
+
+
+def check_noise_schedule(noise_schedule: str, loss_weighting: str, complementary_masks: bool) -> None:
+    """
+    Args:
+        noise_schedule, loss_weighting, complementary_masks:
+            See [`DimpleConfig`].
+
+    Raises:
+        ValueError: If the schedule does not go with the others.
+    """
+    if complementary_masks and loss_weighting == "elbo" and noise_schedule != "linear":
+        # A complement's level is 1 - p, which only the linear schedule draws as often as p.
+        raise ValueError(
+            '`noise_schedule` must be "linear" with `complementary_masks` and `loss_weighting="elbo"` '
+            f"(got {noise_schedule!r})"
+        )
+    if noise_schedule == "full" and (complementary_masks or loss_weighting == "elbo"):
+        # A complement would mask nothing, and one noise level bounds no likelihood.
+        raise ValueError(
+            '`noise_schedule` must be "linear" or "cosine" with `complementary_masks` or `loss_weighting="elbo"` '
+            "(got 'full')"
+        )
 
 
 @strict
@@ -122,8 +145,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
             Weights of the masked-diffusion loss: `"uniform"` (the released code) or `"elbo"` (1 / t, the paper's
             equation 3).
         noise_schedule (`str`, defaults to `"linear"`):
-            How noise levels are drawn in training: `"linear"` (t ~ U(1e-3, 1), the paper) or `"cosine"` (MDLM, arXiv
-            2406.07524); see [`~modeling.diffusion_dimple.NoiseSchedule`].
+            How noise levels are drawn in training: `"linear"` (t ~ U(1e-3, 1), the paper), `"cosine"` (MDLM, arXiv
+            2406.07524) or `"full"`: every answer token is masked, for answers that are read in one pass, as decisions
+            are. See [`~modeling.diffusion_dimple.NoiseSchedule`].
         loss_normalization (`str`, defaults to `"token"`):
             What the loss is a mean over: `"token"`, the supervised tokens of the optimizer step, or `"sequence"`, the
             rows, each with the mean of its tokens (LLaDA, arXiv 2502.09992).
@@ -223,14 +247,9 @@ class DimpleConfig(Qwen2_5_VLTextConfig):
         for name, known in LOSS_OPTIONS.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)} (got {getattr(self, name)!r})")
+        check_noise_schedule(self.noise_schedule, self.loss_weighting, self.complementary_masks)
         if not 0 <= self.causal_loss_weight < math.inf:
             raise ValueError(f"`causal_loss_weight` must be >= 0 (got {self.causal_loss_weight})")
-        if self.complementary_masks and self.loss_weighting == "elbo" and self.noise_schedule != "linear":
-            # A complement's level is 1 - p, which only the linear schedule draws as often as p.
-            raise ValueError(
-                '`noise_schedule` must be "linear" with `complementary_masks` and `loss_weighting="elbo"` '
-                f"(got {self.noise_schedule!r})"
-            )
         if self.use_sliding_window:
             raise ValueError("`use_sliding_window` must be False: the model attends to the whole sequence (got True)")
         if self.hidden_size % self.num_attention_heads:

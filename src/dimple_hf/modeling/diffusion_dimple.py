@@ -65,6 +65,8 @@ NOISE_SCHEDULES = {
         elbo_weight=lambda p: (math.pi / 2) * (1 - p**2).clamp(min=0).sqrt() / p,
         mean_level=math.cos(MIN_NOISE_LEVEL * math.pi / 2) * 2 / math.pi / (1 - MIN_NOISE_LEVEL),
     ),
+    # alpha(u) = 0: only the first step of decoding, as decisions read it. It bounds no likelihood.
+    "full": NoiseSchedule(level=torch.ones_like, elbo_weight=torch.ones_like, mean_level=1.0),
 }
 
 

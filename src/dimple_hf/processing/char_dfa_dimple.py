@@ -147,19 +147,6 @@ class CharNFA:
                 self.free[state].append(target)
         return states[0]
 
-    def has_assertions(self, start: int) -> bool:
-        """Whether an assertion can be reached from `start`."""
-        seen, stack = {start}, [start]
-        while stack:
-            state = stack.pop()
-            if self.assertions[state]:
-                return True
-            for target in (*self.free[state], *(target for _, target in self.edges[state])):
-                if target not in seen:
-                    seen.add(target)
-                    stack.append(target)
-        return False
-
 
 @dataclass(frozen=True, eq=False)
 class CharDFA:

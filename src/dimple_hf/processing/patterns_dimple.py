@@ -120,6 +120,35 @@ def _is_anchor(item: tuple[Any, Any], name: str) -> bool:
     return str(item[0]) == "AT" and str(item[1]) in (f"AT_{name}", f"AT_{name}_STRING")
 
 
+def _num_at_start(items: list[Any], flags: int) -> int:
+    """How many of the first items stand at the start of the text for certain: after `^`, with no character between."""
+    anchor = "AT_BEGINNING_STRING" if flags & re.MULTILINE else "AT_BEGINNING"
+    is_anchored = False
+    for index, item in enumerate(items):
+        if str(item[0]) not in ("AT", "ASSERT", "ASSERT_NOT"):
+            return index if is_anchored else 0
+        is_anchored = is_anchored or str(item[0]) == "AT" and str(item[1]) in (anchor, "AT_BEGINNING_STRING")
+    return len(items) if is_anchored else 0
+
+
+def _borders_matter(nfa: CharNFA, start: int) -> bool:
+    """Whether an assertion at `start`, with no character between, depends on what stands before it."""
+    num_tracked = len(nfa.tracked)
+    members = [tuple(index == other for other in range(num_tracked)) for index in range(num_tracked)]
+    kinds = (None, (False,) * num_tracked, *members)
+    seen, stack = {start}, [start]
+    while stack:
+        state = stack.pop()
+        for test, _ in nfa.assertions[state]:
+            if any(len({test(before, after) for before in kinds}) > 1 for after in kinds):
+                return True
+        for other in (*nfa.free[state], *(other for _, other in nfa.assertions[state])):
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return False
+
+
 class _Reader:
     """Turns a pattern's syntax tree into a network, from its end to its beginning."""
 
@@ -153,8 +182,15 @@ class _Reader:
         return re.sub(r"\\(?:([pP])\{\^?([^}]*)\}|.)", stand_in, pattern, flags=re.DOTALL)
 
     def sequence(self, items: Iterable[tuple[Any, Any]], target: int, flags: int) -> int:
-        for operation, argument in reversed(list(items)):
-            target = self._item(str(operation), argument, target, flags)
+        items = list(items)
+        num_at_start = _num_at_start(items, flags)
+        for index in reversed(range(len(items))):
+            operation, argument = str(items[index][0]), items[index][1]
+            if operation in ("ASSERT", "ASSERT_NOT"):
+                is_wanted = operation == "ASSERT"
+                target = self._look_around(argument, is_wanted, target, flags, index < num_at_start)
+            else:
+                target = self._item(operation, argument, target, flags)
         return target
 
     def _item(self, operation: str, argument: Any, target: int, flags: int) -> int:
@@ -174,8 +210,6 @@ class _Reader:
             return start
         if operation == "AT":
             return self._anchor(str(argument), target, flags)
-        if operation in ("ASSERT", "ASSERT_NOT"):
-            return self._look_around(argument, operation == "ASSERT", target, flags)
         names = {"GROUPREF": "back references", "GROUPREF_EXISTS": "back references", "ATOMIC_GROUP": "atomic groups"}
         name = names.get(operation, operation.lower().replace("_", " "))
         raise UnsupportedPatternError(f"the pattern must not use {name}")
@@ -204,9 +238,12 @@ class _Reader:
             return nfa.assertion(lambda before, after: before is None, target)
         return nfa.assertion(lambda before, after: after is None, target)
 
-    def _look_around(self, argument: tuple[int, Any], is_wanted: bool, target: int, flags: int) -> int:
+    def _look_around(
+        self, argument: tuple[int, Any], is_wanted: bool, target: int, flags: int, is_at_start: bool
+    ) -> int:
         """
-        Look-ahead: the rest of the text, which begins at `target`, with or without the texts that begin so.
+        Look-ahead: the rest of the text, which begins at `target`, with or without the texts that begin so. Its
+        automata take it for a whole text, so that no `^` and no `\\b` may ask what stands before it, unless it is one.
         Look-behind: of a single character, which the automaton remembers.
         """
         direction, items = argument
@@ -220,42 +257,27 @@ class _Reader:
             raise UnsupportedPatternError("the pattern must not use look-behind of more than one character")
         if not items:  # (?!) never matches, (?=) always
             return target if is_wanted else self.nfa.state()
-        if self.depth_of_loops or self.nfa.has_assertions(target) and self._borders_matter(target):
-            raise UnsupportedPatternError(
-                "the pattern must not use look-ahead in a repetition, or before `^` or `\\b`"
-            )
-        try:
-            rest = CharDFA.from_nfa(self.nfa, target)
-        except EmptyLanguageError:
-            return self.nfa.state()
         ahead = CharNFA()
         inner, self.nfa = self.nfa, ahead
         anything = ahead.repeat(lambda state: ahead.char(TEXT_CHARS, state), 0, None, ahead.end)
         start = self.sequence(items, anything, flags)
         self.nfa = inner
+        borders_matter = not is_at_start and (_borders_matter(inner, target) or _borders_matter(ahead, start))
+        if self.depth_of_loops or borders_matter:
+            raise UnsupportedPatternError(
+                "the pattern must not use look-ahead in a repetition, or look-ahead that begins with or stands before "
+                "`^` or `\\b`"
+            )
+        try:
+            rest = CharDFA.from_nfa(inner, target)
+        except EmptyLanguageError:
+            return inner.state()
         try:
             begun = CharDFA.from_nfa(ahead, start)
             rest = rest.intersect(begun) if is_wanted else rest.subtract(begun)
         except EmptyLanguageError:
             return self.nfa.state() if is_wanted or not rest.is_disjoint(rest) else target
         return self.nfa.embed(rest, self.nfa.end)
-
-    def _borders_matter(self, target: int) -> bool:
-        """Whether an assertion after `target` depends on what stands before it."""
-        seen, stack = {target}, [target]
-        while stack:
-            state = stack.pop()
-            for test, _ in self.nfa.assertions[state]:
-                kinds = (None, (False,) * 8, (True,) * 8)
-                if len({test(before, after) for before in kinds for after in (None,)}) > 1:
-                    return True
-            following = [*self.nfa.free[state], *(t for _, t in self.nfa.edges[state])]
-            following += [t for _, t in self.nfa.assertions[state]]
-            for other in following:
-                if other not in seen:
-                    seen.add(other)
-                    stack.append(other)
-        return False
 
     def _chars(self, operation: str, argument: Any, flags: int) -> CharSet:
         """The characters of one item of the syntax tree that matches a single character."""

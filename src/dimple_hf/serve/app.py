@@ -89,13 +89,7 @@ def build_app(
     Raises:
         ValueError: If the model is not one that denoises, or its generation options want static shapes.
     """
-    if not model.config.full_attn_mask:
-        raise ValueError("`model` must be a diffusion model (got one with `full_attn_mask=False`)")
-    if model.generation_config.cache_implementation is not None:
-        raise ValueError(
-            "`cache_implementation` must not be set in the checkpoint's generation options: rows join and leave the "
-            f"running batch (got {model.generation_config.cache_implementation!r})"
-        )
+    _check_model(model)
     metrics = Metrics()
     worker = Worker(model, processor.tokenizer, limits.max_batch_size, metrics)
     processes = TaskProcesses(processor, TaskLimits())
@@ -141,6 +135,16 @@ def build_app(
     )
     app.state.chat, app.state.decisions = chat, decisions
     return app
+
+
+def _check_model(model: Any) -> None:
+    if not model.config.full_attn_mask:
+        raise ValueError("`model` must be a diffusion model (got one with `full_attn_mask=False`)")
+    if model.generation_config.cache_implementation is not None:
+        raise ValueError(
+            "`cache_implementation` must not be set in the checkpoint's generation options: rows join and leave the "
+            f"running batch (got {model.generation_config.cache_implementation!r})"
+        )
 
 
 def load_app(

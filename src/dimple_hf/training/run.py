@@ -19,7 +19,6 @@ stages are skipped, the current one resumes from its last whole checkpoint.
 
 import gc
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..data.whole_file import whole_file
 from ..modeling import DimpleForConditionalGeneration
 from ..quantization import quantization_config
 from .adapters import freeze_other_modules, load_adapter, lora_config, remember_mode
@@ -417,6 +417,5 @@ def write_stage_file(recipe: Recipe, plan: StagePlan, finished: bool) -> None:
     """Notes how a stage was begun, and that it is finished. A process that is killed meanwhile leaves the old note."""
     plan.directory.mkdir(parents=True, exist_ok=True)
     content = {"finished": finished, "settings": stage_settings(recipe, plan)}
-    partial = plan.directory / f"{STAGE_FILE}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, plan.directory / STAGE_FILE)
+    with whole_file(plan.directory / STAGE_FILE) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")

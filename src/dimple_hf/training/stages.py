@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modeling.configuration_dimple import LOSS_OPTIONS
+from ..modeling.configuration_dimple import LOSS_OPTIONS, check_noise_schedule
 from ..modeling.generation_config_dimple import nearest_name
 from .phases import Phase, PhaseCallback
 
@@ -69,7 +69,7 @@ class Stage:
             Bidirectional stages only: whether each row is trained on with a mask and with its complement (`False` by
             default).
         noise_schedule (`str`, *optional*):
-            Bidirectional stages only: `"linear"` (the default) or `"cosine"`; see [`DimpleConfig`].
+            Bidirectional stages only: `"linear"` (the default), `"cosine"` or `"full"`; see [`DimpleConfig`].
         causal_loss_weight (`float`, *optional*):
             Bidirectional stages only: weight of the next-token loss that is added (0 by default).
         loss_normalization (`str`, *optional*):
@@ -121,6 +121,9 @@ class Stage:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"`{name}` must be {' or '.join(map(repr, known))} (got {value!r})")
+        check_noise_schedule(
+            self.noise_schedule or "linear", self.loss_weighting or "uniform", bool(self.complementary_masks)
+        )
         for part, multiplier in (self.learning_rate_multipliers or {}).items():
             if part not in self.train:
                 raise ValueError(
