@@ -14,17 +14,23 @@
 """JSON schemas measured: how many an engine accepts, what its answers can be, and what building costs.
 
 - `accepted`: share of the schemas that the engine takes.
-- `valid`: of accepted schemas, share of the valid instances that an answer can be.
-- `invalid`: of accepted schemas, number of the invalid instances that an answer can be.
+- `valid`: of accepted schemas, share of the valid instances that an answer can be, with the properties of objects in
+  some order: objects with the same properties are equal. Ours only.
+- `valid_as_written`: the same with the properties in the order of the instance.
+- `invalid`: of accepted schemas, number of the invalid instances that an answer can be, in some order.
 - `build_ms`: processor time to build a schema for the tokenizer, the first time: median and 99th percentile.
+- `rebuild_ms`: to build it once more: median.
 - `memory_mb`: growth of the process's peak memory over all schemas.
+- `refused`: the commonest reasons; `refused_without_path` counts those that do not say where.
 
 The schemas are not part of the project: a file of JSON lines with `schema` and `tests` (a list of `data` and `valid`),
-such as MaskBench's (guidance-ai/jsonschemabench), gzipped or not. llguidance and xgrammar are measured where they are
-installed.
+such as MaskBench's (guidance-ai/jsonschemabench), gzipped or not, or one JSON object of such lists: the files of the
+official JSON-Schema-Test-Suite by name. llguidance and xgrammar are measured where they are installed.
 
-Command:
+Commands:
     python benchmarks/schemas.py maskbench.jsonl.gz --tokenizer PATH --output benchmarks/results/schemas.json
+    python benchmarks/schemas.py draft2020-12.json.gz --tokenizer PATH --engines dimple_hf \
+        --output benchmarks/results/schemas-official.json
 
 Hardware: any; processor time of one core.
 """
@@ -48,21 +54,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dimple_hf import DimpleTokenizer, StructurePrior
 
-#: Whether an answer can be a text.
-Accepts = Callable[[str], bool]
+#: Whether an answer can be a text as it is written, and with its properties in some order (`None`: not measured).
+Accepts = Callable[[str], tuple[bool, bool | None]]
+
+
+def can(write: Callable[[str], Any], text: str) -> bool:
+    """Whether `write` takes the text."""
+    try:
+        return bool(write(text))
+    except ValueError:
+        return False
 
 
 def dimple_engine(tokenizer: PreTrainedTokenizerBase, **options: Any) -> Callable[[Any], Accepts]:
     """This package, with options of `from_json_schema`; here it is given whole answers."""
 
     def build(schema: Any) -> Accepts:
-        canvas = StructurePrior.from_json_schema(schema, **options).canvas(tokenizer)
+        prior = StructurePrior.from_json_schema(schema, **options)
+        canvas = prior.canvas(tokenizer)
 
-        def accepts(text: str) -> bool:
-            try:
-                return bool(canvas.fill(text))
-            except ValueError:
-                return False
+        def accepts(text: str) -> tuple[bool, bool | None]:
+            return can(canvas.fill, text), can(partial(prior.write, tokenizer), text)
 
         return accepts
 
@@ -83,9 +95,9 @@ def llguidance_engine(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Acc
         if error:
             raise ValueError(error)
 
-        def accepts(text: str) -> bool:
+        def accepts(text: str) -> tuple[bool, bool | None]:
             matcher = llguidance.LLMatcher(own, grammar)
-            return all(matcher.consume_token(token) for token in own.tokenize_str(text)) and matcher.is_accepting()
+            return all(map(matcher.consume_token, own.tokenize_str(text))) and matcher.is_accepting(), None
 
         return accepts
 
@@ -103,9 +115,9 @@ def xgrammar_engine(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Accep
             json.dumps(schema), any_whitespace=False, separators=(",", ":"), strict_mode=False
         )
 
-        def accepts(text: str) -> bool:
+        def accepts(text: str) -> tuple[bool, bool | None]:
             matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
-            return matcher.accept_string(text) and matcher.is_terminated()
+            return matcher.accept_string(text) and matcher.is_terminated(), None
 
         return accepts
 
@@ -122,7 +134,7 @@ ENGINES: dict[str, Callable[[PreTrainedTokenizerBase], Callable[[Any], Accepts]]
 
 def measure(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """One engine on all schemas."""
-    times, counts, reasons = [], Counter[str](), Counter[str]()
+    times, again, counts, reasons = [], [], Counter[str](), Counter[str]()
     memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for row in rows:
         counts["schemas"] += 1
@@ -132,31 +144,45 @@ def measure(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> 
         except (ValueError, RuntimeError) as error:
             times.append(time.process_time() - start)
             reasons[str(error).split(" at $")[0].split(" (")[0][:80]] += 1
+            counts["no path"] += "$" not in str(error)
             continue
         times.append(time.process_time() - start)
+        start = time.process_time()
+        build(row["schema"])
+        again.append(time.process_time() - start)
         counts["accepted"] += 1
         for test in row["tests"]:
             kind = "valid" if test["valid"] else "invalid"
             counts[kind] += 1
-            counts[f"{kind} accepted"] += accepts(json.dumps(test["data"], ensure_ascii=False, separators=(",", ":")))
+            as_written, in_order = accepts(json.dumps(test["data"], ensure_ascii=False, separators=(",", ":")))
+            counts[f"{kind} as written"] += as_written
+            counts[f"{kind} in some order"] += as_written or bool(in_order)
+            counts["measured orders"] += in_order is not None
     ordered = sorted(times)
+    num_valid = max(1, counts["valid"])
     return {
         "schemas": counts["schemas"],
         "accepted": counts["accepted"] / max(1, counts["schemas"]),
-        "valid": counts["valid accepted"] / max(1, counts["valid"]),
-        "invalid": f"{counts['invalid accepted']} of {counts['invalid']}",
+        "valid": counts["valid in some order"] / num_valid if counts["measured orders"] else None,
+        "valid_as_written": counts["valid as written"] / num_valid,
+        "invalid": f"{counts['invalid in some order']} of {counts['invalid']}",
         "build_ms": 1000 * statistics.median(ordered),
         "build_ms_p99": 1000 * ordered[int(0.99 * len(ordered))],
+        "rebuild_ms": 1000 * statistics.median(again or [0.0]),
         "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024,
         "refused": dict(reasons.most_common(12)),
+        "refused_without_path": counts["no path"],
     }
 
 
 def read_rows(path: Path, stride: int) -> list[dict[str, Any]]:
-    """Every `stride`-th line of the file."""
+    """Every `stride`-th schema of the file."""
     open_file = gzip.open if path.suffix == ".gz" else open
     with open_file(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for index, line in enumerate(file) if index % stride == 0]
+        lines = [json.loads(line) for line in file]
+    is_suite = len(lines) == 1 and "schema" not in lines[0]
+    rows = [group for groups in lines[0].values() for group in groups] if is_suite else lines
+    return rows[::stride]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -184,8 +210,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         tokenizer = (DimpleTokenizer if ours else AutoTokenizer).from_pretrained(args.tokenizer)
         result = report["engines"][name] = measure(ENGINES[name](tokenizer), rows)
         print(
-            f"| {name} | {result['accepted']:.1%} | {result['valid']:.1%} | {result['invalid']} "
-            f"| {result['build_ms']:.1f} | {result['build_ms_p99']:.0f} | {result['memory_mb']:.0f} |",
+            f"| {name} | {result['accepted']:.1%} | {result['valid'] or 0:.1%} | {result['valid_as_written']:.1%} "
+            f"| {result['invalid']} | {result['build_ms']:.1f} | {result['build_ms_p99']:.0f} "
+            f"| {result['rebuild_ms']:.2f} | {result['memory_mb']:.0f} |",
             flush=True,
         )
         if args.output is not None:

@@ -298,7 +298,7 @@ def test_forms_dataset_of_one_kind_asks_only_that():
     assert set(forms_dataset("test", 20, shares={"rows": 0.5, "sum": 0.5})[:]["kind"]) == {"rows", "sum"}
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "recipe_extend.yaml", "recipe_decide.yaml"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe_extend.yaml"])
 def test_recipes_ask_for_known_kinds_in_shares_of_1(name):
     """A mistake in the last stage would show after hours."""
     recipe = yaml.safe_load((Path(forms_dataset_module.__file__).parent / name).read_text())

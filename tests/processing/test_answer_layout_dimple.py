@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from dimple_hf.processing import DimpleTokenizer, token_automaton_dimple
+from dimple_hf.processing.answer_canvas_dimple import compact_canvas, padded_canvas
 from dimple_hf.processing.answer_layout_dimple import Canvas, CanvasConstraint
 from dimple_hf.processing.answer_parts_dimple import (
     EMPTY,
@@ -32,8 +33,6 @@ from dimple_hf.processing.answer_parts_dimple import (
     Part,
     Repeat,
     ValueSlot,
-    compact_canvas,
-    padded_canvas,
 )
 from dimple_hf.processing.char_dfa_dimple import free_text
 from dimple_hf.processing.patterns_dimple import pattern_dfa

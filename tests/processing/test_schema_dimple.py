@@ -17,6 +17,7 @@ import cProfile
 import datetime
 import itertools
 import json
+import re
 from typing import Any
 
 import pydantic
@@ -175,9 +176,12 @@ def test_separators_are_those_of_json_dumps(tokenizer: DimpleTokenizer) -> None:
         "required": ["a", "b"],
     }
     prior = StructurePrior.from_json_schema(schema, separators=(", ", ": "))
-    prior.write(tokenizer, json.dumps({"a": [1, 2], "b": {"c": 3}}))
+    canvas = prior.canvas(tokenizer)
+    text = json.dumps({"a": [1, 2], "b": {"c": 3}})
+    assert canvas.fill(text)
     with pytest.raises(ValueError, match="must have the prior's form"):
-        prior.write(tokenizer, '{"a":[1,2],"b":{"c":3}}')
+        canvas.fill('{"a":[1,2],"b":{"c":3}}')
+    assert canvas.text(prior.write(tokenizer, '{"b":{"c":3},"a":[1,2]}')[0]) == text
 
 
 def test_unknown_keywords_and_formats_are_listed() -> None:
@@ -196,7 +200,7 @@ def test_bounds_that_the_schema_does_not_have_are_listed(tokenizer: DimpleTokeni
     prior = StructurePrior.from_json_schema(node, max_tokens=90)
     prior.canvas(tokenizer)
     assert prior.bounds["length"] == "90 tokens in all"
-    assert "3 levels" in prior.bounds["recursion"]
+    assert re.search(r"at most [2-5] levels", prior.bounds["recursion"])
     assert "18 digits" in prior.bounds["numbers"]
     ids, _ = prior.write(tokenizer, '{"v":1}')
     assert not prior.touched_bound(tokenizer, ids)
@@ -206,44 +210,125 @@ def test_bounds_that_the_schema_does_not_have_are_listed(tokenizer: DimpleTokeni
 
 
 def test_free_values_are_as_deep_as_the_budget_allows(tokenizer: DimpleTokenizer) -> None:
-    """Inside arrays and objects of which a schema says nothing, three more levels; fewer beside much else."""
-    assert can_write(tokenizer, {}, {"a": [{"b": [1]}]})
-    assert not can_write(tokenizer, {}, {"a": [{"b": [[1]]}]})
-    large = {"type": "object", "properties": {f"p{index}": {} for index in range(40)}}
+    """Where a schema says nothing, arrays and objects some levels deep; fewer beside much else."""
+    assert can_write(tokenizer, {}, {"a": [{"b": 1}]})
+    assert not can_write(tokenizer, {}, {"a": [{"b": [{"c": [{"d": [{"e": 1}]}]}]}]})
+    assert can_write(tokenizer, {}, {"a": [[1, "x"], [2]]})
+    assert not can_write(tokenizer, {}, {"a": [[[1]]]})  # an array in an array holds neither
+    mentioned = {"type": "object", "properties": {"a": {"type": "object"}}}
+    assert can_write(tokenizer, mentioned, {"a": {"b": {"c": {"d": 1}}}, "other": [{"b": 1}]})
+    large = {"type": "object", "properties": {f"p{index}": {} for index in range(60)}}
     prior = StructurePrior.from_json_schema(large, max_tokens=400)
     prior.canvas(tokenizer)
-    assert "at most 1 deep" in prior.bounds["free values"]
+    assert re.search("at most [01] deep", prior.bounds["free values"])
+
+
+def test_unmentioned_properties_inside_objects_are_less_deep(tokenizer: DimpleTokenizer) -> None:
+    """Of the answer itself they have some levels, further inside fewer, so that many open objects stay small."""
+    inner = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    schema = {"type": "object", "properties": {"a": inner}}
+    deep = {"x": {"y": {"z": 1}}}
+    assert can_write(tokenizer, schema, {"other": deep})
+    assert can_write(tokenizer, schema, {"a": {"other": {"y": 1}}})
+    assert not can_write(tokenizer, schema, {"a": {"other": {"y": [deep]}}})
 
 
 def test_properties_come_in_any_order_on_request(tokenizer: DimpleTokenizer) -> None:
-    """All orders of few properties, each property once, and two orders of many, which `bounds` says."""
+    """All orders of few properties, each property once."""
     schema = {
         "type": "object",
         "properties": {"a": {"type": "integer"}, "b": {"type": "string"}, "c": {"const": None}},
         "required": ["a"],
         "additionalProperties": {"type": "boolean"},
     }
+    in_order = StructurePrior.from_json_schema(schema, max_tokens=100).canvas(tokenizer)
+    canvas = StructurePrior.from_json_schema(schema, max_tokens=100, any_order=True).canvas(tokenizer)
     for names in itertools.permutations("abc"):
         value = {name: {"a": 1, "b": "x", "c": None}[name] for name in names}
-        assert can_write(tokenizer, schema, value, any_order=True)
-        assert can_write(tokenizer, schema, value) == (names == ("a", "b", "c"))
-    prior = StructurePrior.from_json_schema(schema, max_tokens=100, any_order=True)
-    assert prior.write(tokenizer, '{"b":"x","a":1,"more":true}')
+        text = json.dumps(value, separators=(",", ":"))
+        assert canvas.fill(text)
+        if names != ("a", "b", "c"):
+            with pytest.raises(ValueError, match="must have the prior's form"):
+                in_order.fill(text)
+    assert canvas.fill('{"b":"x","a":1,"more":true}')
     for text in ('{"b":"x"}', '{"a":1,"b":"x","a":2}', '{"b":1,"a":1}', '{"more":true,"a":1}'):
         with pytest.raises(ValueError, match="must have the prior's form"):
-            prior.write(tokenizer, text)
-
-    names = [f"p{index}" for index in range(9)]
-    many = {"properties": dict.fromkeys(names, {"const": 0}), "required": ["p8", "p7"], "additionalProperties": False}
-    many["type"] = "object"
-    assert can_write(tokenizer, many, {"p8": 0, "p7": 0, "p0": 0}, any_order=True)
-    assert can_write(tokenizer, many, {"p0": 0, "p7": 0, "p8": 0}, any_order=True)
-    assert not can_write(tokenizer, many, {"p8": 0, "p0": 0, "p7": 0}, any_order=True)
-    prior = StructurePrior.from_json_schema(many, any_order=True)
-    prior.canvas(tokenizer)
-    assert prior.bounds["$"] == "properties in the order of the schema, or those of 'required' first"
+            canvas.fill(text)
     with pytest.raises(ValueError, match="`any_order` must be False"):
-        StructurePrior.from_json_schema(many, any_order=True, layout="padded")
+        StructurePrior.from_json_schema(schema, any_order=True, layout="padded")
+
+
+def test_properties_of_large_objects_come_in_the_orders_of_the_schema(tokenizer: DimpleTokenizer) -> None:
+    """
+    A state for each set of many properties would be too much. Those of `required` may come first, in its order, where
+    that is another one than the schema's; no property comes twice, and what must come does.
+    """
+    names = [f"p{index:02}" for index in range(12)]
+    required = ["p11", "p07"]
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {name: {"const": index} for index, name in enumerate(names)},
+        "required": required,
+        "additionalProperties": False,
+    }
+    value = {name: names.index(name) for name in (*required, "p00")}
+    prior = StructurePrior.from_json_schema(schema, any_order=True, max_tokens=200)
+    prior.canvas(tokenizer)
+    assert prior.bounds["$"] == "properties in the order of the schema, or of 'required'"
+    for order in (value, dict(sorted(value.items()))):
+        for any_order in (True, False):
+            assert can_write(tokenizer, schema, order, any_order=any_order)
+    canvas = prior.canvas(tokenizer)
+    members = [f'"{name}":{number}' for name, number in value.items()]
+    assert canvas.fill("{" + ",".join(members) + "}")  # the control
+    for texts in (members[1:], [*members, members[0]], [*members, members[2]], [*members, '"other":1']):
+        with pytest.raises(ValueError, match="must have the prior's form"):
+            canvas.fill("{" + ",".join(texts) + "}")
+
+
+def test_order_of_required_counts_where_the_names_of_the_schema_are_sorted(tokenizer: DimpleTokenizer) -> None:
+    """A tool that sorts the properties loses the author's order; otherwise the schema's order is that order."""
+    integers = {"type": "integer"}
+    in_order = {"type": "object", "properties": {"b": integers, "a": integers, "c": integers}, "required": ["b", "c"]}
+    is_sorted = in_order | {"properties": {"a": integers, "b": integers, "c": integers}}
+    text = '{"b":1,"c":2,"a":3}'
+    for schema, is_possible in ((is_sorted, True), (in_order, False)):
+        canvas = StructurePrior.from_json_schema(schema, max_tokens=40).canvas(tokenizer)
+        if is_possible:
+            assert canvas.fill(text)
+        else:
+            with pytest.raises(ValueError, match="must have the prior's form"):
+                canvas.fill(text)
+
+
+def test_written_answers_have_their_properties_in_an_order_of_the_canvas(tokenizer: DimpleTokenizer) -> None:
+    """Objects with the same properties are equal; whatever is no such object is still an error."""
+    inner = {"type": "object", "properties": {"x": {"type": "number"}, "y": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "rows": {"type": "array", "items": inner}}}
+    schema["required"] = ["n"]
+    prior = StructurePrior.from_json_schema(schema, max_tokens=80)
+    text = '{"rows":[{"y":"é\\n","x":1.50},{"y":"b"}],"n":1}'
+    ids, is_learned = prior.write(tokenizer, text)
+    assert prior.canvas(tokenizer).text(ids) == '{"n":1,"rows":[{"x":1.50,"y":"é\\n"},{"y":"b"}]}'
+    assert prior.read(tokenizer, ids) == json.loads(text)
+    assert not is_learned[0]
+    assert is_learned[-1]
+    for wrong in (
+        '{"rows":[],"n":"1"}',
+        '{"rows":[]}',
+        '{"rows":[],"n":1',
+        "[]",
+        '{"rows":[' + "{}," * 60 + '{}],"n":1}',
+    ):
+        with pytest.raises(ValueError, match="must have the prior's form"):
+            prior.write(tokenizer, wrong)
+
+
+def test_unique_strings_differ_by_their_first_or_last_letter(tokenizer: DimpleTokenizer) -> None:
+    """By the last one where the pattern sets the first; equal strings never come."""
+    schema = {"type": "array", "items": {"type": "string", "pattern": r"^\."}, "uniqueItems": True}
+    assert can_write(tokenizer, schema, [".js", ".md", ".c"])
+    assert not can_write(tokenizer, schema, [".js", ".js"])
 
 
 @pytest.mark.parametrize(
@@ -480,3 +565,16 @@ def test_circle_of_one_of_is_refused(alternatives: list[dict[str, Any]]) -> None
     # Control: the same without a circle.
     plain = [{"type": "integer"}, {"type": "string"}]
     StructurePrior.from_json_schema({"definitions": {"v": {"oneOf": plain}}, "$ref": "#/definitions/v"})
+
+
+def test_identifiers_inside_unknown_keywords_are_none(tokenizer: DimpleTokenizer) -> None:
+    """What an unknown keyword holds is no schema, so another one with the same identifier is meant."""
+    name = "https://example.com/item"
+    schema = {
+        "$defs": {"other": {"unknown": [{"$id": name, "type": "null"}]}, "item": {"$id": name, "type": "string"}},
+        "properties": {"a": {"$ref": name}},
+        "type": "object",
+    }
+    for definitions in (schema["$defs"], dict(reversed(schema["$defs"].items()))):
+        assert can_write(tokenizer, schema | {"$defs": definitions}, {"a": "x"})
+        assert not can_write(tokenizer, schema | {"$defs": definitions}, {"a": None})

@@ -136,31 +136,32 @@ class _Writer:
         escapes = [(ord(letter), dfa.column_of(ord(char))) for char, letter in JSON_ESCAPES.items()] * self.in_json
         escapes = [(letter, column) for letter, column in escapes if column >= 0]
         targets = np.where(dfa.table < 0, -1, dfa.table + first)
-        index = np.searchsorted(dfa.starts, 0x80, "right") - 1
-        is_wide = bool((dfa.columns[index:] >= 0).any())
-        for state in range(num_chars):
-            row: dict[int, int] = {}
-            escaped = {
-                letter: int(targets[state, column]) for letter, column in escapes if targets[state, column] >= 0
-            }
-            if escaped:
-                row[0x5C] = self._shared(escaped)
-            if is_wide:
-                row |= self._wide(targets[state])
-            self.rows[state + first] = row
+        # What escapes and characters of several bytes lead to is the same for most states.
+        wide = dfa.columns[np.searchsorted(dfa.starts, 0x80, "right") - 1 :]
+        others = sorted({int(column) for column in wide if column >= 0} | {column for _, column in escapes})
+        _, representatives, number_of = np.unique(targets[:, others], axis=0, return_index=True, return_inverse=True)
+        rows = [self._row(targets[state], escapes, bool((wide >= 0).any())) for state in representatives.tolist()]
         table = np.full((len(self.rows), 256), -1, dtype=np.int32)
         table[first : num_chars + first, codes] = targets[:, ascii_columns]
+        for number, row in enumerate(rows):
+            states = np.flatnonzero(number_of.reshape(-1) == number) + first
+            table[states[:, None], list(row)] = list(row.values())
         for state, row in enumerate(self.rows):
             if row:
                 table[state, list(row)] = list(row.values())
-        table, column = np.unique(table, axis=1, return_inverse=True)
         accepting = np.zeros(len(table), dtype=bool)
         accepting[first : num_chars + first] = dfa.accepting
         is_char_start = np.zeros(len(table), dtype=bool)
         is_char_start[first : num_chars + first] = True
-        return ByteDFA(
-            np.ascontiguousarray(table), column.reshape(-1).astype(np.uint8), accepting, is_char_start, self.is_quoted
-        )
+        return ByteDFA(*_without_equal_columns(table), accepting, is_char_start, self.is_quoted)
+
+    def _row(self, targets: np.ndarray, escapes: list[tuple[int, int]], is_wide: bool) -> dict[int, int]:
+        """The first bytes of escapes and of characters of several bytes, and the states after them."""
+        row: dict[int, int] = {}
+        escaped = {letter: int(targets[column]) for letter, column in escapes if targets[column] >= 0}
+        if escaped:
+            row[0x5C] = self._shared(escaped)
+        return row | self._wide(targets) if is_wide else row
 
     def _shared(self, row: dict[int, int]) -> int:
         key = tuple(sorted(row.items()))
@@ -216,3 +217,12 @@ class _Writer:
             if state >= 0:
                 row[0x80 + number] = state
         return self._shared(row) if row else -1
+
+
+def _without_equal_columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different columns of a table of bytes, and which of them each byte has."""
+    columns = np.ascontiguousarray(table.T)
+    number_of: dict[bytes, int] = {}
+    column = np.array([number_of.setdefault(one.tobytes(), len(number_of)) for one in columns], dtype=np.uint8)
+    _, first = np.unique(column, return_index=True)
+    return np.ascontiguousarray(columns[first].T), column

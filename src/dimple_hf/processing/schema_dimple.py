@@ -34,6 +34,7 @@ from .answer_parts_dimple import (
     Repeat,
     ValueSlot,
 )
+from .answer_sizes_dimple import num_states
 from .char_dfa_dimple import TEXT_CHARS, CharDFA, CharNFA, EmptyLanguageError, free_text
 from .patterns_dimple import pattern_dfa
 from .schema_shapes_dimple import (
@@ -56,6 +57,9 @@ MAX_DEPTH = 64
 #: Levels of arrays and objects, inside a value about which a schema says nothing, that a canvas is made for.
 USUAL_FREE_LEVELS = 2
 
+#: Levels inside the arrays there.
+MAX_LEVELS_IN_ARRAY = 3
+
 #: Numbers there: of up to 15 digits before the point.
 FREE_NUMBER = r"-?(?:0|[1-9]\d{0,14})(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
 
@@ -64,6 +68,9 @@ NUM_UNIQUE_KINDS = 6
 
 #: Enumerated items that an array with `uniqueItems` can hold in any order; more come in the order of the schema.
 MAX_UNORDERED = 7
+
+#: Most properties of an object of which each set is a state, where they may come in any order.
+MAX_UNORDERED_MEMBERS = 10
 
 #: Most enumerated values of one enum, in characters.
 MAX_CHOICE_CHARS = 100_000
@@ -78,14 +85,29 @@ class Depth:
         recursion (`int`):
             How often a schema that refers to itself is entered on the way to a value.
         free_levels (`int`):
-            Levels of arrays and objects inside a value about which the schema says nothing.
+            Levels of arrays and objects, from the answer's own on, down to which a value may be anything.
+        open_levels (`int`):
+            Levels of arrays and objects of a property of the answer that its schema does not mention; two fewer for
+            one of an object inside it, and so on.
         unordered (`int`):
-            Most properties that an object may have in any order.
+            Most states of an object whose properties may come in any order, each once.
     """
 
     recursion: int = 3
-    free_levels: int = 2
+    free_levels: int = 5
+    open_levels: int = 3
     unordered: int = 0
+
+    @property
+    def inside(self) -> "Depth":
+        """What is left for the values of an array or object; where levels are left at all, one always is."""
+        free_levels = max(self.free_levels - 1, min(self.free_levels, 1))
+        return replace(self, free_levels=free_levels, open_levels=max(self.open_levels - 1, min(self.open_levels, 1)))
+
+    @property
+    def entered(self) -> "Depth":
+        """What is left inside a schema that refers to itself."""
+        return replace(self, recursion=self.recursion - 1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,8 @@ class ReaderOptions:
             Whether an object may have properties that its schema does not mention, where it does not say so.
         is_pydantic (`bool`):
             Whether a pydantic class reads the answer.
+        is_shared (`bool`):
+            Whether values share their positions, so that properties can come in more than one order.
     """
 
     max_string_tokens: int = 16
@@ -109,6 +133,7 @@ class ReaderOptions:
     any_order: bool = False
     is_open: bool = True
     is_pydantic: bool = False
+    is_shared: bool = True
 
 
 class SchemaReader:
@@ -141,6 +166,7 @@ class SchemaReader:
         self.recursive: set[frozenset[tuple[bool, int]]] = set()
         self.parts: dict[tuple[Any, ...], Part | None] = {}
         self.languages: dict[tuple[Any, ...], Language] = {}
+        self.sizes: dict[Part, int] = {}  # states of parts
         self.nothing_at: str | None = None
         self.depth = 0
         self._find_recursion((Atom(schema, "$"),))
@@ -154,7 +180,7 @@ class SchemaReader:
         """The parts of the whole text; `bounds` are then those of these limits."""
         if limits != self.limits:
             self.limits, self.parts, self.bounds, self.nothing_at = limits, {}, {}, None
-        part = self._value((Atom(self.root, "$"),), "$", limits.recursion)
+        part = self._value((Atom(self.root, "$"),), "$", limits)
         if part is None:
             raise ValueError(
                 f"`schema` must allow at least one value at {self.nothing_at or '$'} (its keywords allow none)"
@@ -202,18 +228,18 @@ class SchemaReader:
 
     # Values.
 
-    def _value(self, conjunction: Conjunction, path: str, left: int) -> Part | None:
-        """What a conjunction allows; `None` if nothing. `left`: how often a recursive one may still be entered."""
+    def _value(self, conjunction: Conjunction, path: str, left: Depth) -> Part | None:
+        """What a conjunction allows; `None` if nothing. `left`: how deep it may still be."""
         if all(isinstance(atom.schema, bool) for atom in conjunction):
             if all(atom.schema == atom.holds for atom in conjunction):
-                return self._anything(self.limits.free_levels)
+                return self._anything(left.free_levels, min(left.free_levels, USUAL_FREE_LEVELS))
             self._found_nothing(path)
             return None
         key = _key(conjunction)
         if key in self.recursive:
-            left -= 1
+            left = left.entered
             self.bounds["recursion"] = f"at most {self.limits.recursion} levels of schemas that refer to themselves"
-            if left < 0:
+            if left.recursion < 0:
                 return None
         if (key, left) not in self.parts:
             self.depth += 1
@@ -232,30 +258,35 @@ class SchemaReader:
     def _found_nothing(self, path: str) -> None:
         self.nothing_at = self.nothing_at or path
 
-    def _anything(self, levels: int) -> Part:
-        """Any JSON value, with arrays and objects of `levels` levels."""
-        key = ("anything", levels)
+    def _anything(self, levels: int, usual_levels: int, in_array: bool = False) -> Part:
+        """
+        Any JSON value, with arrays and objects of `levels` levels, `usual_levels` of which a canvas is made for.
+        Arrays hold few levels, and those in arrays none but empty ones, so that the automaton does not double with
+        each level.
+        """
+        key = ("anything", levels, usual_levels, in_array)
         if key not in self.parts:
             most = self.limits.free_levels
             self.bounds["free values"] = f"arrays and objects nested at most {most} deep, 15 digits before the point"
-            usual = int(levels > most - USUAL_FREE_LEVELS)
             options: list[Part] = [self._string_slot(Language(free_text(), None, True), Shape(), "$")]
             number = ValueSlot(Language(format_dfa(FREE_NUMBER)), "$", 8)
-            options += [number, ValueSlot(Choices(("true", "false", "null")), "$")]
+            words = ("true", "false", "null") if levels else ("true", "false", "null", "[]", "{}")
+            options += [number, ValueSlot(Choices(words), "$")]
             if levels:
-                inner = self._anything(levels - 1)
+                usual, inner_usual = min(1, usual_levels), max(0, usual_levels - 1)
+                items = self._anything(0 if in_array else min(levels - 1, MAX_LEVELS_IN_ARRAY), inner_usual, True)
+                value = self._anything(levels - 1, inner_usual)
                 name = self._string_slot(Language(free_text(), None, True), Shape(max_tokens=8), "$")
-                item = Repeat(inner, self.comma, 0, None, usual)
-                pair = (name, Concat((Literal(self.colon), inner)))
+                pair = (name, Concat((Literal(self.colon), value)))
                 members = Members((), (pair,), self.comma, usual_generated=usual)
-                options.append(Concat((Literal("["), item, Literal("]"))))
+                options.append(Concat((Literal("["), Repeat(items, self.comma, 0, None, usual), Literal("]"))))
                 options.append(Concat((Literal("{"), members, Literal("}"))))
             self.parts[key] = Alternation(tuple(options))
         part = self.parts[key]
         assert part is not None
         return part
 
-    def _shape(self, shape: Shape, path: str, left: int) -> list[Part]:
+    def _shape(self, shape: Shape, path: str, left: Depth) -> list[Part]:
         """The parts of one alternative, one for each type."""
         if shape.values is not None:
             return self._choices(shape.values, shape, path)
@@ -355,10 +386,11 @@ class SchemaReader:
 
     # Arrays.
 
-    def _array(self, shape: Shape, path: str, left: int) -> Part | None:
+    def _array(self, shape: Shape, path: str, left: Depth) -> Part | None:
         shape = _without_empty(shape, [], "min_items")
         if shape.not_unique or any(isinstance(value, list) for value in shape.excluded):
             return None
+        left = left.inside
         expander = self.expander
         least, most = shape.min_items, shape.max_items
         num_named = max((int(n) + 1 for entry in shape.items for n in entry.named), default=0)
@@ -405,7 +437,7 @@ class SchemaReader:
             tail = tail if least > index else Alternation((tail, EMPTY))
         return tail
 
-    def _containing(self, shape: Shape, conjunction: Conjunction, path: str, left: int) -> Part | None:
+    def _containing(self, shape: Shape, conjunction: Conjunction, path: str, left: Depth) -> Part | None:
         """Arrays with so many items of a kind: a part for each number of items and of those that count."""
         wanted = tuple(dict.fromkeys(atom for item, _, _ in shape.contains for atom in item))
         low = max(low for _, low, _ in shape.contains)
@@ -439,7 +471,7 @@ class SchemaReader:
                 known[index, count] = _one_of(options)
         return known[0, 0]
 
-    def _unique(self, shape: Shape, conjunction: Conjunction, path: str, left: int) -> Part | None:
+    def _unique(self, shape: Shape, conjunction: Conjunction, path: str, left: Depth) -> Part | None:
         """
         Arrays of different items: enumerated ones exactly, others one of each of some kinds that exclude each other.
         """
@@ -494,8 +526,8 @@ class SchemaReader:
             found += [value for value in values if not any(same(value, other) for other in found)]
         return found
 
-    def _kinds(self, conjunction: Conjunction, path: str, left: int) -> list[Part]:
-        """Parts that share no value: strings by their first character, numbers by their last digit."""
+    def _kinds(self, conjunction: Conjunction, path: str, left: Depth) -> list[Part]:
+        """Parts that share no value: strings by their first or last character, numbers by their last digit."""
         strings, numbers, others = [], [], []
         for shape in self.expander.shapes(conjunction):
             if shape.values is None and shape.types == {"string"}:
@@ -505,36 +537,42 @@ class SchemaReader:
             else:
                 others.append(shape)
         if (strings or numbers) and not others and conjunction:
-            kinds = []
-            for number in range(NUM_UNIQUE_KINDS):
-                letters = "".join(
-                    chr(c) for c in range(33, 127) if c % NUM_UNIQUE_KINDS == number and chr(c).isalnum()
-                )
-                digits = "".join(str(d) for d in range(10) if d % NUM_UNIQUE_KINDS == number)
-                options: list[Part] = []
-                for shape in strings:
-                    narrowed = replace(shape, patterns=(*shape.patterns, f"^[{letters}]"))
-                    options += [part for part in [self._string(narrowed, path)] if part is not None]
-                for shape in numbers:
-                    slot = self._number(shape, path)
-                    if isinstance(slot, ValueSlot) and isinstance(slot.value, Language):
-                        try:
-                            dfa = slot.value.dfa.intersect(pattern_dfa(f".*[{digits}]")[0])
-                            options.append(replace(slot, value=Language(dfa)))
-                        except EmptyLanguageError:
-                            pass
-                part = _one_of(options)
-                kinds += [] if part is None else [part]
-            return kinds
+            by_first = self._kinds_by(strings, numbers, "^[{}]", path)
+            if len(by_first) == NUM_UNIQUE_KINDS:
+                return by_first
+            return max(by_first, self._kinds_by(strings, numbers, "[{}]$", path), key=len)
         part = self._value(conjunction, path, left)
         return [] if part is None else [part]
 
+    def _kinds_by(self, strings: list[Shape], numbers: list[Shape], pattern: str, path: str) -> list[Part]:
+        """Kinds of strings by a letter or digit where `pattern` has it, and of numbers by their last digit."""
+        kinds = []
+        for number in range(NUM_UNIQUE_KINDS):
+            letters = "".join(chr(c) for c in range(33, 127) if c % NUM_UNIQUE_KINDS == number and chr(c).isalnum())
+            digits = "".join(str(d) for d in range(10) if d % NUM_UNIQUE_KINDS == number)
+            options: list[Part] = []
+            for shape in strings:
+                narrowed = replace(shape, patterns=(*shape.patterns, pattern.format(letters)))
+                options += [part for part in [self._string(narrowed, path)] if part is not None]
+            for shape in numbers:
+                slot = self._number(shape, path)
+                if isinstance(slot, ValueSlot) and isinstance(slot.value, Language):
+                    try:
+                        dfa = slot.value.dfa.intersect(pattern_dfa(f".*[{digits}]")[0])
+                        options.append(replace(slot, value=Language(dfa)))
+                    except EmptyLanguageError:
+                        pass
+            part = _one_of(options)
+            kinds += [] if part is None else [part]
+        return kinds
+
     # Objects.
 
-    def _object(self, shape: Shape, path: str, left: int) -> Part | None:
+    def _object(self, shape: Shape, path: str, left: Depth) -> Part | None:
         shape = _without_empty(shape, {}, "min_properties")
         if any(isinstance(value, dict) for value in shape.excluded):
             return None
+        left, open_levels = left.inside, left.open_levels
         expander = self.expander
         named: list[tuple[str, Part, bool]] = []
         for name in dict.fromkeys((*names_of(shape.properties), *shape.required)):
@@ -547,7 +585,7 @@ class SchemaReader:
             elif is_required:
                 self._found_nothing(f"{path}.properties.{name}")
                 return None
-        generated = self._generated(shape, path, left)
+        generated = self._generated(shape, path, left, open_levels)
         if shape.min_properties >= 2:
             generated = []  # two generated names may be the same
         least, most = shape.min_properties, shape.max_properties
@@ -563,26 +601,33 @@ class SchemaReader:
         return Concat((Literal("{"), self._in_orders(members, shape, path), Literal("}")))
 
     def _in_orders(self, members: Members, shape: Shape, path: str) -> Part:
-        """The members of an object in the order of the schema, or in other ones if they are wanted."""
+        """The members of an object in the order of the schema, and in other ones."""
         named = members.named
-        if not self.options.any_order or len(named) < 2:
+        if len(named) < 2 or not self.options.is_shared:
             return members
-        if len(named) <= self.limits.unordered and not members.min_members and members.max_members is None:
-            return replace(members, any_order=True)
-        self.bounds[path] = "properties in the order of the schema"
+        unordered = replace(members, any_order=True)
+        is_counted = members.min_members or members.max_members is not None
+        if self.limits.unordered and not is_counted and len(named) <= MAX_UNORDERED_MEMBERS:
+            if num_states(unordered, self.sizes) <= self.limits.unordered:
+                return unordered
         rank = {dumps(name, self.options.separators, path) + self.colon: i for i, name in enumerate(shape.required)}
+        ranks = [rank[key] for key, _, is_required in named if is_required]
+        if self.options.any_order:
+            self.bounds[path] = "properties in the order of the schema, or of 'required'"
         by_required = tuple(sorted(named, key=lambda entry: rank.get(entry[0], len(rank))))
-        if not self.limits.unordered or by_required == named:
+        keys = [key for key, _, _ in named]
+        # Where names are in alphabetical order, a tool has sorted them; 'required' keeps the author's order.
+        if by_required == named or (ranks == sorted(ranks) and keys != sorted(keys)):
             return members
-        self.bounds[path] += ", or those of 'required' first"
         return Alternation((members, replace(members, named=by_required)))
 
-    def _generated(self, shape: Shape, path: str, left: int) -> list[tuple[Part, Part]]:
+    def _generated(self, shape: Shape, path: str, left: Depth, open_levels: int) -> list[tuple[Part, Part]]:
         """Members whose names are generated: for each kind of names, the name and what stands after it."""
         found: list[tuple[Part, Part]] = []
-        for language, conjunction, _ in self._generated_kinds(shape, path):
+        for language, conjunction, is_said in self._generated_kinds(shape, path):
             if not conjunction:
-                value: Part | None = self._anything(self.limits.free_levels)
+                levels = left.free_levels if is_said else open_levels
+                value: Part | None = self._anything(levels, min(levels, USUAL_FREE_LEVELS))
             else:
                 value = self._value(conjunction, f"{path}.additionalProperties", left)
             if value is not None and language is not None:

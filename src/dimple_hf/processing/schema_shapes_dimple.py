@@ -158,6 +158,15 @@ KEYWORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "x-max-tokens": (_is_positive_count, "an integer >= 1"),
 }  # fmt: skip
 
+#: Keywords whose values are schemas, or lists of them, and objects of them.
+SCHEMA_KEYWORDS = frozenset(
+    ("anyOf", "allOf", "oneOf", "not", "if", "then", "else", "items", "prefixItems", "additionalItems",
+     "unevaluatedItems", "contains", "additionalProperties", "unevaluatedProperties", "propertyNames")
+)  # fmt: skip
+SCHEMA_MAPS = frozenset(
+    ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+)
+
 #: Keywords that only name, describe or locate.
 SILENT = frozenset(
     ("$schema", "$id", "id", "$anchor", "$comment", "$defs", "definitions", "title", "description", "default",
@@ -300,9 +309,10 @@ class SchemaReferences:
 
     def _collect(self, root: Any) -> None:
         stack: list[tuple[Any, str]] = [(root, "")]
+        others: list[tuple[Any, str]] = []  # in unknown keywords: identifiers only where no schema has them
         seen: set[tuple[int, str]] = set()  # parts of a Python object may be shared
-        while stack:
-            value, base = stack.pop()
+        while stack or others:
+            value, base = stack.pop() if stack else others.pop()
             if isinstance(value, (list, dict)):
                 if (id(value), base) in seen:
                     continue
@@ -321,7 +331,13 @@ class SchemaReferences:
                 if isinstance(value.get(name), str):
                     self.anchors.setdefault(urldefrag(base)[0] + "#" + value[name], value)
             self.base_of[id(value)] = base
-            stack += [(inner, base) for key, inner in value.items() if key not in ("enum", "const", "default")]
+            for key, inner in value.items():
+                if key in SCHEMA_MAPS and isinstance(inner, dict):
+                    stack += [(one, base) for one in inner.values()]
+                elif key in SCHEMA_KEYWORDS:
+                    stack.append((inner, base))
+                elif key not in ("enum", "const", "default"):
+                    others.append((inner, base))
 
     def resolve(self, reference: str, schema: dict[str, Any], path: str) -> Any:
         """The schema that `reference`, inside `schema`, refers to."""

@@ -19,17 +19,22 @@ has the size of states times vocabulary.
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .byte_dfa_dimple import ByteDFA
-from .vocabulary_dimple import Vocabulary
+from .byte_dfa_dimple import ByteDFA, written
+from .char_dfa_dimple import free_text
+from .vocabulary_dimple import Vocabulary, ranges
 
 #: Most pairs of a state and a class.
 MAX_TABLE = 1 << 22
 
 #: Most tables that a vocabulary remembers.
 MAX_TABLES = 96
+
+#: Most texts on the way of exceptions to free text that are looked at one by one.
+MAX_NEAR = 4096
 
 #: Bits of a number of characters beside a state; tokens have at most 32 bytes.
 _COUNT_BITS = 6
@@ -86,18 +91,16 @@ class SegmentTable:
     @classmethod
     def _build(cls, dfa: ByteDFA, vocabulary: Vocabulary) -> "SegmentTable":
         """
-        1. Walk down the tree of tokens, a level at a time; texts that led everywhere to the same so far are one class.
+        1. Find the classes of the tokens: texts that lead everywhere to the same are one class.
         2. Order what was found by pairs of states.
         """
         # 1.
-        rows, node_class = _walk(dfa, vocabulary)
-        targets, counts = np.where(rows < 0, -1, rows >> _COUNT_BITS), rows & ((1 << _COUNT_BITS) - 1)
-        node_class = node_class.astype(np.uint16 if len(rows) < 1 << 16 else np.int32)
-        token_class, split_class = node_class[vocabulary.token_nodes], node_class[vocabulary.split_nodes]
+        found = _classes_beside_free_text(dfa, vocabulary) or _classes(dfa, vocabulary)
+        targets, counts, token_class, split_class = found
         alive = np.flatnonzero(split_class)
         # 2.
         num_states = len(dfa.table)
-        used = np.zeros(len(rows), dtype=bool)
+        used = np.zeros(len(targets), dtype=bool)
         used[token_class] = True
         used[0] = False
         entry_class, entry_source = np.nonzero((targets >= 0) & used[:, None])
@@ -118,6 +121,129 @@ class SegmentTable:
         """The class of a token inside the segment: 0 if it has no way on."""
         index = int(np.searchsorted(self.tokens, token))
         return int(self.token_class[index]) if index < len(self.tokens) and self.tokens[index] == token else 0
+
+
+#: Targets and counts of each class, the class of each token, the class of each split; see [`SegmentTable`].
+_ClassArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _classes(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
+    """The classes of any segment, by walking down the tree of tokens, a level at a time."""
+    rows, node_class = _walk(dfa, vocabulary)
+    targets, counts = np.where(rows < 0, -1, rows >> _COUNT_BITS), rows & ((1 << _COUNT_BITS) - 1)
+    node_class = node_class.astype(_class_dtype(len(rows)))
+    return targets, counts, node_class[vocabulary.token_nodes], node_class[vocabulary.split_nodes]
+
+
+def _class_dtype(num_classes: int) -> type[np.integer[Any]]:
+    """The smaller type that numbers of classes fit into: there is one for each token."""
+    return np.uint16 if num_classes < 1 << 16 else np.int32
+
+
+def _classes_beside_free_text(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays | None:
+    """
+    The classes of a segment that is free text but for some beginnings, as names other than those of a schema are;
+    `None` for others.
+
+    1. Find which state of free text each state acts like, and which are *near*: on the way of an exception.
+    2. What ends outside of near states ends where it does in free text. What stays in them is found by walking down
+       the tree from them only.
+    3. Each text that does is a class of its own: that of free text, but for these states.
+    """
+    # 1.
+    free = written(free_text(), in_json=True, is_quoted=True)
+    likeness = None if dfa is free or not dfa.is_quoted else _likeness(dfa, free)
+    if likeness is None:
+        return None
+    like, is_near = likeness
+    base_targets, base_counts, base_token_class, base_split_class = _classes_of_free_text(free, vocabulary)
+    own = np.full(len(free.table), -1, dtype=np.int32)
+    own[like[~is_near]] = np.flatnonzero(~is_near)
+    # 2.
+    near = _walk_near(dfa, is_near, vocabulary)
+    if near is None:
+        return None
+    node, source, target = near
+    nodes, index = np.unique(node, return_inverse=True)
+    # 3.
+    num_base = len(base_targets)
+    token_class, split_class = base_token_class.astype(np.int32), base_split_class.astype(np.int32)
+    base_class = np.zeros(len(nodes), dtype=np.int32)
+    for own_nodes, class_of in ((vocabulary.token_nodes, token_class), (vocabulary.split_nodes, split_class)):
+        number = np.minimum(np.searchsorted(nodes, own_nodes), len(nodes) - 1)
+        those = np.flatnonzero(nodes[number] == own_nodes)
+        base_class[number[those]] = class_of[those]
+        class_of[those] = num_base + number[those]
+    rows = np.concatenate([np.arange(num_base), base_class])
+    targets, counts = base_targets[rows][:, like], base_counts[rows][:, like]
+    targets = np.where(targets < 0, -1, own[targets])
+    targets[num_base + index, source] = target
+    dtype = _class_dtype(len(targets))
+    return targets.astype(np.int32), counts, token_class.astype(dtype), split_class.astype(dtype)
+
+
+def _classes_of_free_text(free: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
+    """The classes of free text, remembered with the tables of the vocabulary."""
+    key = (free, "classes")
+    if key not in vocabulary.memory:
+        vocabulary.memory[key] = _classes(free, vocabulary)
+    return vocabulary.memory[key]
+
+
+def _likeness(dfa: ByteDFA, free: ByteDFA) -> tuple[np.ndarray, np.ndarray] | None:
+    """
+    Which state of `free` each state acts like, byte by byte, and whether a text from there may end otherwise than in
+    `free`; `None` if some byte acts otherwise.
+    """
+    columns = np.unique(dfa.column.astype(np.int32) * 256 + free.column)
+    own, others = dfa.table[:, columns // 256], free.table[:, columns % 256]
+    like = np.full(len(own), -1, dtype=np.int32)
+    like[0], frontier = 0, np.zeros(1, dtype=np.int64)
+    while len(frontier):
+        reached, as_in_free = own[frontier].reshape(-1), others[like[frontier]].reshape(-1)
+        if (as_in_free[reached >= 0] < 0).any():
+            return None
+        new = np.flatnonzero((reached >= 0) & (like[reached] < 0))
+        like[reached[new]] = as_in_free[new]
+        frontier = np.unique(reached[new])
+    if (like < 0).any() or (np.where(own < 0, -1, like[own]) != others[like]).any():
+        return None
+    if (dfa.is_char_start != free.is_char_start[like]).any():
+        return None
+    is_near = dfa.accepting != free.accepting[like]
+    while True:
+        grown = is_near | (is_near[own] & (own >= 0)).any(axis=1)
+        if (grown == is_near).all():
+            break
+        is_near = grown
+    # Of the other states each must be the only one that acts like its own.
+    is_distinct = len(np.unique(like[~is_near])) == (~is_near).sum()
+    return (like, is_near) if is_near.any() and is_distinct else None
+
+
+def _walk_near(dfa: ByteDFA, is_near: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, ...] | None:
+    """
+    The tokens, and the splits, whose texts lead from a near state to a near one: node, first and last state. `None` if
+    they are so many that walking down the whole tree costs less.
+    """
+    table = dfa.table[:, dfa.column]
+    state, byte = np.nonzero((table >= 0) & is_near[table] & is_near[:, None])
+    first = np.searchsorted(state, np.arange(len(table) + 1))
+    source = target = np.flatnonzero(is_near)
+    node = np.zeros_like(source)
+    found = [(node, source, target)]  # no text at all
+    num_found = 0
+    while len(source):
+        index, edge = ranges(first[target], first[target + 1])
+        child = vocabulary.tree.children(node[index], byte[edge])
+        kept = np.flatnonzero(child >= 0)
+        node, source, target = child[kept], source[index[kept]], table[state[edge[kept]], byte[edge[kept]]]
+        ends = vocabulary.ends_text[node]
+        found.append((node[ends], source[ends], target[ends]))
+        num_found += len(node)
+        if num_found > MAX_NEAR:
+            return None
+    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
 def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

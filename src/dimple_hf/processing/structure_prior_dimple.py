@@ -21,7 +21,7 @@ import datetime
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,8 +29,10 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .answer_canvas_dimple import compact_canvas, padded_canvas
 from .answer_confidence_dimple import confidences_of_json, confidences_of_slots
 from .answer_layout_dimple import Canvas, CanvasConstraint
+from .answer_order_dimple import text_in_order
 from .answer_parts_dimple import (
     EMPTY,
     Alternation,
@@ -41,11 +43,10 @@ from .answer_parts_dimple import (
     Part,
     Repeat,
     ValueSlot,
-    compact_canvas,
-    padded_canvas,
     slots_of,
     with_prefix,
 )
+from .answer_sizes_dimple import num_states
 from .byte_nfa_dimple import MAX_NODES, TooLargeError
 from .char_dfa_dimple import free_text
 from .patterns_dimple import pattern_dfa
@@ -59,18 +60,28 @@ LAYOUTS = {"padded": padded_canvas, "compact": compact_canvas}
 
 #: How deep values without a limit are nested, and the most states that this may take: the first that is small enough.
 DEPTHS = (
-    (Depth(5, 3), 5_000),
-    (Depth(3, 2), 10_000),
-    (Depth(1, 1), MAX_NODES),
+    (Depth(5, 6, 4), 8_000),
+    (Depth(3, 5, 4), 13_000),
+    (Depth(2, 4, 3), 16_500),
+    (Depth(2, 3, 2), 16_500),
+    (Depth(1, 2, 1), 16_500),
+    (Depth(1, 1, 1), MAX_NODES),
+    (Depth(1, 0, 0), MAX_NODES),
 )
 
 #: The same where properties may come in any order.
 UNORDERED_DEPTHS = (
-    (Depth(3, 3, unordered=7), 6_000),
-    (Depth(3, 2, unordered=4), 12_000),
-    (Depth(3, 2, unordered=1), MAX_NODES),
-    (Depth(1, 1), MAX_NODES),
+    (Depth(5, 4, 3, 4_000), 5_000),
+    (Depth(3, 4, 2, 2_000), 8_000),
+    (Depth(2, 2, 1, 2_000), 12_000),
+    (Depth(2, 2, 1, 500), 16_000),
+    (Depth(1, 1, 1, 500), MAX_NODES),
+    (Depth(1, 1, 1), MAX_NODES),
+    (Depth(1, 0, 0), MAX_NODES),
 )
+
+#: The same in the padded layout, where every value has positions of its own.
+PADDED_DEPTHS = ((Depth(5, 4, 3), MAX_NODES), (Depth(3, 2, 2), MAX_NODES), (Depth(1, 1, 1), MAX_NODES))
 
 #: Priors of schemas that are remembered.
 MAX_REMEMBERED = 16
@@ -417,7 +428,14 @@ class StructurePrior:
         model, schema = _schema_of(schema)
         refuse_large(schema)
         options = ReaderOptions(
-            max_string_tokens, max_items, max_digits, separators, any_order, model is None, model is not None
+            max_string_tokens,
+            max_items,
+            max_digits,
+            separators,
+            any_order,
+            model is None,
+            model is not None,
+            layout == "compact",
         )
         try:
             key = (json.dumps(schema), options, layout, max_tokens, id(model))
@@ -427,7 +445,7 @@ class StructurePrior:
             return _REMEMBERED[key]
         try:
             reader = SchemaReader(schema, options)
-            prior = cls(reader.part(DEPTHS[0][0]), {}, layout)
+            prior = cls(reader.part(PADDED_DEPTHS[0][0]), {}, layout)
         except RecursionError as error:
             raise ValueError(
                 "`schema` must be nested less deeply, and alternatives of `oneOf` be distinct without following "
@@ -465,15 +483,32 @@ class StructurePrior:
 
     def _lay_out(self, vocabulary: Vocabulary) -> Canvas:
         """The canvas; where values have no limit of their own, the deepest that is small enough."""
-        lay_out, reader = LAYOUTS[self.layout], self._reader
+        reader = self._reader
         any_order = reader is not None and reader.options.any_order
         if reader is None or not (any_order or reader.bounds.keys() & {"recursion", "free values"}):
-            return lay_out(self._part, vocabulary, self.max_tokens)
-        for depth, max_states in UNORDERED_DEPTHS if any_order else DEPTHS:
+            return LAYOUTS[self.layout](self._part, vocabulary, self.max_tokens)
+        if self.layout == "padded":
+            return self._first_canvas(vocabulary, PADDED_DEPTHS)
+        depths = UNORDERED_DEPTHS if any_order else DEPTHS
+        # What the shallowest needs is not tried with less, so that large schemas are not read once for each depth.
+        least = 0
+        for depth, max_states in depths:
+            if max_states < MAX_NODES and max_states >= least:
+                if num_states(reader.part(depth), {}) <= max_states:
+                    return self._first_canvas(vocabulary, [(depth, max_states), *depths[-2:]])
+                least = least or num_states(reader.part(depths[-1][0]), {})
+        if least > 2 * MAX_NODES:  # the number is about right
+            raise TooLargeError(f"the answer must need at most {MAX_NODES} states (it needs more)")
+        return self._first_canvas(vocabulary, depths[-2:])
+
+    def _first_canvas(self, vocabulary: Vocabulary, depths: Iterable[tuple[Depth, int]]) -> Canvas:
+        """The first of some depths that is not too large."""
+        assert self._reader is not None
+        for depth, _ in depths:
             try:
-                self._part = reader.part(depth)
-                self.bounds = reader.bounds
-                return lay_out(self._part, vocabulary, self.max_tokens, max_states)
+                self._part = self._reader.part(depth)
+                self.bounds = self._reader.bounds
+                return LAYOUTS[self.layout](self._part, vocabulary, self.max_tokens)
             except TooLargeError as error:
                 reason = error
         raise reason
@@ -570,7 +605,8 @@ class StructurePrior:
             tokenizer (`PreTrainedTokenizerBase`):
                 The tokenizer.
             text (`str`):
-                The answer, in the prior's form.
+                The answer, in the prior's form. The properties of a JSON text may come in any order; where the canvas
+                does not have it, they are written in one that it has.
 
         Returns:
             `tuple(list[int], list[bool])`: A token for each position of the canvas, and whether it is to be generated
@@ -580,7 +616,16 @@ class StructurePrior:
             ValueError: If the text does not have the prior's form, or a value does not fit its positions.
         """
         canvas = self.canvas(tokenizer)
-        return canvas.fill(text), [token == tokenizer.mask_token_id for token in canvas.ids]
+        is_learned = [token == tokenizer.mask_token_id for token in canvas.ids]
+        try:
+            return canvas.fill(text), is_learned
+        except ValueError:
+            ordered = None
+            if self._reader is not None and self.layout == "compact":
+                ordered = text_in_order(canvas, text, self._reader.options.separators)
+            if ordered is None:
+                raise
+            return canvas.fill(ordered), is_learned
 
     def _absent_values(self) -> dict[str, Any]:
         repeated_names = {path[0] for path in self._slots if len(path) == 2}

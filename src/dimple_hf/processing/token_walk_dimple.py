@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .byte_nfa_dimple import ByteNFA, Segment, TooLargeError
-from .vocabulary_dimple import TokenTree
+from .vocabulary_dimple import TokenTree, ranges
 
 #: Most transitions of one automaton.
 MAX_TRANSITIONS = 2_000_000
@@ -193,7 +193,7 @@ class FlatNFA:
         self, tree: TokenTree, tree_nodes: np.ndarray, states: np.ndarray
     ) -> Iterable[tuple[np.ndarray, ...]]:
         """One more byte of states that are nodes: the index of each, where it is in the tree, state, characters."""
-        index, edge = _ranges(self._edge_first[states], self._edge_first[states + 1])
+        index, edge = ranges(self._edge_first[states], self._edge_first[states + 1])
         child = tree.children(tree_nodes[index], self._edge_byte[edge])
         kept = np.flatnonzero(child >= 0)
         yield index[kept], child[kept], self._edge_target[edge[kept]], np.zeros(len(kept), dtype=np.int32)
@@ -205,7 +205,7 @@ class FlatNFA:
         inside = np.flatnonzero(self._segment_of[states] >= 0)
         if not len(inside):
             return
-        index, child = _ranges(tree.first_child[tree_nodes[inside]], tree.first_child[tree_nodes[inside] + 1])
+        index, child = ranges(tree.first_child[tree_nodes[inside]], tree.first_child[tree_nodes[inside] + 1])
         index = inside[index]
         state, byte = states[index], tree.byte[child]
         segment = self._segment_of[state]
@@ -214,13 +214,6 @@ class FlatNFA:
         stays = (following >= 0) & (count <= self._limit[segment])
         yield index[stays], child[stays], (self._base[segment] + following)[stays], count[stays]
         ends = np.flatnonzero(~stays & (byte == 0x22) & self._may_end[state])
-        which, out = _ranges(self._exit_first[segment[ends]], self._exit_first[segment[ends] + 1])
+        which, out = ranges(self._exit_first[segment[ends]], self._exit_first[segment[ends] + 1])
         ends = ends[which]
         yield index[ends], child[ends], self._exit_state[out], np.zeros(len(ends), dtype=np.int32)
-
-
-def _ranges(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of all ranges one after the other, and of which range each is."""
-    lengths = stop - first
-    index = np.repeat(np.arange(len(lengths)), lengths)
-    return index, np.arange(len(index)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)

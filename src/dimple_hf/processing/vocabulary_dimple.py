@@ -121,7 +121,7 @@ class Vocabulary:
         self._encode: Callable[[str], list[int]] = lambda text: (
             tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         )
-        self._byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
+        self.byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
         arrays = self._arrays()
         self.tree = TokenTree(arrays["first_child"], arrays["byte"], arrays["token"])
         self.rest_tree = TokenTree(arrays["rest_first_child"], arrays["rest_byte"], arrays["rest_token"])
@@ -131,6 +131,10 @@ class Vocabulary:
         order = np.argsort(arrays["token"][nodes], kind="stable")
         self.tokens, self.token_nodes = arrays["token"][nodes][order], nodes[order]
         self.split_tokens, self.split_nodes, self.split_rests = arrays["splits"]
+        self.ends_text = (
+            arrays["token"] >= 0
+        )  # of each node: whether a token ends there, or what stands before a split
+        self.ends_text[self.split_nodes] = True
         self.memory: dict[Any, Any] = {}  # what is derived from the vocabulary elsewhere
 
     @classmethod
@@ -149,7 +153,7 @@ class Vocabulary:
         ids = self._encode(text)
         if all(self.token_bytes[i] is not None for i in ids) and self.to_bytes(ids) == text.encode():
             return ids
-        return [self._byte_ids[byte] for byte in text.encode()]
+        return [self.byte_ids[byte] for byte in text.encode()]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that tokens stand for; special tokens, as the padding token is one, stand for none."""
@@ -242,3 +246,10 @@ def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, ...]:
         np.array(token, dtype=np.int32),
         np.array(levels, dtype=np.int32),
     )
+
+
+def ranges(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all ranges one after the other, and of which range each is."""
+    lengths = stop - first
+    index = np.repeat(np.arange(len(lengths)), lengths)
+    return index, np.arange(len(index)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
