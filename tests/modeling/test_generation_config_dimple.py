@@ -127,6 +127,7 @@ def test_generation_config_saved_with_the_model_is_loaded_with_it(tmp_path: Path
         output_history=True, max_new_tokens=7, eos_token_id=[EOS, 5], pad_token_id=PAD, mask_token_id=MASK,
         sampler_config=KlassConfig(None, kl_threshold=0.5, kl_history_length=1), block_length=4,
     )  # fmt: skip
+    assert json.loads(json.dumps(model.generation_config.to_dict()))["sampler_config"]["kl_threshold"] == 0.5
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).generation_config
     assert type(loaded) is DimpleGenerationConfig

@@ -111,8 +111,8 @@ def test_request_with_values_that_change_nothing_is_understood(changes: dict[str
 #: Field of other servers of this API -> its value when it is missing, and one that asks for something.
 OTHER_FIELDS = {
     "best_of": (1, 2), "repetition_penalty": (1, 1.1), "length_penalty": (1.0, 0.5), "top_k": (-1, 5),
-    "min_p": (0, 0.1), "min_tokens": (0, 1), "echo": (False, True), "ignore_eos": (False, True), "use_beam_search": (False, True),
-    "skip_special_tokens": (True, False), "add_generation_prompt": (True, False),
+    "min_p": (0, 0.1), "min_tokens": (0, 1), "echo": (False, True), "ignore_eos": (False, True),
+    "use_beam_search": (False, True), "skip_special_tokens": (True, False), "add_generation_prompt": (True, False),
     "continue_final_message": (False, True),
 }  # fmt: skip
 
