@@ -24,7 +24,12 @@ from transformers import AutoModel, GenerationConfig
 
 from dimple_hf import DimpleGenerationConfig
 from dimple_hf.modeling.cache_dimple import WindowPolicy
-from dimple_hf.modeling.generation_config_dimple import DIFFUSION_OPTIONS, SHARED_OPTIONS, nearest_name
+from dimple_hf.modeling.generation_config_dimple import (
+    DIFFUSION_OPTIONS,
+    SHARED_OPTIONS,
+    nearest_name,
+    translated_options,
+)
 from dimple_hf.modeling.rules_dimple import (
     EntropyBoundConfig,
     FactorConfig,
@@ -204,6 +209,14 @@ def test_generation_config_file_that_is_missing_leaves_the_models_tokens(tmp_pat
     tiny_model().save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     assert AutoModel.from_pretrained(tmp_path).generation_config.mask_token_id == MASK
+
+
+@pytest.mark.parametrize("mark", ["alg", "decoding_pipeline"])
+def test_options_for_sampling_are_dropped_from_the_originals_files_alone(mark: str) -> None:
+    """In a file of this package they mean what they say."""
+    options = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "use_cache": False}
+    assert translated_options(options) == options
+    assert translated_options(options | {mark: "origin", "eos_token_id": 5}) == {"eos_token_id": 5}
 
 
 def test_generation_config_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
