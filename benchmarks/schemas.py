@@ -209,8 +209,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         ours = module == "dimple_hf"
         tokenizer = (DimpleTokenizer if ours else AutoTokenizer).from_pretrained(args.tokenizer)
         result = report["engines"][name] = measure(ENGINES[name](tokenizer), rows)
+        valid = "-" if result["valid"] is None else f"{result['valid']:.1%}"
         print(
-            f"| {name} | {result['accepted']:.1%} | {result['valid'] or 0:.1%} | {result['valid_as_written']:.1%} "
+            f"| {name} | {result['accepted']:.1%} | {valid} | {result['valid_as_written']:.1%} "
             f"| {result['invalid']} | {result['build_ms']:.1f} | {result['build_ms_p99']:.0f} "
             f"| {result['rebuild_ms']:.2f} | {result['memory_mb']:.0f} |",
             flush=True,

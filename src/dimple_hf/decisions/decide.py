@@ -148,7 +148,7 @@ def _as_conversation(item: Any) -> Conversation:
     if _is_conversation(item):
         return list(item)
     if isinstance(item, str):
-        if len(item) < 4096 and os.path.isfile(item):
+        if os.path.isfile(item):
             raise ValueError(f"`inputs` must give a file as `pathlib.Path`: a string is a text (got {item!r})")
         return [{"role": "user", "content": [{"type": "text", "text": item}]}]
     if isinstance(item, PIL.Image.Image):

@@ -37,7 +37,7 @@ from .answer_parts_dimple import (
 )
 from .answer_sizes_dimple import MAX_SHARED_POSITIONS, usual_tokens
 from .byte_dfa_dimple import written
-from .byte_nfa_dimple import MAX_NODES, TooLargeError
+from .byte_nfa_dimple import TooLargeError
 from .char_dfa_dimple import CharDFA, CharNFA
 from .token_automaton_dimple import TokenAutomaton, build_automaton
 from .vocabulary_dimple import Vocabulary
@@ -200,9 +200,7 @@ def _value_automaton(value: Language, prefix: str, vocabulary: Vocabulary) -> To
     return build_automaton(lambda network: network.segment(content, max_chars, network.end), vocabulary)
 
 
-def padded_canvas(
-    part: Part, vocabulary: Vocabulary, length: int | None = None, max_states: int = MAX_NODES
-) -> Canvas:
+def padded_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None) -> Canvas:
     """
     The canvas in which every slot has its own positions, with padding after a value that does not need them all.
 
@@ -213,8 +211,6 @@ def padded_canvas(
             The tokens.
         length (`int`, *optional*):
             Must be `None`: the parts give the length.
-        max_states (`int`, *optional*):
-            Not used: positions of their own are bounded by `MAX_POSITIONS`.
 
     Returns:
         `Canvas`
@@ -231,9 +227,7 @@ def padded_canvas(
 # Compact: values share one run of positions.
 
 
-def compact_canvas(
-    part: Part, vocabulary: Vocabulary, length: int | None = None, max_states: int = MAX_NODES
-) -> Canvas:
+def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None) -> Canvas:
     """
     The canvas in which all padding stands after the answer's text: only the text that an answer begins with has fixed
     positions, everything after it moves with the lengths of the values.
@@ -243,8 +237,6 @@ def compact_canvas(
             As for [`padded_canvas`].
         length (`int`, *optional*):
             Its positions. When missing, as many as the values usually need, at most `MAX_SHARED_POSITIONS`.
-        max_states (`int`, *optional*):
-            Most states of its automaton.
 
     Returns:
         `Canvas`
@@ -258,7 +250,7 @@ def compact_canvas(
     if not parts:
         return Canvas(vocabulary, prefix, [], 0)
     rest = Concat(tuple(parts))
-    automaton = build_automaton(lambda nfa: NetworkBuilder(nfa).build(rest, nfa.end), vocabulary, max_states)
+    automaton = build_automaton(lambda nfa: NetworkBuilder(nfa).build(rest, nfa.end), vocabulary)
     is_free = length is None
     if length is None:
         usual = usual_tokens(part, vocabulary)

@@ -45,15 +45,24 @@ def text_in_order(canvas: Canvas, text: str, separators: tuple[str, str]) -> str
             As for `json.dumps`.
 
     Returns:
-        `str`, *optional*: `None` if the text is no JSON, or no order was found. Its length is not considered.
+        `str`, *optional*: `None` if the text is no JSON, has a property twice in one object or is nested too deeply,
+        or no order was found. Its length is not considered.
     """
-    try:
-        value = json.loads(text, parse_float=_Number, parse_int=_Number)
-    except ValueError:
-        return None
     if not canvas.segments:
         return None
-    return next((found for found, _ in _Search(canvas, separators).value(value)), None)
+    try:
+        value = json.loads(text, parse_float=_Number, parse_int=_Number, object_pairs_hook=_object)
+        return next((found for found, _ in _Search(canvas, separators).value(value)), None)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose properties is lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a property must come once")
+    return found
 
 
 class _Search:

@@ -605,8 +605,8 @@ class StructurePrior:
             tokenizer (`PreTrainedTokenizerBase`):
                 The tokenizer.
             text (`str`):
-                The answer, in the prior's form. The properties of a JSON text may come in any order; where the canvas
-                does not have it, they are written in one that it has.
+                The answer, in the prior's form. The properties of a JSON text may come in any order, with any white
+                space between them; where the canvas does not have that, an equal text is written that it has.
 
         Returns:
             `tuple(list[int], list[bool])`: A token for each position of the canvas, and whether it is to be generated

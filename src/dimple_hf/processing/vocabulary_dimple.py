@@ -131,9 +131,8 @@ class Vocabulary:
         order = np.argsort(arrays["token"][nodes], kind="stable")
         self.tokens, self.token_nodes = arrays["token"][nodes][order], nodes[order]
         self.split_tokens, self.split_nodes, self.split_rests = arrays["splits"]
-        self.ends_text = (
-            arrays["token"] >= 0
-        )  # of each node: whether a token ends there, or what stands before a split
+        # Of each node: whether a token ends there, or what stands before a split.
+        self.ends_text = arrays["token"] >= 0
         self.ends_text[self.split_nodes] = True
         self.memory: dict[Any, Any] = {}  # what is derived from the vocabulary elsewhere
 
