@@ -32,7 +32,7 @@ NAMES = ("a", "qty", "total amount", 'q"', "日付", "tags", "é", "x.y", "$ref2
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
     """A schema of any kind; objects and arrays nest up to three deep."""
     kinds = ["string", "pattern", "format", "integer", "number", "boolean", "null", "literal", "union", "types"]
-    kinds += ["one_of", "not", "conditional", "multiple", "free"]
+    kinds += ["one_of", "not", "conditional", "multiple", "free", "dependent", "named", "all_of", "contains"]
     kinds += ["object", "array"] * (3 if depth == 0 else 2 if depth < 3 else 0)
     kind = "object" if depth == 0 and rng.random() < 0.6 else rng.choice(kinds)
     return _BUILDERS[kind](rng, depth)
@@ -130,7 +130,60 @@ def _free(rng: random.Random, depth: int) -> dict[str, Any]:
     ])  # fmt: skip
 
 
+def _dependent(rng: random.Random, depth: int) -> dict[str, Any]:
+    """Properties that others ask for, by name or by schema."""
+    return {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}, "qty": {"type": "null"}},
+        "additionalProperties": False,
+        rng.choice(("dependentRequired", "dependencies")): {"a": ["b"]},
+        "dependentSchemas": {"qty": {"required": ["a"], "properties": {"a": {"minimum": rng.randint(-5, 5)}}}},
+        "minProperties": rng.randint(0, 1),
+    }
+
+
+def _named(rng: random.Random, depth: int) -> dict[str, Any]:
+    """Generated names that a pattern, a length or a list allows, of properties with and without a pattern."""
+    names = rng.choice([{"pattern": "^[a-z]{1,3}$"}, {"maxLength": 4}, {"enum": ["a", "b", "long name"]}])
+    schema = {"type": "object", "propertyNames": names, "additionalProperties": {"type": ["integer", "null"]}}
+    if rng.random() < 0.5:
+        schema["patternProperties"] = {"^a": {"type": "boolean"}, "b$": {"type": ["boolean", "integer"]}}
+    if rng.random() < 0.5:
+        schema["properties"] = {"a": {"type": "boolean"}}
+    return schema
+
+
+def _all_of(rng: random.Random, depth: int) -> dict[str, Any]:
+    """Several schemas that hold together, some with properties that only one of them mentions."""
+    options: list[list[dict[str, Any]]] = [
+        [{"type": "integer", "minimum": -20}, {"maximum": rng.randint(-20, 50)}, {"multipleOf": rng.choice((1, 5))}],
+        [{"type": "string", "maxLength": 6}, {"pattern": "^[a-c]"}, {"not": {"const": "a"}}],
+        [
+            {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+            {"properties": {"b": {"type": "boolean"}, "a": {"maximum": 3}}},
+        ],
+    ]
+    schema: dict[str, Any] = {"allOf": rng.choice(options)}
+    if "properties" in schema["allOf"][-1] and rng.random() < 0.5:
+        schema["unevaluatedProperties"] = False
+    return schema
+
+
+def _contains(rng: random.Random, depth: int) -> dict[str, Any]:
+    """Arrays that begin with given items, or hold some number of items of a kind."""
+    least = rng.randint(0, 2)
+    schema = {"type": "array", "items": {"type": ["integer", "boolean"]}, "contains": {"type": "integer"},
+              "minContains": least, "maxContains": least + rng.randint(0, 1), "maxItems": 3}  # fmt: skip
+    if rng.random() < 0.5:
+        schema["prefixItems"] = [{"type": "boolean"}]
+    return schema
+
+
 _BUILDERS = {
+    "dependent": _dependent,
+    "named": _named,
+    "all_of": _all_of,
+    "contains": _contains,
     "one_of": _one_of,
     "not": _not,
     "conditional": _conditional,

@@ -74,6 +74,9 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 5}, "maxItems": 3}, [[5], [1, 5], [5, 5,
      2]],
      [[], [1]]),
+    ({"type": "array", "items": {"type": ["integer", "boolean"]}, "contains": {"type": "integer"}, "maxContains": 2,
+      "prefixItems": [{"type": "boolean"}]}, [[True, 1], [True, 1, False, 2]], [[1], [True], [True, 1, 2, 3]]),
+    ({"type": "array", "items": {"enum": [1, 2]}, "contains": {"const": 1}, "uniqueItems": True}, [[1]], [[1, 1]]),
     ({"type": "array", "items": {"enum": [1, 5]}, "contains": {"const": 5}, "minContains": 2, "maxContains": 2,
       "maxItems": 4}, [[5, 5], [5, 1, 5]], [[5], [5, 5, 5]]),
     ({"type": "object", "additionalProperties": {"type": "integer"}}, [{}, {"a": 1, "b": 2}], [{"a": "x"}]),
@@ -365,6 +368,8 @@ def test_unique_strings_differ_by_their_first_or_last_letter(tokenizer: DimpleTo
         ({"$ref": "#/$defs/a", "$defs": {}}, r"must define '#/\$defs/a', which is referred to at \$\.\$ref"),
         ({"$ref": "http://x/y"}, r"must refer to itself only at \$\.\$ref"),
         ({"type": "integer", "multipleOf": 0}, "a number above 0"),
+        ({"items": {"type": "array", "contains": {"const": 1}, "minItems": 2, "uniqueItems": True}},
+         r"'contains' of several items with 'uniqueItems' \(at \$\.items\)"),
     ],
 )  # fmt: skip
 def test_schema_that_cannot_be_guaranteed_is_refused_by_path(schema: dict[str, Any], message: str) -> None:

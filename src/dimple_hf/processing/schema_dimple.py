@@ -409,7 +409,7 @@ class SchemaReader:
         item_path = f"{path}.items"
         content: Part | None
         if shape.contains:
-            content = None if items else self._containing(shape, conjunction, path, left)
+            content = self._containing(shape, num_named, path, left)
         elif shape.is_unique:
             content = self._unique(shape, conjunction, item_path, left) if not items else None
         else:
@@ -441,20 +441,28 @@ class SchemaReader:
             tail = tail if least > index else Alternation((tail, EMPTY))
         return tail
 
-    def _containing(self, shape: Shape, conjunction: Conjunction, path: str, left: Depth) -> Part | None:
-        """Arrays with so many items of a kind: a part for each number of items and of those that count."""
+    def _containing(self, shape: Shape, num_named: int, path: str, left: Depth) -> Part | None:
+        """
+        Arrays with so many items of a kind: a part for each number of items and of those that count. The first
+        `num_named` items have schemas of their own.
+        """
         wanted = tuple(dict.fromkeys(atom for item, _, _ in shape.contains for atom in item))
         low = max(low for _, low, _ in shape.contains)
+        if shape.is_unique:  # one item never equals another
+            if max(shape.min_items, low) > 1:
+                raise ValueError(f"`schema` must not use 'contains' of several items with 'uniqueItems' (at {path})")
+            shape = replace(shape, max_items=min(1, 1 if shape.max_items is None else shape.max_items))
         highs = [high for _, _, high in shape.contains if high is not None]
         if len(shape.contains) > 1 and highs:
             raise ValueError(f"`schema` must not use 'maxContains' with several 'contains' (at {path})")
         if highs and len(wanted) > 1:
             raise ValueError(f"`schema` must not use 'maxContains' here, it is not supported (at {path})")
-        counting = self._value(tuple(dict.fromkeys((*conjunction, *wanted))), f"{path}.contains", left)
-        other_atoms = conjunction
-        if highs:
-            other_atoms = (*conjunction, replace(wanted[0], holds=not wanted[0].holds))
-        other = self._value(other_atoms, f"{path}.items", left)
+        unwanted = (replace(wanted[0], holds=not wanted[0].holds),) if highs else ()
+        kinds: list[tuple[tuple[Part | None, int], ...]] = []  # of each item: those that count, and others
+        for index in range(num_named + 1):
+            conjunction = self.expander.item_conjunction(shape, index)
+            counting = self._value(tuple(dict.fromkeys((*conjunction, *wanted))), f"{path}.contains", left)
+            kinds.append(((counting, 1), (self._value((*conjunction, *unwanted), f"{path}.items", left), 0)))
         most = max(shape.min_items, low) + self.options.max_items if shape.max_items is None else shape.max_items
         most = min(most, max(shape.min_items, low) + 16)
         self.bounds[path] = f"at most {most} items"
@@ -465,7 +473,7 @@ class SchemaReader:
                 options: list[Part] = []
                 if index >= shape.min_items and count >= low:
                     options.append(EMPTY)
-                for item, more in ((counting, 1), (other, 0)):
+                for item, more in kinds[min(index, num_named)]:
                     following = min(count + more, top)
                     if highs and more and count + 1 > highs[0]:
                         continue
