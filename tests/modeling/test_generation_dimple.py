@@ -473,7 +473,7 @@ def test_generated_image_placeholders_are_tokens_like_any_other(
     assert answers(model, MIXED_PROMPTS[1], answer_ids=canvas, use_cache=use_cache).sequences[0, -3] == IMAGE
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_generate_over_any_canvas_keeps_its_promises(
     model: DimpleForConditionalGeneration, data: st.DataObject
