@@ -20,8 +20,9 @@ Five parts, each a part of the output file, in which other parts stay as they ar
 - `recording`: how much of a denoising step it takes to note `token_logprobs` and `commit_steps`: with and without, as
   shares of the time of `generate`, in processor time.
 - `shared`: probabilities of questions that share a canvas against `independent=True`.
-- `accuracy`: typed questions about forms with known answers. The first half of the forms fits one temperature for each
-  type of question; the second half is scored with and without it. What is asked is scored over all forms.
+- `accuracy`: typed questions about forms with known answers, read by the label of an option and by its text. The first
+  half of the forms fits one temperature for each type of question; the second half is scored with and without it. What
+  is asked is scored over all forms.
 - `fields`: numbers read under the forms' schemas. The confidence of a number is the product of the probabilities of
   its tokens when they were committed (`processor.parse(..., return_confidence=True)`).
 
@@ -66,6 +67,7 @@ from forms_evaluation import chat_turn
 
 NUM_QUESTIONS = 8
 BATCH_SIZE = 20
+READINGS = ("label", "text")
 PARTS = ("speed", "recording", "shared", "accuracy", "fields")
 
 
@@ -165,12 +167,19 @@ def score(examples: Sequence[tuple[Any, list[float], int]]) -> dict[str, Any]:
 
 
 def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Scores of both ways to read an answer."""
+    return {reading: measure_reading(model, processor, args, reading) for reading in READINGS}
+
+
+def measure_reading(model: Any, processor: Any, args: argparse.Namespace, reading: str) -> dict[str, Any]:
     """Scores of each type of question, before and after calibration; and the bins of a reliability diagram."""
     examples: list[list[tuple[Any, list[float], int]]] = [[], []]
     of_name: dict[str, list[tuple[Any, list[float], int]]] = {}
-    for index in tqdm(range(args.rows), desc="accuracy"):
+    for index in tqdm(range(args.rows), desc=f"accuracy by {reading}"):
         image, names, questions, right = held_out(index, args.seed)
-        answers = decide(model, processor, image, questions, permutations=args.permutations)
+        answers = decide(
+            model, processor, image, questions, permutations=args.permutations, reading=reading, batch_size=BATCH_SIZE
+        )
         rows = [list(answer.option_probabilities) for answer in answers]
         of_form = list(zip(questions, rows, right, strict=True))
         examples[index >= args.rows // 2] += of_form
@@ -224,8 +233,8 @@ def reliability_lines(results: dict[str, Any]) -> dict[str, Any]:
     if "fields" in results:
         lines["values of forms"] = results["fields"]["reliability"]
     if "accuracy" in results:
-        lines["decisions"] = results["accuracy"]["all"]["reliability"]
-        lines["decisions, calibrated"] = results["accuracy"]["calibrated"]["reliability"]
+        for reading, scores in results["accuracy"].items():
+            lines[f"decisions by {reading}, calibrated"] = scores["calibrated"]["reliability"]
     return lines
 
 

@@ -44,7 +44,7 @@ from forms_data import (
     render_form,
 )
 from forms_decisions import (
-    DECISIONS,
+    PLAIN_DECISIONS,
     RICH_DECISIONS,
     Decision,
     askable,
@@ -309,6 +309,12 @@ def _ask_freely(form: Form, asker: Asker) -> Question:
     return Question(f"{question.instructions}{listed}", options[right])
 
 
+def _ask_openly(form: Form, asker: Asker) -> Question:
+    """The same without a list of options, as `decide(..., reading="text")` asks."""
+    question, right = draw_decision(form, asker.split, asker.rng, _is_rich(form), asker.decisions)
+    return Question(question.instructions, question.options[right].text)
+
+
 def _ask_decide_one(form: Form, asker: Asker) -> Question:
     """One decision, its options in their own order."""
     return _lay_out([draw_decision(form, asker.split, asker.rng, _is_rich(form), asker.decisions)])
@@ -375,6 +381,7 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "unrelated": _ask_unrelated,
     "no_form": _ask_no_form,
     "freely": _ask_freely,
+    "openly": _ask_openly,
     "decide_one": _ask_decide_one,
     "decide": _ask_decide,
     "choose": _ask_choose,
@@ -425,7 +432,7 @@ def forms_row(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
-        decisions (`Sequence[str]`, *optional*): Which decisions are asked, of `DECISIONS` and `RICH_DECISIONS`; any
+        decisions (`Sequence[str]`, *optional*): Which are asked, of `PLAIN_DECISIONS` and `RICH_DECISIONS`; any
             when not given.
 
     Returns:
@@ -483,7 +490,7 @@ def forms_dataset(
         shares (`Mapping[str, float]`, defaults to `KIND_SHARES`): Kinds of question and how often each is drawn.
         rich_share (`float`, defaults to 0): Share of rich forms, where a kind of question can be about one.
         words (`str` or `int`, defaults to `"first"`): See [`word_question`].
-        decisions (`Sequence[str]`, *optional*): Which decisions are asked, of `DECISIONS` and `RICH_DECISIONS`; any
+        decisions (`Sequence[str]`, *optional*): Which are asked, of `PLAIN_DECISIONS` and `RICH_DECISIONS`; any
             when not given.
 
     Raises:
@@ -495,8 +502,10 @@ def forms_dataset(
         if name not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)} (got {name!r})")
     for name in decisions or ():
-        if name not in DECISIONS | RICH_DECISIONS:
-            raise ValueError(f"`decisions` must be names of {', '.join(DECISIONS | RICH_DECISIONS)} (got {name!r})")
+        if name not in PLAIN_DECISIONS | RICH_DECISIONS:
+            raise ValueError(
+                f"`decisions` must be names of {', '.join(PLAIN_DECISIONS | RICH_DECISIONS)} (got {name!r})"
+            )
     if not math.isclose(sum(shares.values()), 1) or min(shares.values()) < 0:
         raise ValueError(f"`shares` must be shares of 1 (got {dict(shares)})")
 
@@ -511,7 +520,9 @@ def write_sample(directory: Path) -> None:
     """Writes `sample.png`, a held-out form, and `sample.json`: its fields and a question about it of each kind that is
     asked in words alone, but for lists of labels and for decisions.
     """
-    asked_freely = [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely")]
+    asked_freely = [
+        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly")
+    ]
     rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")
     asked = [{name: row[name] for name in ("kind", "question", "answer")} for row in rows]

@@ -212,6 +212,32 @@ RICH_DECISIONS |= {"is_ticked": _is_ticked}
 """The same for a rich form, not all of whose values are numbers."""
 
 
+def _compare_lengths(form: Form, split: str, rng: np.random.Generator) -> Decision:
+    """As `_compare`, mostly with a number of another length, so that no digit needs to be compared."""
+    for _ in range(8):
+        question, right = _compare(form, split, rng)
+        words = question.instructions.strip("?.").split()
+        (label,) = set(words) & set(form.fields)
+        if len(words[-1]) != len(str(form.fields[label])):
+            break
+    return question, right
+
+
+def _largest_length(form: Form, split: str, rng: np.random.Generator) -> Decision:
+    """As `_largest`, without the labels whose numbers are as long as the right one, if others are left."""
+    question, right = _largest(form, split, rng)
+    choices = [option.text for option in question.options]
+    best = choices[right]
+    lengths = {label: len(str(form.fields[label])) for label in choices}
+    labels = [label for label in choices if label == best or lengths[label] != lengths[best]]
+    return (question, right) if len(labels) == 1 else (Choice(question.instructions, labels), labels.index(best))
+
+
+EASY_DECISIONS = {"compare_lengths": _compare_lengths, "largest_length": _largest_length}
+"""What comes before `compare` and `largest` in a curriculum. Asked only by name."""
+PLAIN_DECISIONS = DECISIONS | EASY_DECISIONS
+
+
 def rotate(decision: Decision, rotation: int) -> Decision:
     """The same question with its options in another order, as `decide(..., permutations=...)` asks it."""
     question, right = decision
@@ -232,13 +258,13 @@ def draw_decisions(
             wordings.
         rng (`np.random.Generator`): The source of the questions.
         is_rich (`bool`, defaults to `False`): Whether the form is rich.
-        names (`Sequence[str]`, *optional*): Which questions to ask, of `DECISIONS` or `RICH_DECISIONS`. When not
-            given, any, mostly one to three, at most `MAX_DECISIONS`.
+        names (`Sequence[str]`, *optional*): Which questions to ask, of `PLAIN_DECISIONS` or `RICH_DECISIONS`. When not
+            given, any but the easy ones, mostly one to three, at most `MAX_DECISIONS`.
 
     Returns:
         `tuple[list[str], list[Decision]]`: The names, and each question with the number of its right option.
     """
-    known = RICH_DECISIONS if is_rich else DECISIONS
+    known = RICH_DECISIONS if is_rich else PLAIN_DECISIONS
     names = draw_names(rng, askable(None, is_rich)) if names is None else names
     decisions = []
     for name in names:
@@ -259,14 +285,15 @@ def draw_decision(
 ) -> Decision:
     """Draws one question about a form, one of `names` or any, its options in their own order; for the arguments see
     [`draw_decisions`]."""
-    known = RICH_DECISIONS if is_rich else DECISIONS
+    known = RICH_DECISIONS if is_rich else PLAIN_DECISIONS
     return known[str(rng.choice(askable(names, is_rich)))](form, split, rng)
 
 
 def askable(names: Sequence[str] | None, is_rich: bool) -> list[str]:
     """Those of `names`, or of all decisions, that can be asked about a rich form, or about a plain one."""
-    known = RICH_DECISIONS if is_rich else DECISIONS
-    return [name for name in names or known if name in known]
+    if not names:
+        return list(RICH_DECISIONS if is_rich else DECISIONS)
+    return [name for name in names if name in (RICH_DECISIONS if is_rich else PLAIN_DECISIONS)]
 
 
 def draw_choice(split: str, rng: np.random.Generator) -> Decision:

@@ -120,7 +120,7 @@ def test_a_question_without_an_image_is_about_the_text_alone(kind):
 
 def test_decisions_that_are_asked_can_be_chosen():
     """Alone, several at once, in words, and about rich forms, about which fewer can be asked."""
-    for kind in ("decide", "decide_one", "freely"):
+    for kind in ("decide", "decide_one", "freely", "openly"):
         for index in range(20):
             row = forms_row("train", index, kind=kind, rich_share=0.5, decisions=["num_rows", "num_digits"])
             questions = re.findall(r"^\d\. (.*)", row["question"], flags=re.MULTILINE) or [row["question"]]
@@ -336,4 +336,6 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
         assert np.abs(np.asarray(written, dtype=int) - np.asarray(kept, dtype=int)).max() <= 1
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
     kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
-    assert kinds == [kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely")]
+    assert kinds == [
+        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly")
+    ]

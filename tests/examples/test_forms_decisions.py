@@ -23,7 +23,15 @@ pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
 from forms_data import Form, FormRow, draw_form, form_rng
-from forms_decisions import DECISIONS, MAX_DECISIONS, RICH_DECISIONS, decision_prior, draw_decisions, rotate
+from forms_decisions import (
+    DECISIONS,
+    MAX_DECISIONS,
+    RICH_DECISIONS,
+    askable,
+    decision_prior,
+    draw_decisions,
+    rotate,
+)
 
 from dimple_hf import DimpleTokenizer
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
@@ -145,3 +153,35 @@ def test_answers_to_all_questions_fit_their_prior(is_rich, known):
     assert sum(is_open) == per_label * len(decisions) + 1
     with pytest.raises(ValueError, match="form"):
         prior.write(tokenizer, decision_answer(["Z"] * len(decisions)))
+
+
+def test_easy_decisions_are_told_by_the_length_of_a_number():
+    """Control: the decisions that come after them are not."""
+    differ = {}
+    for name in ("compare_lengths", "compare"):
+        lengths = []
+        for form, question, right in drawn(name, 80):
+            words = question.instructions.strip("?.").split()
+            (label,) = set(words) & set(form.fields)
+            assert is_true(form, question.instructions) == (right == 0)
+            lengths.append(len(words[-1]) != len(str(form.fields[label])))
+        differ[name] = np.mean(lengths)
+    assert differ["compare"] < 0.8 < 0.95 < differ["compare_lengths"]
+    alone = {}
+    for name in ("largest_length", "largest"):
+        rows = []
+        for form, question, right in drawn(name, 80):
+            numbers = [len(str(form.fields[option.text])) for option in question.options]
+            best = max if "largest" in question.instructions else min
+            assert form.fields[question.options[right].text] == best(form.fields.values())
+            rows.append(numbers.count(numbers[right]) == 1)
+        alone[name] = np.mean(rows)
+    assert alone["largest"] < alone["largest_length"]
+
+
+def test_easy_decisions_are_asked_by_name_only():
+    form = draw_form("train", form_rng("train", 0))
+    names = {name for seed in range(40) for name in draw_decisions(form, "train", np.random.default_rng(seed))[0]}
+    assert names <= set(DECISIONS)
+    assert draw_decisions(form, "train", np.random.default_rng(0), False, ["compare_lengths"])[1]
+    assert askable(["compare_lengths", "num_rows"], is_rich=True) == ["num_rows"]

@@ -56,7 +56,7 @@ class NetworkBuilder:
             dfa = written(value.dfa, in_json=True, is_quoted=True, is_open=slot.is_open)
             start = nfa.segment(dfa, value.max_chars, target)
         else:
-            start = nfa.embed(written(value.dfa), target)
+            start = nfa.segment(written(value.dfa), value.max_chars, target)
         return nfa.literal(slot.prefix.encode(), start)
 
     def _repeat(self, part: Repeat, target: int) -> int:

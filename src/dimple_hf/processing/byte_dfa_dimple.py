@@ -77,16 +77,6 @@ class ByteDFA:
             found = self._rows[state] = self.table[state][self.column].tolist()
         return found
 
-    @cached_property
-    def edges(self) -> list[list[tuple[int, int, int]]]:
-        """Of each state, the ranges of bytes and the states after them."""
-        found = []
-        for row in self.table[:, self.column]:
-            starts = np.flatnonzero(np.append(True, row[1:] != row[:-1])).tolist()
-            ranges = zip(starts, [*starts[1:], 256], row[starts].tolist(), strict=True)
-            found.append([(low, high - 1, state) for low, high, state in ranges if state >= 0])
-        return found
-
     @property
     def alive_bytes(self) -> np.ndarray:
         """bool of shape `(256,)`: which bytes ever occur."""
@@ -119,8 +109,6 @@ class _Writer:
         self.has_mark = is_quoted and not is_open
         self.rows: list[dict[int, int]] = []
         self.shared: dict[tuple[tuple[int, int], ...], int] = {}
-        self.continued: dict[tuple[int, int], int] = {}
-        self.wide: dict[tuple[int, ...], dict[int, int]] = {}
 
     def run(self) -> ByteDFA:
         dfa, num_chars = self.dfa, len(self.dfa.table)
@@ -170,15 +158,6 @@ class _Writer:
             self.rows.append(row)
         return self.shared[key]
 
-    def _continued(self, state: int, left: int) -> int:
-        """The state before `left` continuation bytes of any value."""
-        if state < 0 or not left:
-            return state
-        key = (left, state)
-        if key not in self.continued:
-            self.continued[key] = self._shared(dict.fromkeys(range(0x80, 0xC0), self._continued(state, left - 1)))
-        return self.continued[key]
-
     def _wide(self, targets: np.ndarray) -> dict[int, int]:
         """The lead bytes of characters of several bytes, and the states after them."""
         dfa = self.dfa
@@ -186,19 +165,41 @@ class _Writer:
         kept = np.flatnonzero(np.append(True, following[1:] != following[:-1]))
         starts, following = dfa.starts[kept].tolist(), following[kept].tolist()
         first = bisect_right(starts, 0x80) - 1
-        key = (*starts[first:], *following[first:])
-        if key in self.wide:
-            return self.wide[key]
-        row = self.wide[key] = {}
-        for length, (low, high) in _LENGTHS.items():
-            size = 1 << (6 * (length - 1))  # characters of one lead byte
-            for block in range(low // size, high // size + 1):
-                state = self._block(starts, following, block * size, length - 1, low, high)
-                if state >= 0:
-                    row[_LEAD_BYTE[length] + block] = state
-        return row
+        states = [state for state in dict.fromkeys(following[first:]) if state >= 0]
+        label_of = {-1: -1} | {state: label for label, state in enumerate(states)}
+        labels = tuple(label_of[state] for state in following[first:])
+        *rows, lead = _wide_rows((0x80, *starts[first + 1 :]), labels)
+        for row in rows:
+            states.append(self._shared({byte: states[number] for byte, number in row.items()}))
+        return {byte: states[number] for byte, number in lead.items()}
 
-    def _block(self, starts: list[int], following: list[int], first: int, left: int, low: int, high: int) -> int:
+
+@lru_cache(maxsize=512)
+def _wide_rows(starts: tuple[int, ...], following: tuple[int, ...]) -> list[dict[int, int]]:
+    """
+    How characters of several bytes are read, whatever the states are that they lead to.
+
+    Args:
+        starts, following (`tuple[int, ...]`):
+            First code point of each range, the first of all being 0x80, and the number of the state that its
+            characters lead to: -1 for none.
+
+    Returns:
+        `list[dict[int, int]]`: For each state between two bytes, the bytes and the states after them. Their numbers go
+        on after those of `following`. The last one is that before the lead byte.
+    """
+    rows: list[dict[int, int]] = []
+    number_of: dict[tuple[tuple[int, int], ...], int] = {}
+    num_states = max(following) + 1
+
+    def shared(row: dict[int, int]) -> int:
+        key = tuple(row.items())
+        if key not in number_of:
+            number_of[key] = num_states + len(rows)
+            rows.append(row)
+        return number_of[key]
+
+    def block(first: int, left: int, low: int, high: int) -> int:
         """The state before the `left` continuation bytes of the characters from `first` on; -1 if there is none."""
         size = 1 << (6 * left)
         last = first + size - 1
@@ -206,23 +207,32 @@ class _Writer:
             return -1
         index = bisect_right(starts, first) - 1
         is_constant = (index + 1 == len(starts) or starts[index + 1] > last) and first >= low and last <= high
-        if left == 0:
+        if left == 0 or (is_constant and following[index] < 0):
             return following[index]
-        if is_constant:
-            return self._continued(following[index], left)
+        if is_constant:  # continuation bytes of any value
+            state = following[index]
+            for _ in range(left):
+                state = shared(dict.fromkeys(range(0x80, 0xC0), state))
+            return state
         step = size >> 6
-        row = {}
-        for number in range(64):
-            state = self._block(starts, following, first + number * step, left - 1, low, high)
+        row = {0x80 + number: block(first + number * step, left - 1, low, high) for number in range(64)}
+        row = {byte: state for byte, state in row.items() if state >= 0}
+        return shared(row) if row else -1
+
+    lead: dict[int, int] = {}
+    for length, (low, high) in _LENGTHS.items():
+        size = 1 << (6 * (length - 1))  # characters of one lead byte
+        for number in range(low // size, high // size + 1):
+            state = block(number * size, length - 1, low, high)
             if state >= 0:
-                row[0x80 + number] = state
-        return self._shared(row) if row else -1
+                lead[_LEAD_BYTE[length] + number] = state
+    return [*rows, lead]
 
 
 def _without_equal_columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different columns of a table of bytes, and which of them each byte has."""
-    columns = np.ascontiguousarray(table.T)
-    number_of: dict[bytes, int] = {}
-    column = np.array([number_of.setdefault(one.tobytes(), len(number_of)) for one in columns], dtype=np.uint8)
-    _, first = np.unique(column, return_index=True)
-    return np.ascontiguousarray(columns[first].T), column
+    weights = np.random.default_rng(0).integers(1 << 62, size=len(table))
+    _, first, column = np.unique(weights @ table, return_index=True, return_inverse=True)
+    if (table[:, first[column]] != table).any():  # different columns of one sum
+        _, first, column = np.unique(table, axis=1, return_index=True, return_inverse=True)
+    return np.ascontiguousarray(table[:, first]), column.reshape(-1).astype(np.uint8)

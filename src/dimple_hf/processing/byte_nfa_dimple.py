@@ -14,8 +14,8 @@
 """The byte automaton of a whole answer: fixed text, strings and numbers, joined.
 
 It is built from its end to its beginning, so that alternatives share what follows them, and equal parts with the same
-continuation are one. Strings stand in it as *segments*: an automaton of their content, a most number of characters,
-and where to go on after them.
+continuation are one. Strings and numbers stand in it as *segments*: an automaton of their content, a most number of
+characters, and where to go on after them.
 """
 
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Segment:
 
     Args:
         dfa (`ByteDFA`):
-            What it may be.
+            What it may be. If it is not quoted, what follows begins where it may end.
         max_chars (`int`):
             Its most characters, where `dfa` does not count them; at most `UNCOUNTED`.
         target (`int`):
@@ -150,25 +150,16 @@ class ByteNFA:
             self._shared[key] = self._node(segment=Segment(dfa, most, target))
         return self._shared[key]
 
-    def embed(self, dfa: ByteDFA, target: int) -> int:
-        """A text, as nodes: for automata in which few bytes are possible, such as numbers."""
-        key = ("embed", dfa, target)
-        if key in self._shared:
-            return self._shared[key]
-        first = len(self.edges)
-        for edges, accepts in zip(dfa.edges, dfa.accepting.tolist(), strict=True):
-            self._node([(low, high, first + state) for low, high, state in edges], (target,) if accepts else ())
-        self._shared[key] = first
-        return first
-
     def cores(self, node: int) -> list[int]:
         """The nodes that can be reached without a byte and have something to do: bytes, a segment, or the end."""
         seen, stack, found = {node}, [node], []
         while stack:
             current = stack.pop()
-            if self.edges[current] or self.segment_of[current] is not None or current == self.end:
+            segment = self.segment_of[current]
+            if self.edges[current] or segment is not None or current == self.end:
                 found.append(current)
-            for target in self.free[current]:
+            is_optional = segment is not None and not segment.dfa.is_quoted and segment.dfa.accepting[0]
+            for target in (*self.free[current], *((segment.target,) if segment and is_optional else ())):
                 if target not in seen:
                     seen.add(target)
                     stack.append(target)

@@ -19,7 +19,7 @@ listed.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 from .answer_parts_dimple import (
@@ -60,8 +60,9 @@ USUAL_FREE_LEVELS = 2
 #: Levels inside the arrays there.
 MAX_LEVELS_IN_ARRAY = 3
 
-#: Numbers there: of up to 15 digits before the point.
-FREE_NUMBER = r"-?(?:0|[1-9]\d{0,14})(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
+#: Numbers there, and their most characters.
+FREE_NUMBER = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
+MAX_FREE_NUMBER_CHARS = 32
 
 #: Kinds of items that an array with `uniqueItems` can hold at most one of each of, when they cannot be enumerated.
 NUM_UNIQUE_KINDS = 6
@@ -267,9 +268,11 @@ class SchemaReader:
         key = ("anything", levels, usual_levels, in_array)
         if key not in self.parts:
             most = self.limits.free_levels
-            self.bounds["free values"] = f"arrays and objects nested at most {most} deep, 15 digits before the point"
+            self.bounds["free values"] = (
+                f"arrays and objects nested at most {most} deep, numbers of at most {MAX_FREE_NUMBER_CHARS} characters"
+            )
             options: list[Part] = [self._string_slot(Language(free_text(), None, True), Shape(), "$")]
-            number = ValueSlot(Language(format_dfa(FREE_NUMBER)), "$", 8)
+            number = ValueSlot(Language(format_dfa(FREE_NUMBER), MAX_FREE_NUMBER_CHARS), "$", 8)
             words = ("true", "false", "null") if levels else ("true", "false", "null", "[]", "{}")
             options += [number, ValueSlot(Choices(words), "$")]
             if levels:
@@ -365,16 +368,17 @@ class SchemaReader:
                 dfas.append(format_dfa(known[0]))
                 limits += [] if known[1] is None else [known[1]]
             if shape.min_length:
-                dfas.append(CharDFA.of_chars(TEXT_CHARS, shape.min_length))
-            dfa = reduce(CharDFA.intersect, dfas) if dfas else free_text()
+                dfas.append(_at_least(shape.min_length))
+            others: list[CharDFA] = []
             for pattern in shape.not_patterns:
                 other, most = compiled(pattern, f"{path}.pattern")
                 if most is not None:
                     raise ValueError(f"`schema` must not use 'not' with a pattern of so many repetitions (at {path})")
-                dfa = dfa.subtract(other)
+                others.append(other)
             excluded = [value for value in shape.excluded if isinstance(value, str)]
             if excluded:
-                dfa = dfa.intersect(CharDFA.all_but(excluded))
+                dfas.append(_all_but(tuple(sorted(excluded))))
+            dfa = _in_all(tuple(dfas or [free_text()]), tuple(others))
         except EmptyLanguageError:
             self._found_nothing(path)
             return None
@@ -558,7 +562,7 @@ class SchemaReader:
                 slot = self._number(shape, path)
                 if isinstance(slot, ValueSlot) and isinstance(slot.value, Language):
                     try:
-                        dfa = slot.value.dfa.intersect(pattern_dfa(f".*[{digits}]")[0])
+                        dfa = _in_all((slot.value.dfa, pattern_dfa(f".*[{digits}]")[0]))
                         options.append(replace(slot, value=Language(dfa)))
                     except EmptyLanguageError:
                         pass
@@ -681,21 +685,23 @@ class SchemaReader:
         if not shape.names and key in self.languages:
             return self.languages[key]
         try:
-            dfa = CharDFA.all_but(sorted(known))
+            dfas = [_all_but(tuple(sorted(known)))]
             if pattern is not None:
                 own, limit = compiled(pattern, f"{path}.patternProperties")
-                dfa = own.intersect(dfa)
+                dfas.insert(0, own)
+            excluded: list[CharDFA] = []
             for other in others:
-                excluded, most = compiled(other, f"{path}.patternProperties")
+                dfa, most = compiled(other, f"{path}.patternProperties")
                 if most is not None:
                     return None
-                dfa = dfa.subtract(excluded)
+                excluded.append(dfa)
             if shape.names:
                 allowed = self._names(shape.names, path)
                 if allowed is None:
                     return None
-                dfa = dfa.intersect(allowed.dfa)
+                dfas.append(allowed.dfa)
                 limit = min((x for x in (limit, allowed.max_chars) if x is not None), default=None)
+            dfa = _in_all(tuple(dfas), tuple(excluded))
         except EmptyLanguageError:
             return None
         self.languages[key] = Language(dfa, limit, True)
@@ -723,6 +729,18 @@ class SchemaReader:
                 dfa = dfa.intersect(CharDFA.of_chars(TEXT_CHARS, 0, language.max_chars))
             dfas.append(dfa)
         return Language(CharDFA.from_nfa(nfa, nfa.either([nfa.embed(dfa, nfa.end) for dfa in dfas])))
+
+
+# Languages are made once for all schemas, and with them the tables of their tokens.
+
+_at_least = lru_cache(maxsize=64)(partial(CharDFA.of_chars, TEXT_CHARS))
+_all_but = lru_cache(maxsize=512)(CharDFA.all_but)
+
+
+@lru_cache(maxsize=512)
+def _in_all(dfas: tuple[CharDFA, ...], others: tuple[CharDFA, ...] = ()) -> CharDFA:
+    """The texts of all of `dfas` and of none of `others`."""
+    return reduce(CharDFA.subtract, others, reduce(CharDFA.intersect, dfas))
 
 
 def _key(conjunction: Conjunction) -> frozenset[tuple[bool, int]]:

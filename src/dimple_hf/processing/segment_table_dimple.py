@@ -17,8 +17,9 @@ Tokens whose bytes fall into the same columns of the segment's table act alike a
 has the size of states times vocabulary.
 """
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class SegmentTable:
             int32 of shape `(num_tokens,)`: the tokens, sorted, and their classes: 0 if they have no way on.
         split_tokens, split_class, split_rest (`np.ndarray`):
             int32 of shape `(num_splits,)`: tokens that end the segment: the class of what stands before the quotation
-            mark, and the number of the rest after it.
+            mark, or up to the last digit, and the number of the rest after it.
         entry_class, entry_pair (`np.ndarray`):
             int32 of shape `(num_entries,)`: for each class and state inside, the class and the pair of states.
         entry_count (`np.ndarray`):
@@ -81,12 +82,7 @@ class SegmentTable:
     @classmethod
     def of(cls, dfa: ByteDFA, vocabulary: Vocabulary) -> "SegmentTable":
         """The table of one segment; made once for each vocabulary."""
-        memory = vocabulary.memory
-        if dfa not in memory:
-            if len(memory) >= MAX_TABLES:
-                memory.clear()
-            memory[dfa] = cls._build(dfa, vocabulary)
-        return memory[dfa]
+        return _remembered(vocabulary, dfa, partial(cls._build, dfa, vocabulary))
 
     @classmethod
     def _build(cls, dfa: ByteDFA, vocabulary: Vocabulary) -> "SegmentTable":
@@ -98,6 +94,10 @@ class SegmentTable:
         found = _classes_beside_free_text(dfa, vocabulary) or _classes(dfa, vocabulary)
         targets, counts, token_class, split_class = found
         alive = np.flatnonzero(split_class)
+        split_tokens, _, split_rests = vocabulary.splits[dfa.is_quoted][:, alive]
+        tokens, kept = vocabulary.tokens, np.flatnonzero(token_class)
+        if 2 * len(kept) < len(tokens):
+            tokens, token_class = tokens[kept], token_class[kept]
         # 2.
         num_states = len(dfa.table)
         used = np.zeros(len(targets), dtype=bool)
@@ -112,9 +112,8 @@ class SegmentTable:
         pair_count = np.full(len(pairs), np.iinfo(np.int32).max, dtype=np.int32)
         np.minimum.at(pair_count, entry_pair, entry_count)
         return cls(
-            dfa, targets, counts, vocabulary.tokens, token_class, vocabulary.split_tokens[alive], split_class[alive],
-            vocabulary.split_rests[alive], entry_class, entry_pair, entry_count, pairs // num_states,
-            pairs % num_states, pair_count,
+            dfa, targets, counts, tokens, token_class, split_tokens, split_class[alive], split_rests, entry_class,
+            entry_pair, entry_count, pairs // num_states, pairs % num_states, pair_count,
         )  # fmt: skip
 
     def class_of(self, token: int) -> int:
@@ -132,7 +131,7 @@ def _classes(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
     rows, node_class = _walk(dfa, vocabulary)
     targets, counts = np.where(rows < 0, -1, rows >> _COUNT_BITS), rows & ((1 << _COUNT_BITS) - 1)
     node_class = node_class.astype(_class_dtype(len(rows)))
-    return targets, counts, node_class[vocabulary.token_nodes], node_class[vocabulary.split_nodes]
+    return targets, counts, node_class[vocabulary.token_nodes], node_class[vocabulary.splits[dfa.is_quoted][1]]
 
 
 def _class_dtype(num_classes: int) -> type[np.integer[Any]]:
@@ -167,27 +166,39 @@ def _classes_beside_free_text(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArr
     nodes, index = np.unique(node, return_inverse=True)
     # 3.
     num_base = len(base_targets)
-    token_class, split_class = base_token_class.astype(np.int32), base_split_class.astype(np.int32)
+    dtype = _class_dtype(num_base + len(nodes))
+    token_class, split_class = base_token_class.astype(dtype), base_split_class.astype(dtype)
     base_class = np.zeros(len(nodes), dtype=np.int32)
-    for own_nodes, class_of in ((vocabulary.token_nodes, token_class), (vocabulary.split_nodes, split_class)):
-        number = np.minimum(np.searchsorted(nodes, own_nodes), len(nodes) - 1)
-        those = np.flatnonzero(nodes[number] == own_nodes)
-        base_class[number[those]] = class_of[those]
-        class_of[those] = num_base + number[those]
+    split_nodes = vocabulary.splits[True][1]
+    which, split = ranges(*(np.searchsorted(split_nodes, nodes, side) for side in ("left", "right")))
+    base_class[which] = split_class[split]
+    split_class[split] = num_base + which
+    token = vocabulary.index_of_node[nodes]
+    which = np.flatnonzero(token >= 0)
+    base_class[which] = token_class[token[which]]
+    token_class[token[which]] = num_base + which
     rows = np.concatenate([np.arange(num_base), base_class])
     targets, counts = base_targets[rows][:, like], base_counts[rows][:, like]
     targets = np.where(targets < 0, -1, own[targets])
     targets[num_base + index, source] = target
-    dtype = _class_dtype(len(targets))
-    return targets.astype(np.int32), counts, token_class.astype(dtype), split_class.astype(dtype)
+    return targets.astype(np.int32), counts, token_class, split_class
 
 
 def _classes_of_free_text(free: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
     """The classes of free text, remembered with the tables of the vocabulary."""
-    key = (free, "classes")
-    if key not in vocabulary.memory:
-        vocabulary.memory[key] = _classes(free, vocabulary)
-    return vocabulary.memory[key]
+    return _remembered(vocabulary, (free, "classes"), partial(_classes, free, vocabulary))
+
+
+def _remembered(vocabulary: Vocabulary, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returns, from the memory of the vocabulary if it is there; what was used least recently goes."""
+    memory = vocabulary.memory
+    found = memory.pop(key, None)
+    if found is None:
+        found = make()
+        while len(memory) >= MAX_TABLES:
+            memory.pop(next(iter(memory)), None)
+    memory[key] = found
+    return found
 
 
 def _likeness(dfa: ByteDFA, free: ByteDFA) -> tuple[np.ndarray, np.ndarray] | None:
@@ -269,21 +280,22 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
     node_class = np.zeros(len(vocabulary.tree.byte), dtype=np.int32)
     node_class[0] = 1
     column = dfa.column.astype(np.int32)
-    for low, high in itertools.pairwise(vocabulary.levels[1:]):
-        parent_class = node_class[vocabulary.tree.parents[low:high]]
-        alive = np.flatnonzero(parent_class)
-        keys = parent_class[alive] * num_columns + column[vocabulary.tree.byte[low:high][alive]]
+    tree, nodes = vocabulary.tree, np.zeros(1, dtype=np.int32)
+    while len(nodes):
+        index, child = ranges(tree.first_child[nodes], tree.first_child[nodes + 1])
+        keys = node_class[nodes][index] * num_columns + column[tree.byte[child]]
         is_present = np.zeros(len(classes) * num_columns, dtype=bool)
         is_present[keys] = True
         present = np.flatnonzero(is_present)
-        if not len(present):
-            break
         before = classes.rows[present // num_columns]
         steps = table[np.where(before < 0, num_states, before >> _COUNT_BITS), present[:, None] % num_columns]
         after = np.where(steps < 0, -1, steps + (before & ((1 << _COUNT_BITS) - 1)))
         number_of = np.zeros(len(is_present), dtype=np.int32)
         number_of[present] = classes.numbers_of(after)
-        node_class[low + alive] = number_of[keys]
+        after_class = number_of[keys]
+        kept = np.flatnonzero(after_class)
+        nodes = child[kept]
+        node_class[nodes] = after_class[kept]
     return classes.rows[: len(classes)].copy(), node_class
 
 

@@ -445,7 +445,8 @@ class StructurePrior:
             return _REMEMBERED[key]
         try:
             reader = SchemaReader(schema, options)
-            prior = cls(reader.part(PADDED_DEPTHS[0][0]), {}, layout)
+            depths = PADDED_DEPTHS if layout == "padded" else UNORDERED_DEPTHS if any_order else DEPTHS
+            prior = cls(reader.part(depths[0][0]), {}, layout)
         except RecursionError as error:
             raise ValueError(
                 "`schema` must be nested less deeply, and alternatives of `oneOf` be distinct without following "

@@ -71,21 +71,21 @@ class _Instances:
     max_chars: list[int] = field(default_factory=list)
     exits: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # instance, rest, target, characters there
 
-    def add(self, base: int, max_chars: int, exits: tuple[np.ndarray, ...] | None) -> None:
+    def add(self, base: int, max_chars: int, exits: tuple[np.ndarray, ...]) -> None:
         """One more segment; `exits`: rests of tokens, the states that they lead to, the characters there."""
-        if exits is not None:
-            self.exits.append((np.full(len(exits[0]), len(self.bases)), *exits))
+        self.exits.append((np.full(len(exits[0]), len(self.bases)), *exits))
         self.bases.append(base)
         self.max_chars.append(max_chars)
 
     def finish(self) -> None:
         self.base = np.array(self.bases, dtype=np.int64)
         self.limit = np.array(self.max_chars, dtype=np.int32)
-        columns = [np.concatenate(column) for column in zip(*self.exits, strict=True)] or [np.zeros(0, np.int32)] * 4
-        self.exit_instance, exit_rest, self.exit_target, self.exit_start = columns
+        table = self.table
+        columns = [np.concatenate(column) for column in zip(*self.exits, strict=True)]
+        is_met = np.isin(columns[1], table.split_rest)
+        self.exit_instance, exit_rest, self.exit_target, self.exit_start = (column[is_met] for column in columns)
         self.rests, self.exit_rest_index = np.unique(exit_rest, return_inverse=True)
         # Of each rest: the splits, and from which states with how many characters they end the segment.
-        table = self.table
         index = np.searchsorted(self.rests, table.split_rest)
         index = np.minimum(index, max(0, len(self.rests) - 1))
         kept = np.flatnonzero(self.rests[index] == table.split_rest) if len(self.rests) else np.zeros(0, dtype=int)
@@ -121,7 +121,7 @@ class TokenAutomaton:
         self.vocabulary = vocabulary
         self.num_states = 2
         self.instances: list[_Instances] = []
-        self._final = [END, PADDED]
+        self._free_ends = (np.zeros(0, dtype=np.int64),) * 2
 
     @classmethod
     def from_nfa(cls, nfa: ByteNFA, start: int, vocabulary: Vocabulary) -> "TokenAutomaton":
@@ -129,6 +129,7 @@ class TokenAutomaton:
         automaton = cls(vocabulary)
         flat = FlatNFA(nfa, start)
         automaton.num_states = flat.num_states
+        automaton._free_ends = flat.free_ends
         automaton._add_instances(flat)
         automaton._finish(flat.starts, flat.walk(vocabulary.tree, flat.nodes, flat.nodes))
         return automaton
@@ -137,21 +138,16 @@ class TokenAutomaton:
         """The segments of a network, and how each of them goes on: equal targets go on alike."""
         number_of: dict[int, int] = {}
         for segment in flat.segments:
-            if segment.dfa.is_quoted:
-                number_of.setdefault(segment.target, len(number_of))
+            number_of.setdefault(segment.target, len(number_of))
         begins = [(number, state) for node, number in number_of.items() for state in flat.states_at(node)]
         origins, states = np.array(begins, dtype=np.int32).reshape(-1, 2).T
         rests, borders = flat.walk(self.vocabulary.rest_tree, origins, states).sorted_by_origin(len(number_of))
         instances: dict[SegmentTable, _Instances] = {}
         for segment, base in zip(flat.segments, flat.bases, strict=True):
             table = SegmentTable.of(segment.dfa, self.vocabulary)
-            exits = None
-            if segment.dfa.is_quoted:
-                number = number_of[segment.target]
-                own = slice(borders[number], borders[number + 1])
-                exits = rests.token[own], rests.state[own], rests.count[own]
-            else:  # only at the end of the network
-                self._final += [base + state for state in np.flatnonzero(segment.dfa.accepting).tolist()]
+            number = number_of[segment.target]
+            own = slice(borders[number], borders[number + 1])
+            exits = rests.token[own], rests.state[own], rests.count[own]
             instances.setdefault(table, _Instances(table)).add(base, segment.max_chars, exits)
         self.instances = list(instances.values())
 
@@ -184,7 +180,7 @@ class TokenAutomaton:
 
     def _finish(self, starts: Iterable[int], steps: Steps) -> None:
         """Puts all transitions into arrays, once by the state they lead to and once by the one they come from."""
-        final = np.array(sorted({END, PADDED, *self._final}), dtype=np.int32)
+        final = np.array([END, PADDED], dtype=np.int32)
         self.source = np.concatenate([steps.origin, final])
         self.token = np.concatenate([steps.token, np.full_like(final, self.vocabulary.pad_id)])
         self.target = np.concatenate([steps.state, np.full_like(final, PADDED)])
@@ -206,8 +202,8 @@ class TokenAutomaton:
         start = np.full(self.num_states, NEVER, dtype=np.int16)
         start[list(starts)] = 0
         accepting = np.full(self.num_states, -1, dtype=np.int16)
-        accepting[self._final] = self.limit[self._final]
-        self._start, self._accepting = start, accepting
+        accepting[[END, PADDED]] = 0
+        self._start, self._accepting = self._closed_from_left(start), self._closed_from_right(accepting)
         self._forget()
 
     def _steps(self) -> Iterable[tuple[np.ndarray, ...]]:
@@ -259,11 +255,25 @@ class TokenAutomaton:
             self._num_bytes += 2 * len(key) + 256
         return found
 
+    def _closed_from_left(self, values: np.ndarray) -> np.ndarray:
+        """Adds the states that are reached without a token, where a number may end; in place."""
+        source, target = self._free_ends
+        values[target[values[source] < NEVER]] = 0
+        return values
+
+    def _closed_from_right(self, values: np.ndarray) -> np.ndarray:
+        """Adds the states from which others are reached without a token; in place."""
+        source, target = self._free_ends
+        source = source[values[target] >= 0]
+        values[source] = self.limit[source]
+        return values
+
     def after(self, states: StateSet, token: int | None) -> StateSet:
         """The states after `states` (reached from the left) when `token` stands between, or any token (`None`)."""
         if token is None:
             if states.after_any is None:
-                states.after_any = self._intern(self._forward.fewest(states.values, self.num_states))
+                values = self._forward.fewest(states.values, self.num_states)
+                states.after_any = self._intern(self._closed_from_left(values))
             return states.after_any
         key = (states, token, True)
         found = self._by_token_memory.get(key)
@@ -273,14 +283,15 @@ class TokenAutomaton:
             values = np.where(counts <= self.limit[source], np.where(is_reset, begin, counts), NEVER)
             result = np.full(self.num_states, NEVER, dtype=np.int16)
             np.minimum.at(result, target, values.astype(np.int16))
-            found = self._by_token_memory[key] = self._intern(result)
+            found = self._by_token_memory[key] = self._intern(self._closed_from_left(result))
         return found
 
     def before(self, states: StateSet, token: int | None) -> StateSet:
         """The states from which `token`, or any token (`None`), leads to `states` (reached from the right)."""
         if token is None:
             if states.before_any is None:
-                states.before_any = self._intern(self._backward.most(states.values, self.num_states))
+                values = self._backward.most(states.values, self.num_states)
+                states.before_any = self._intern(self._closed_from_right(values))
             return states.before_any
         key = (states, token, False)
         found = self._by_token_memory.get(key)
@@ -289,7 +300,7 @@ class TokenAutomaton:
             values = _most(states.values[target].astype(np.int32), count, is_reset, begin, self.limit[source])
             result = np.full(self.num_states, -1, dtype=np.int16)
             np.maximum.at(result, source, values.astype(np.int16))
-            found = self._by_token_memory[key] = self._intern(result)
+            found = self._by_token_memory[key] = self._intern(self._closed_from_right(result))
         return found
 
     def is_extensible(self, size: int) -> bool:

@@ -110,7 +110,7 @@ class FlatNFA:
         for core in self._queue:  # grows meanwhile
             state, segment = self._state_of[core], self.nfa.segment_of[core]
             if segment is not None:
-                after = self.states_at(segment.target) if segment.dfa.is_quoted else ()
+                after = self.states_at(segment.target)
                 self.segments.append(segment)
                 self.bases.append(state)
                 exits += after
@@ -143,7 +143,8 @@ class FlatNFA:
         self._segment_of = np.full(self.num_states, -1, dtype=np.int32)
         self._row = np.zeros(self.num_states, dtype=np.int32)
         self._begins_char = np.zeros(self.num_states, dtype=np.int32)
-        self._may_end = np.zeros(self.num_states, dtype=bool)
+        self._may_end = np.zeros(self.num_states, dtype=bool)  # at a quotation mark
+        self._may_go_on = np.zeros(self.num_states, dtype=bool)  # without any byte
         for index, (segment, base) in enumerate(zip(self.segments, self.bases, strict=True)):
             dfa = segment.dfa
             height, width = dfa.table.shape
@@ -151,10 +152,18 @@ class FlatNFA:
             self._segment_of[inside] = index
             self._row[inside] = dfas[dfa] + width * np.arange(height)
             self._begins_char[inside] = dfa.is_char_start
-            self._may_end[inside] = dfa.accepting if dfa.is_quoted else False
+            (self._may_end if dfa.is_quoted else self._may_go_on)[inside] = dfa.accepting
         self._base = np.array(self.bases, dtype=np.int32)
         self._limit = np.array([segment.max_chars for segment in self.segments], dtype=np.int32)
         self._dfa = np.array([index_of[segment.dfa] for segment in self.segments], dtype=np.int32)
+
+    @property
+    def free_ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The states in which a segment may end without a byte, and those that are reached by that, pair by pair."""
+        states = np.flatnonzero(self._may_go_on)
+        segment = self._segment_of[states]
+        index, out = ranges(self._exit_first[segment], self._exit_first[segment + 1])
+        return states[index], self._exit_state[out]
 
     def walk(self, tree: TokenTree, origins: np.ndarray, states: np.ndarray) -> Steps:
         """
@@ -201,7 +210,7 @@ class FlatNFA:
     def _inside(
         self, tree: TokenTree, tree_nodes: np.ndarray, states: np.ndarray, counts: np.ndarray
     ) -> Iterable[tuple[np.ndarray, ...]]:
-        """The same of states inside segments: those that stay there, and those that a quotation mark ends."""
+        """The same of states inside segments: where they stay there, and where their segment ends."""
         inside = np.flatnonzero(self._segment_of[states] >= 0)
         if not len(inside):
             return
@@ -212,8 +221,9 @@ class FlatNFA:
         following = self._tables[self._row[state] + self._columns[self._dfa[segment], byte]]
         count = counts[index] + self._begins_char[state]
         stays = (following >= 0) & (count <= self._limit[segment])
-        yield index[stays], child[stays], (self._base[segment] + following)[stays], count[stays]
-        ends = np.flatnonzero(~stays & (byte == 0x22) & self._may_end[state])
+        reached = self._base[segment] + np.maximum(following, 0)
+        yield index[stays], child[stays], reached[stays], count[stays]
+        ends = np.flatnonzero((~stays & (byte == 0x22) & self._may_end[state]) | (stays & self._may_go_on[reached]))
         which, out = ranges(self._exit_first[segment[ends]], self._exit_first[segment[ends] + 1])
         ends = ends[which]
         yield index[ends], child[ends], self._exit_state[out], np.zeros(len(ends), dtype=np.int32)

@@ -18,6 +18,7 @@ It is made once for a tokenizer and kept in a cache folder, without pickle.
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,7 +35,11 @@ from transformers import PreTrainedTokenizerBase
 MAX_TOKEN_BYTES = 32
 
 #: Changes when the files of the cache do.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 4
+
+
+#: Where a number of JSON can end inside a token.
+_END_OF_NUMBER = re.compile(rb"[0-9](?=[^0-9.eE])", re.DOTALL)
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -96,7 +101,7 @@ class Vocabulary:
     The tokens of a byte-level BPE tokenizer as bytes.
 
     A token that ends a JSON string is *split* at its quotation mark: the text before it is a node of the tree, and the
-    text after it a *rest*.
+    text after it a *rest*. A token that goes on after a number is split after the last digit.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
@@ -125,15 +130,17 @@ class Vocabulary:
         arrays = self._arrays()
         self.tree = TokenTree(arrays["first_child"], arrays["byte"], arrays["token"])
         self.rest_tree = TokenTree(arrays["rest_first_child"], arrays["rest_byte"], arrays["rest_token"])
-        self.levels = arrays["levels"].tolist()  # of the tree, where its levels begin
-        # The tokens in the tree, in order, and their nodes; the splits with their tokens, nodes and rests.
+        # The tokens in the tree, in order, and their nodes.
         nodes = np.flatnonzero(arrays["token"] >= 0).astype(np.int32)
         order = np.argsort(arrays["token"][nodes], kind="stable")
         self.tokens, self.token_nodes = arrays["token"][nodes][order], nodes[order]
-        self.split_tokens, self.split_nodes, self.split_rests = arrays["splits"]
+        self.index_of_node = np.full(len(arrays["token"]), -1, dtype=np.int32)  # into `tokens`
+        self.index_of_node[self.token_nodes] = np.arange(len(self.tokens))
+        # Tokens, nodes and rests of the splits, in the order of nodes: at quotation marks (`True`), and after digits.
+        self.splits: dict[bool, np.ndarray] = {True: arrays["splits"], False: arrays["digit_splits"]}
         # Of each node: whether a token ends there, or what stands before a split.
         self.ends_text = arrays["token"] >= 0
-        self.ends_text[self.split_nodes] = True
+        self.ends_text[self.splits[True][1]] = True
         self.memory: dict[Any, Any] = {}  # what is derived from the vocabulary elsewhere
 
     @classmethod
@@ -190,35 +197,45 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _derive(tokens: list[tuple[bytes, int]]) -> dict[str, np.ndarray]:
-    splits = [
-        (data[:index], token_id, data[index + 1 :])
-        for data, token_id in tokens
-        for index in range(len(data))
-        if data[index] == 0x22
-    ]
-    rests = sorted({rest for _, _, rest in splits})
+    splits = {
+        "splits": [
+            (data[:index], token_id, data[index + 1 :])
+            for data, token_id in tokens
+            for index in range(len(data))
+            if data[index] == 0x22
+        ],
+        "digit_splits": [
+            (data[: match.end()], token_id, data[match.end() :])
+            for data, token_id in tokens
+            for match in _END_OF_NUMBER.finditer(data)
+        ],
+    }
+    rests = sorted({rest for found in splits.values() for _, _, rest in found})
     number_of = {rest: number for number, rest in enumerate(rests)}
-    *tree, levels = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
-    *rest_tree, _ = _tree_of(rests, list(range(len(rests))))
+    tree = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
+    rest_tree = _tree_of(rests, list(range(len(rests))))
     found = TokenTree(*tree)
-    rows = [(token_id, found.node_of(before), number_of[rest]) for before, token_id, rest in splits]
+    rows = {
+        name: sorted(
+            ((token_id, found.node_of(before), number_of[rest]) for before, token_id, rest in one),
+            key=lambda row: row[1],
+        )
+        for name, one in splits.items()
+    }
     return {
-        "levels": levels,
-        "splits": np.array(rows, dtype=np.int32).reshape(-1, 3).T.copy(),
+        **{name: np.array(one, dtype=np.int32).reshape(-1, 3).T.copy() for name, one in rows.items()},
         **dict(zip(("first_child", "byte", "token"), tree, strict=True)),
         **dict(zip(("rest_first_child", "rest_byte", "rest_token"), rest_tree, strict=True)),
     }
 
 
 def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, ...]:
-    """The arrays of a [`TokenTree`], and the first node of each level, with the end of the last."""
+    """The arrays of a [`TokenTree`]."""
     entries = sorted(zip(texts, numbers, strict=True))
     first_child, byte, token = [1], bytearray(b"\0"), [-1]
     level = [(0, entries)]  # node, and the texts below it
     depth = 0
-    levels = [0]
     while level:
-        levels.append(len(byte))
         following = []
         for node, below in level:
             first_child[node] = len(byte)
@@ -243,12 +260,12 @@ def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, ...]:
         np.array(first_child, dtype=np.int32),
         np.frombuffer(bytes(byte), dtype=np.uint8),
         np.array(token, dtype=np.int32),
-        np.array(levels, dtype=np.int32),
     )
 
 
 def ranges(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of all ranges one after the other, and of which range each is."""
     lengths = stop - first
-    index = np.repeat(np.arange(len(lengths)), lengths)
-    return index, np.arange(len(index)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+    index = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    offset = (first - np.cumsum(lengths) + lengths).astype(np.int32)
+    return index, np.arange(len(index), dtype=np.int32) + offset[index]
