@@ -519,7 +519,10 @@ def test_busy_server_says_so_and_ends_when_it_has_answered(slow_server: ForkedSe
         assert len(json.loads("".join(piece.delta.content or "" for piece in pieces))) == 40
         assert pieces[-1].finish_reason == "stop"
     assert server.process.wait() == 0
-    assert any("Finished server process" in line for line in server.lines)
+    deadline = time.monotonic() + 60
+    while not any("Finished server process" in line for line in server.lines):  # it comes through a pipe
+        assert time.monotonic() < deadline, "".join(server.lines)
+        time.sleep(0.02)
 
 
 def test_snippets_of_the_page_run(
