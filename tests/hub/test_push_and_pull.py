@@ -47,8 +47,8 @@ class RoundTrip:
     pulled: dict[str, Any]
 
 
-def start(*arguments: str | Path, home: Path, hub: HubServer) -> subprocess.Popen[str]:
-    """Starts the round trip, whose Hub is ours, with a cache of its own and nobody who answers questions."""
+def start(script: str, *arguments: str | Path, home: Path, hub: HubServer, token: str) -> subprocess.Popen[str]:
+    """Starts a script whose Hub is ours, with a cache of its own and nobody who answers questions."""
     home.mkdir()
     changes = {
         "HF_ENDPOINT": hub.url,
@@ -57,13 +57,19 @@ def start(*arguments: str | Path, home: Path, hub: HubServer) -> subprocess.Pope
         "HF_HUB_DISABLE_XET": "1",  # a faster protocol of the real Hub, which the client would take for granted
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_TOKEN": "",
+        "HF_TOKEN": token,
     }
     pipe = subprocess.PIPE
-    command = [sys.executable, SCRIPTS / "round_trip.py", *arguments, "right"]
+    command = [sys.executable, SCRIPTS / script, *arguments]
     return subprocess.Popen(
         command, cwd=home, env=os.environ | changes, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
     )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Lets a script go on and waits for its end."""
+    output, _ = process.communicate("go on\n")
+    assert process.returncode == 0, output
 
 
 def read_until(line: str, process: subprocess.Popen[str]) -> None:
@@ -94,9 +100,10 @@ def round_trip(
     image = parity_dir / "tiny" / "images" / "3.png"
     page = repo_root / "docs" / "hub.md"
     results = [folder / name for name in ("pushed.json", "pulled.json")]
+    arguments = ("round_trip.py", repo_root / request.param, image, page, *results, "right")
     with (
         HubServer(tokens={"right": "user"}) as hub,
-        start(repo_root / request.param, image, page, *results, home=folder / "home", hub=hub) as process,
+        start(*arguments, home=folder / "home", hub=hub, token="") as process,
     ):
         read_until("pushed\n", process)
         for name in ("private-copy", "secret", "cut-once", "cut-off", "changed"):
@@ -110,8 +117,7 @@ def round_trip(
             ("team/changed", shard): [change(position=len(files[shard]) // 2)],
             ("team/changed-adapter", ADAPTER): [change(position=len(adapter[ADAPTER]) // 2)],
         }
-        output, _ = process.communicate("go on\n")
-        assert process.returncode == 0, output
+        finish(process)
         pushed, pulled = (json.loads(path.read_text()) for path in results)
         yield RoundTrip(hub, shard, pushed, pulled)
 
