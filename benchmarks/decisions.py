@@ -20,9 +20,10 @@ Five parts, each a part of the output file, in which other parts stay as they ar
 - `recording`: how much of a denoising step it takes to note `token_logprobs` and `commit_steps`: with and without, as
   shares of the time of `generate`, in processor time.
 - `shared`: probabilities of questions that share a canvas against `independent=True`.
-- `accuracy`: typed questions about forms with known answers, read by the label of an option and by its text. The first
-  half of the forms fits one temperature for each type of question; the second half is scored with and without it. What
-  is asked is scored over all forms.
+- `accuracy`: typed questions about forms with known answers, read by the labels of options, on a canvas that the
+  questions of a form share and on a canvas each, and by the texts of options. The first half of the forms fits one
+  temperature for each type of question; the second half is scored with and without it. What is asked is scored over
+  all forms.
 - `fields`: numbers read under the forms' schemas. The confidence of a number is the product of the probabilities of
   its tokens when they were committed (`processor.parse(..., return_confidence=True)`).
 
@@ -67,7 +68,12 @@ from forms_evaluation import chat_turn
 
 NUM_QUESTIONS = 8
 BATCH_SIZE = 20
-READINGS = ("label", "text")
+READINGS: dict[str, dict[str, Any]] = {
+    "label": {},
+    "label, independent": {"independent": True},
+    "text": {"reading": "text"},
+}
+"""Ways to read an answer, to arguments of [`decide`]."""
 PARTS = ("speed", "recording", "shared", "accuracy", "fields")
 
 
@@ -167,7 +173,7 @@ def score(examples: Sequence[tuple[Any, list[float], int]]) -> dict[str, Any]:
 
 
 def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Scores of both ways to read an answer."""
+    """Scores of all ways to read an answer."""
     return {reading: measure_reading(model, processor, args, reading) for reading in READINGS}
 
 
@@ -178,7 +184,13 @@ def measure_reading(model: Any, processor: Any, args: argparse.Namespace, readin
     for index in tqdm(range(args.rows), desc=f"accuracy by {reading}"):
         image, names, questions, right = held_out(index, args.seed)
         answers = decide(
-            model, processor, image, questions, permutations=args.permutations, reading=reading, batch_size=BATCH_SIZE
+            model,
+            processor,
+            image,
+            questions,
+            permutations=args.permutations,
+            batch_size=BATCH_SIZE,
+            **READINGS[reading],
         )
         rows = [list(answer.option_probabilities) for answer in answers]
         of_form = list(zip(questions, rows, right, strict=True))

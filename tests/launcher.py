@@ -20,6 +20,7 @@ Forked, not started anew, because an import takes longer than what is tested; ea
 killed like any other.
 """
 
+import gc
 import json
 import os
 import resource
@@ -29,6 +30,9 @@ import sys
 import traceback
 from functools import cache
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()  # while the libraries are imported nothing becomes garbage
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401  # both import more when they are named
@@ -124,6 +128,8 @@ def start(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    gc.freeze()  # no collection in the forked processes goes through what was imported
+    gc.enable()
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:

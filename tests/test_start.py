@@ -49,9 +49,9 @@ def test_first_ten_minutes_run_as_they_stand(
     assert len(answer.splitlines()) > 1
     assert commands.startswith(answer)
     assert [line.split()[0] for line in watched.splitlines()[:3]] == ["0.5", "0.95", "None"]
-    decided = [int(line.split()[2]) for line in steps.splitlines()]
-    assert decided[0] == 0
-    assert decided == sorted(decided)
+    unmasked = [int(line.split()[2]) for line in steps.splitlines()]
+    assert unmasked[0] == 0
+    assert unmasked == sorted(unmasked)
     assert answer in batch
     floor = next(line for line in answer.splitlines() if line.startswith("floor "))
     assert f"What is the floor?\n{floor}\n" in batch

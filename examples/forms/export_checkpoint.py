@@ -73,11 +73,11 @@ training, then diffusion (`recipe.yaml`); and more of both vision and diffusion 
 the mean of those after its last stages."""
 
 
-def average_models(trained: Sequence[Path]) -> PreTrainedModel:
-    """The last of these checkpoints in bfloat16, with the mean of the weights of all (stochastic weight averaging,
+def average_models(trained: Sequence[Path], dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """The last of these checkpoints in `dtype`, with the mean of the weights of all (stochastic weight averaging,
     Izmailov et al., 2018, arXiv:1803.05407).
     """
-    mean = AutoModelForImageTextToText.from_pretrained(trained[-1], dtype=torch.bfloat16)
+    mean = AutoModelForImageTextToText.from_pretrained(trained[-1], dtype=dtype)
     models = [AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32) for path in trained]
     with torch.no_grad():
         for weight, *weights in zip(mean.parameters(), *(model.parameters() for model in models), strict=True):

@@ -49,7 +49,7 @@ def kill_at_random(processes: list[int], output: Path, num_more: int, rng: rando
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_kills"), [(12, 2), pytest.param(500, 5, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("num_rows", "num_kills"), [(12, 1), pytest.param(500, 5, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_run_killed_again_and_again_equals_the_uninterrupted_one(
     num_rows: int, num_kills: int, tmp_path: Path, processes: Launcher, write_forms: Callable[[Path, int], Path]
@@ -58,13 +58,13 @@ def test_run_killed_again_and_again_equals_the_uninterrupted_one(
     rng = random.Random(num_rows)
     command = ["batch", str(write_forms(tmp_path, num_rows)), "--max-new-tokens", "4", "--batch-size", "2"]
     whole, output = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    started = processes.start([*command, "--output", str(whole)], 2)
-    assert [processes.wait(process) for process in started] == [0, 0], processes.errors.read_text()[-3000:]
+    (process,) = processes.start([*command, "--output", str(whole)], 1)
+    assert processes.wait(process) == 0, processes.errors.read_text()[-3000:]
 
     num_done = 0
     for _ in range(num_kills):
         started = processes.start([*command, "--output", str(output)], 2)
-        kill_at_random(started, output, rng.randint(0, num_rows // (num_kills + 2)), rng)
+        kill_at_random(started, output, rng.randint(1, num_rows // (num_kills + 2)), rng)
         ends = {processes.wait(process) for process in started}
         assert -signal.SIGKILL in ends <= {-signal.SIGKILL, 0}  # a small part may be done before the kill comes
         rows = rows_done(output)

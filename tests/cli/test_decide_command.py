@@ -14,13 +14,18 @@
 """`dimple-hf decide` and `dimple-hf calibrate` on the small model of the package."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher import Launcher
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dimple_hf.batch.results import whole_lines
 from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
 from dimple_hf.cli.main import main
 from dimple_hf.decisions import Calibration, decide, questions_from_json
@@ -207,3 +212,96 @@ def test_calibrate_names_the_line_of_a_bad_example(
     error = capsys.readouterr().err
     assert f"{data}, line 2: " in error
     assert message in error
+
+
+NUM_EXAMPLES = 12
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Examples about different texts."""
+    data = tmp_path / "labelled.jsonl"
+    answers = [[number > 5, "qty", "full"] for number in range(NUM_EXAMPLES)]
+    examples = [
+        {"text": f"The price is {100 * number}.", "questions": QUESTIONS, "answers": answers[number]}
+        for number in range(NUM_EXAMPLES)
+    ]
+    data.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return data
+
+
+def rows_read(folder: Path) -> list[int]:
+    files = (folder / "decision_calibration.partial").glob("readings.jsonl*part-*")
+    return [line["row"] for file in files for _, line in whole_lines(file)]
+
+
+def test_calibrate_stopped_goes_on_and_saves_what_an_uninterrupted_run_does(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once, and interrupted once, which says what is kept and how to go on."""
+    launcher = Launcher(tmp_path / "errors.txt")
+    folder = tmp_path / "killed"
+    command = ["calibrate", str(labelled), "--batch-size", "1", "--output"]
+    num_read = 0
+    for number in (signal.SIGKILL, signal.SIGINT):
+        (process,) = launcher.start([*command, str(folder)])
+        deadline = time.monotonic() + 120
+        while len(rows_read(folder)) < num_read + 2:
+            assert time.monotonic() < deadline, launcher.errors.read_text()
+            time.sleep(0.002)
+        os.kill(process, number)
+        assert launcher.wait(process) == (-number if number == signal.SIGKILL else 130)
+        num_read = len(rows_read(folder))
+        assert num_read == len(set(rows_read(folder)))
+        assert not (folder / CALIBRATION_NAME).exists()
+    assert 4 <= num_read < NUM_EXAMPLES  # control: both came in the middle of the work
+    line = f"dimple-hf calibrate: {num_read} lines of this run are kept in "
+    while line not in launcher.errors.read_text():  # it comes through a pipe
+        assert time.monotonic() < deadline, launcher.errors.read_text()
+        time.sleep(0.01)
+    assert "the same command goes on from there" in launcher.errors.read_text().splitlines()[-1]
+
+    sizes: list[int] = []
+    read = CanvasReader.read
+
+    def counted(self: CanvasReader, canvases: Any, *arguments: Any) -> Any:
+        sizes.append(len(canvases))
+        return read(self, canvases, *arguments)
+
+    monkeypatch.setattr(CanvasReader, "read", counted)
+    assert main([*command, str(folder)]) == 0
+    assert sizes == [1] * (NUM_EXAMPLES - num_read)
+    assert [path.name for path in folder.iterdir()] == [CALIBRATION_NAME]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert (folder / CALIBRATION_NAME).read_bytes() == (tmp_path / "whole" / CALIBRATION_NAME).read_bytes()
+
+
+def test_calibrate_reads_a_batch_that_is_half_there_as_a_whole(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row alone is rounded otherwise than in its batch. Readings of other examples are not gone on with."""
+    keep = tmp_path / "kept"
+    monkeypatch.setattr("dimple_hf.cli.calibrate.shutil.rmtree", lambda folder: os.rename(folder, keep))
+    command = ["calibrate", str(labelled), "--batch-size", "4", "--output"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    partial = tmp_path / "resumed" / "decision_calibration.partial"
+    partial.mkdir(parents=True)
+    os.rename(keep / "readings.jsonl.settings.json", partial / "readings.jsonl.settings.json")
+    lines = (keep / "readings.jsonl").read_bytes().splitlines(keepends=True)
+    (partial / "readings.jsonl.part-00001-of-00001.1").write_bytes(b"".join(lines[:6]) + lines[6][:9])
+    os.rename(keep, tmp_path / "earlier")
+    assert main([*command, str(tmp_path / "resumed")]) == 0
+    assert (keep / "readings.jsonl").read_bytes().splitlines(keepends=True) == lines
+
+
+def test_calibrate_with_other_examples_refuses_the_readings_of_an_earlier_run(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names what differs."""
+    monkeypatch.setattr("dimple_hf.cli.calibrate.shutil.rmtree", lambda folder: None)
+    command = ["calibrate", str(labelled), "--output", str(tmp_path), "--overwrite"]
+    assert main(command) == 0
+    assert main(command) == 0  # control: the same examples
+    labelled.write_text(labelled.read_text().replace("price is 0", "price is 1"))
+    assert main(command) == 1
+    assert "was begun with examples=" in capsys.readouterr().err

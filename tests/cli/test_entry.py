@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from launcher import Launcher
+from test_packaging import NOT_AT_IMPORT
 
 from dimple_hf.cli.main import COMMANDS, main
 from dimple_hf.quantization import QUANTIZATIONS
@@ -74,15 +75,28 @@ def test_every_command_says_what_it_does_and_takes(capsys: pytest.CaptureFixture
     assert COMMANDS["convert"].QUANTIZATIONS == tuple(QUANTIZATIONS)
 
 
+#: Runs `dimple-hf`, and prints every library that is imported when it has ended.
+IMPORTS = """
+import sys
+from dimple_hf_cli import main
+status = main()
+print("imported:", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+sys.exit(status)
+"""
+
+
 def test_generate_without_anything_reads_the_sample_of_the_package() -> None:
-    """The shortest first try; nothing but the answer is on stdout."""
-    ended = run("generate")
+    """The shortest first try; nothing but the answer is on stdout, and no optional library is imported."""
+    ended = run("generate", code=IMPORTS)
     assert ended.returncode == 0
+    imported = set(ended.stderr.splitlines()[-1].split()[1:])
+    assert imported & set(NOT_AT_IMPORT) == set()
+    assert {"dimple_hf", "torch"} <= imported  # control
     assert ended.stdout.startswith("price ")
     assert "no `--image` is given: reading the sample of the package" in ended.stderr
 
 
-@pytest.mark.parametrize("delay", [0.3, pytest.param(1.5, marks=pytest.mark.slow), 3.0])
+@pytest.mark.parametrize("delay", [0.3, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (1.5, 3.0))])
 def test_interrupt_at_any_time_is_one_line(delay: float) -> None:
     """Also in the middle of an import, where an exception would come out as another one."""
     process = subprocess.Popen([*SCRIPT, "generate"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

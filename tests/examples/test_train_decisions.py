@@ -106,5 +106,5 @@ def test_a_run_starts_from_what_an_earlier_one_learned(arguments, tmp_path):
     (tmp_path / "first" / "accuracies.json").write_text(json.dumps(known | {"compare/freely": 0.5}))
     args = arguments(tmp_path / "second", "--steps", "1")
     assert train_decisions.Run(args).accuracies[-1]["compare/freely"] == 0.0
-    args.model = str(tmp_path / "first")
+    args.model = [tmp_path / "first", FORMS_CHECKPOINT]
     assert train_decisions.Run(args).accuracies[-1]["compare/freely"] == 0.5

@@ -42,8 +42,8 @@ from peft import PeftModel
 from session import answers, run_snippets
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-if not sys.stdin.readline():  # importing takes long; meanwhile `push` has finished
-    sys.exit("`push` did not finish")
+if not sys.stdin.readline():  # copies of what was pushed, and faults of the server, come first
+    sys.exit("the test has ended")
 
 image, page, result_file = sys.argv[1:]
 trusted = {"trust_remote_code": True}

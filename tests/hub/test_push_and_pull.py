@@ -13,8 +13,8 @@
 # limitations under the License.
 """Model, processor and adapter go to the Hub and come back: without the package, and with it.
 
-The real client talks to `hub_server`. Importing takes most of the time, so two processes do everything, once: `push`,
-with the package, and `pull`, without it. Each test here looks at one part of what they found.
+The real client talks to `hub_server`. Two processes do everything, once: `push`, with the package, and `pull`,
+without it (see `round_trip`). Each test here looks at one part of what they found.
 """
 
 import json
@@ -52,7 +52,7 @@ def start(script: str, *arguments: str | Path, home: Path, hub: HubServer, token
     home.mkdir()
     changes = {
         "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
+        "HF_HOME": str(home / "cache"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",  # a faster protocol of the real Hub, which the client would take for granted
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -62,14 +62,24 @@ def start(script: str, *arguments: str | Path, home: Path, hub: HubServer, token
     pipe = subprocess.PIPE
     command = [sys.executable, SCRIPTS / script, *arguments]
     return subprocess.Popen(
-        command, cwd=home, env=os.environ | changes, stdin=pipe, stderr=pipe, stdout=pipe, text=True
+        command, cwd=home, env=os.environ | changes, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
     )
 
 
 def finish(process: subprocess.Popen[str]) -> None:
     """Lets a script go on and waits for its end."""
-    output, errors = process.communicate("go on\n")
-    assert process.returncode == 0, output + errors
+    output, _ = process.communicate("go on\n")
+    assert process.returncode == 0, output
+
+
+def read_until(line: str, process: subprocess.Popen[str]) -> None:
+    """Waits for a line of its output, which may come after others, and fails with all of them if it never does."""
+    output = ""
+    for found in process.stdout:
+        output += found
+        if found == line:
+            return
+    pytest.fail(output)
 
 
 @pytest.fixture(
@@ -89,13 +99,13 @@ def round_trip(
     folder = tmp_path_factory.mktemp("hub")
     image = parity_dir / "tiny" / "images" / "3.png"
     page = repo_root / "docs" / "hub.md"
-    pull_arguments = (image, page, folder / "pulled.json")
-    push_arguments = (repo_root / request.param, image, page, folder / "pushed.json")
+    results = [folder / name for name in ("pushed.json", "pulled.json")]
+    arguments = ("round_trip.py", repo_root / request.param, image, page, *results, "right")
     with (
         HubServer(tokens={"right": "user"}) as hub,
-        start("pull.py", *pull_arguments, home=folder / "pull", hub=hub, token="") as pull,
+        start(*arguments, home=folder / "home", hub=hub, token="") as process,
     ):
-        finish(start("push.py", *push_arguments, home=folder / "push", hub=hub, token="right"))
+        read_until("pushed\n", process)
         for name in ("private-copy", "secret", "cut-once", "cut-off", "changed"):
             hub.copy("team/dimple", f"team/{name}", private=name in ("private-copy", "secret"))
         hub.copy("team/adapter", "team/changed-adapter")
@@ -107,8 +117,8 @@ def round_trip(
             ("team/changed", shard): [change(position=len(files[shard]) // 2)],
             ("team/changed-adapter", ADAPTER): [change(position=len(adapter[ADAPTER]) // 2)],
         }
-        finish(pull)
-        pushed, pulled = (json.loads((folder / name).read_text()) for name in ("pushed.json", "pulled.json"))
+        finish(process)
+        pushed, pulled = (json.loads(path.read_text()) for path in results)
         yield RoundTrip(hub, shard, pushed, pulled)
 
 

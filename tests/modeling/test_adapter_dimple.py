@@ -15,6 +15,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,22 @@ from dimple_hf.training import lora_config
 ADAPTER = "adapter_model.safetensors"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bidirectional base with two adapters, one trained in each mode; `adapter` is the causal one."""
-    tiny_model().save_pretrained(tmp_path / "base")
+    folder = tmp_path_factory.mktemp("adapters")
+    tiny_model().save_pretrained(folder / "base")
     for name, mode in (("adapter", False), ("diffusion", True)):
-        base = DimpleForConditionalGeneration.from_pretrained(tmp_path / "base", full_attn_mask=mode)
+        base = DimpleForConditionalGeneration.from_pretrained(folder / "base", full_attn_mask=mode)
         wrapped = get_peft_model(base, lora_config(mode, r=2, init_lora_weights=False, target_modules=["q_proj"]))
-        wrapped.save_pretrained(tmp_path / name)
-    return tmp_path
+        wrapped.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy, which the test may change."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def base_model(folder: Path) -> DimpleForConditionalGeneration:

@@ -30,10 +30,9 @@ from dimple_hf.modeling.canvas_dimple import CanvasRunner
 from dimple_hf.modeling.length_dimple import NUM_LAST_POSITIONS, end_in_sight, in_canvas
 from dimple_hf.modeling.rules_dimple import WinoConfig
 
-POLICIES = {
-    name: {"cache_policy": name} | ({"block_length": 4} if name in ("prefix", "dual") else {})
-    for name in CACHE_POLICIES
-}
+#: Small, so that rows are refreshed in every answer.
+OPTIONS = {"refresh": {"cache_refresh_interval": 2}, "prefix": {"block_length": 4}, "dual": {"block_length": 4}}
+POLICIES = {name: {"cache_policy": name} | OPTIONS.get(name, {}) for name in CACHE_POLICIES}
 EACH_POLICY = pytest.mark.parametrize("policy", [pytest.param(options, id=name) for name, options in POLICIES.items()])
 
 #: Where the answers of `MIXED_PROMPTS` end: within 8 positions with some to spare, just so, within 16, and within 40.
@@ -198,9 +197,11 @@ def test_canvas_without_any_end_grows_to_the_limit(
     assert torch.equal(output.sequences, whole.sequences)
     assert output.num_forward_passes == whole.num_forward_passes + 3  # probes of 2, 4 and 8 positions
     for length in (10, 11):
-        beyond = answers(model, MIXED_PROMPTS[1], max_new_tokens=10, initial_answer_length=length)
+        options = {"max_new_tokens": 10, "initial_answer_length": length}
+        beyond = answers(model, MIXED_PROMPTS[1], **options)
         assert torch.equal(beyond.sequences, whole.sequences)
         assert beyond.num_forward_passes == whole.num_forward_passes
+        model.generate(**model_inputs(MIXED_PROMPTS[1]), **options, eos_token_id=None)  # which growing would need
 
 
 def test_initial_length_makes_no_difference_to_a_canvas_that_is_given(model: DimpleForConditionalGeneration) -> None:

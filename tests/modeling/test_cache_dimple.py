@@ -148,6 +148,37 @@ def test_cache_keeps_chosen_rows() -> None:
     assert torch.equal(empty.layers[0].keys, keys)
 
 
+@pytest.mark.parametrize("is_empty", [(False, False), (True, False), (False, True)])
+def test_cache_takes_in_the_rows_of_another(is_empty: tuple[bool, bool]) -> None:
+    """As rows join a running batch; zeros where one of them holds nothing. The memory keeps its layout."""
+    num_rows, parts, expected = (2, 3), [], []
+    for rows, empty in zip(num_rows, is_empty, strict=True):
+        cache, keys, values = filled_cache(rows, 5)
+        parts.append(CanvasCache(1, rows, 5) if empty else cache)
+        expected.append(torch.stack([keys, values]) * (not empty))
+    cache, other = parts
+    cache.append_rows(other)
+    layer = cache.layers[0]
+    assert torch.equal(torch.stack([layer.keys, layer.values]), torch.cat(expected, dim=1))
+    assert layer.num_rows == 5
+    assert layer.keys.transpose(1, 2).is_contiguous()
+
+
+def test_cache_gets_and_loses_positions_at_both_ends() -> None:
+    """New ones hold zeros; taking them away again leaves what was there."""
+    cache, keys, values = filled_cache(2, 5)
+    for left, right in ((2, 3), (-2, -3)):
+        cache.pad_positions(left, right)
+        layer = cache.layers[0]
+        length = 5 + max(left, 0) + max(right, 0)
+        assert layer.num_positions == layer.keys.shape[2] == layer.values.shape[2] == length
+        first = max(left, 0)
+        assert torch.equal(layer.keys[:, :, first : first + 5], keys)
+        assert torch.equal(layer.values[:, :, first : first + 5], values)
+        assert not layer.keys[:, :, :first].any()
+        assert not layer.keys[:, :, first + 5 :].any()
+
+
 @pytest.mark.parametrize("prompts", [MIXED_PROMPTS, MIXED_PROMPTS[1:2]], ids=["padded-batch", "one-row"])
 @torch.no_grad()
 def test_model_with_canvas_cache_equals_a_cropped_dynamic_cache(

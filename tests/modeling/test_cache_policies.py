@@ -382,3 +382,29 @@ def test_original_call_has_the_originals_cache_only(model: DimpleForConditionalG
     """It takes the original's arguments; a policy belongs to `generate`."""
     with pytest.raises(ValueError, match="`cache_policy` must be an option of the original"):
         model.diffusion_generate(**model_inputs(MIXED_PROMPTS[0]), max_new_tokens=3, cache_policy="dual")
+
+
+def test_row_whose_scored_positions_leave_the_window_is_refreshed(model: DimpleForConditionalGeneration) -> None:
+    """A policy of one's own may run less than a block: from left to right, the last position is always scored."""
+
+    class Window:
+        block_length = 4
+
+        def __init__(self, length: int):
+            self.length = length
+
+        def is_stale(self, age: int, is_new_block: bool) -> bool:
+            return is_new_block
+
+        def window(self, block: int, answer_length: int) -> tuple[int, int]:
+            return 4 * block, min(4 * block + self.length, answer_length)
+
+    options = {"max_new_tokens": 8, "block_length": 4, "confidence_threshold": None, "unmasking": "left_to_right"}
+    found = {}
+    for length in (3, 4):
+        found[length] = answers(model, *MIXED_PROMPTS, **options, cache_policy=Window(length))
+    expected = answers(model, *MIXED_PROMPTS, **options, cache_policy="none")
+    assert torch.equal(found[3].sequences, expected.sequences)
+    torch.testing.assert_close(found[3].token_logprobs, expected.token_logprobs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    difference = (found[4].token_logprobs - expected.token_logprobs).nan_to_num().abs().max()
+    assert difference > 1e-3  # control: a window of the whole block keeps what is stale

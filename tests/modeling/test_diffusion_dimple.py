@@ -187,3 +187,17 @@ def test_sequence_mean_counts_a_long_row_as_much_as_a_short_one() -> None:
     losses, rows = torch.tensor([4.0, 1.0, 1.0, 1.0]), torch.tensor([0, 1, 1, 1])
     assert float(sequence_mean(losses, rows, torch.tensor([1, 3, 0]))) == pytest.approx(2.5)
     assert losses.mean() == 1.75  # control
+
+
+def test_mix_is_the_published_generator() -> None:
+    """The first outputs of SplitMix64 from state 0; else masks would change with a constant, and nobody would see."""
+    first, second, third = 0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F
+    states = [step * diffusion_dimple._GOLDEN % 2**64 for step in range(3)]
+    signed = torch.tensor([state - 2**64 if state >= 2**63 else state for state in states])
+    assert [value % 2**64 for value in diffusion_dimple._mix(signed).tolist()] == [first, second, third]
+
+
+def test_uniforms_are_the_upper_24_bits() -> None:
+    """0 is possible, 1 is not."""
+    bits = torch.tensor([0, 1 << 40, -1, (1 << 40) - 1])
+    assert diffusion_dimple._as_uniform(bits).tolist() == [0.0, 2**-24, 1 - 2**-24, 0.0]

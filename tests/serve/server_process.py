@@ -14,10 +14,15 @@
 """Chats about images that differ from each other; the server's process and the images are the benchmark's."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+from launcher import Launcher
 from serve_load import QUESTIONS, ServerProcess, data_url, noise_image
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
@@ -25,6 +30,7 @@ from dimple_hf.checkpoints import FORMS_CHECKPOINT
 __all__ = [
     "LETTERS",
     "QUESTIONS",
+    "ForkedServer",
     "ServerProcess",
     "body",
     "chat",
@@ -37,6 +43,53 @@ __all__ = [
 
 #: Under it an answer of the slow checkpoint takes 80 forward passes.
 LETTERS = {"type": "string", "pattern": "^[a-z]{80}$", "x-max-tokens": 80}
+
+
+class ForkedProcess:
+    """A process of a [`Launcher`], with those methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, launcher: Launcher, *arguments: str):
+        self.launcher, self.returncode = launcher, None
+        (self.pid,) = launcher.start(list(arguments))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return self.wait() if state == "Z" else None  # ended, and not yet waited for
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status; pytest ends a test that waits too long."""
+        if self.returncode is None:
+            self.returncode = self.launcher.wait(self.pid)
+        return self.returncode
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+class ForkedServer(ServerProcess):
+    """A [`ServerProcess`] without the seconds that its imports take. Its log is in a file of `folder`."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.log = folder / "log.txt"
+        self.process = ForkedProcess(Launcher(self.log), "serve", "--port", "0", *arguments)
+        while not (found := re.search(r"running on (http://\S+)\s", "".join(self.lines))):
+            if self.process.poll() is not None:
+                raise RuntimeError("".join(self.lines))
+            time.sleep(0.02)
+        self.url = found[1]
+
+    @property
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
 
 
 def slow_checkpoint(folder: Path) -> Path:

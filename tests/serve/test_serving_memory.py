@@ -17,7 +17,6 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from typing import Any
 
 import httpx2
@@ -26,10 +25,8 @@ from server_process import body, messages
 from starlette.requests import Request
 
 from dimple_hf.serve import Limits, build_app
-from dimple_hf.serve import app as app_module
 from dimple_hf.serve.chat import read_body
 from dimple_hf.serve.limits import RefusedRequest
-from dimple_hf.serve.processes import TaskLimits
 
 JSON = {"content-type": "application/json"}
 
@@ -72,11 +69,9 @@ REFUSED = {
 }
 
 
-def test_refused_requests_leave_nothing_after(
-    forms_model: Any, forms_processor: Any, num_refusals: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("shared_processes")
+def test_refused_requests_leave_nothing_after(forms_model: Any, forms_processor: Any, num_refusals: Any) -> None:
     """Their errors know the frames that they came through, with the body and whatever was made of it by then."""
-    monkeypatch.setattr(app_module, "TaskLimits", partial(TaskLimits, seconds=1))
     app = build_app(forms_model, forms_processor, "forms", Limits(max_body_bytes=1 << 20))
 
     async def ask() -> None:

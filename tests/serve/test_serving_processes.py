@@ -15,7 +15,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,50 +28,32 @@ from dimple_hf import StructurePrior
 from dimple_hf.serve import processes
 from dimple_hf.serve.limits import Limits, RefusedRequest
 from dimple_hf.serve.preparation import Preparation, compile_prior, prepare_inputs
-from dimple_hf.serve.processes import ByteBudget, TaskLimits, TaskProcesses
+from dimple_hf.serve.processes import ByteBudget, TaskProcesses
 from dimple_hf.serve.requests import parse_request
 
-LIMITS = TaskLimits(seconds=1, memory_bytes=1 << 28, output_bytes=1 << 24, waiting_bytes=1 << 24)
 SCHEMA = '{"type": "object", "properties": {"floor": {"type": "integer", "minimum": 0, "maximum": 99}}}'
 
 
-@pytest.fixture(scope="module")
-def pool(forms_processor: Any) -> Iterator[TaskProcesses]:
-    pool = TaskProcesses(forms_processor, LIMITS)
-    with pytest.MonkeyPatch.context() as patch:  # children import the functions of this file
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__))
-        pool.start()
-    yield pool
-    pool.stop()
-
-
-@pytest.fixture
-def fresh(pool: TaskProcesses) -> TaskProcesses:
-    """Without what belongs to the event loop of another test."""
-    pool.budget, pool.quick, pool.num_slow = ByteBudget(LIMITS.waiting_bytes), asyncio.Semaphore(2), 0
-    return pool
-
-
-async def result(pool: TaskProcesses, *task: Any) -> Any:
-    async with pool.result(*task) as value:
+async def result(processes: TaskProcesses, *task: Any) -> Any:
+    async with processes.result(*task) as value:
         return value
 
 
-def test_result_is_what_the_function_returns(fresh: TaskProcesses) -> None:
+def test_result_is_what_the_function_returns(task_processes: TaskProcesses) -> None:
     async def several() -> list[int]:
-        return await asyncio.gather(*(result(fresh, double, number) for number in range(8)))
+        return await asyncio.gather(*(result(task_processes, double, number) for number in range(8)))
 
     assert asyncio.run(several()) == [0, 2, 4, 6, 8, 10, 12, 14]
 
 
-def test_inputs_and_priors_come_as_they_were_made(fresh: TaskProcesses, forms_processor: Any) -> None:
+def test_inputs_and_priors_come_as_they_were_made(task_processes: TaskProcesses, forms_processor: Any) -> None:
     """A prior with what was compiled for the tokenizer: the server does not do it again."""
     request = parse_request(body(messages=messages(0)))
-    inputs = asyncio.run(result(fresh, prepare_inputs, request, {}, Limits()))
+    inputs = asyncio.run(result(task_processes, prepare_inputs, request, {}, Limits()))
     expected = prepare_inputs(forms_processor, request, {}, Limits())
     assert inputs.keys() == expected.keys()
     assert all((inputs[name] == expected[name]).all() for name in expected)
-    prior = asyncio.run(result(fresh, compile_prior, SCHEMA, 99))
+    prior = asyncio.run(result(task_processes, compile_prior, SCHEMA, 99))
     assert len(prior._canvases) == 1
     free = compile_prior(forms_processor, SCHEMA, 99, (("any_order", True), ("max_items", 2)))
     assert free._reader is not None
@@ -95,75 +77,75 @@ def test_inputs_and_priors_come_as_they_were_made(fresh: TaskProcesses, forms_pr
     ids=["time", "memory", "output", "death"],
 )
 def test_task_beyond_a_limit_is_refused_and_the_next_one_runs(
-    fresh: TaskProcesses, task: tuple[Any, ...], message: str
+    task_processes: TaskProcesses, task: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(RefusedRequest, match=message) as caught:
-        asyncio.run(result(fresh, *task))
+        asyncio.run(result(task_processes, *task))
     assert caught.value.status == 400
-    assert asyncio.run(result(fresh, double, 4)) == 8
+    assert asyncio.run(result(task_processes, double, 4)) == 8
 
 
-def test_refusals_and_failures_of_functions_come_through(fresh: TaskProcesses) -> None:
+def test_refusals_and_failures_of_functions_come_through(task_processes: TaskProcesses) -> None:
     with pytest.raises(RefusedRequest, match="no") as caught:
-        asyncio.run(result(fresh, refuse))
+        asyncio.run(result(task_processes, refuse))
     assert (caught.value.param, caught.value.status, caught.value.code) == ("messages", 413, "code")
     with pytest.raises(RuntimeError, match="KeyError"):
-        asyncio.run(result(fresh, fail))
+        asyncio.run(result(task_processes, fail))
 
 
 def test_slow_tasks_are_few_and_do_not_keep_quick_ones_waiting(
-    fresh: TaskProcesses, monkeypatch: pytest.MonkeyPatch
+    task_processes: TaskProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here one at a time; a quick task is answered while it runs, another slow one is told to come again."""
     monkeypatch.setattr(processes, "NUM_SLOW", 1)
 
     async def scene() -> None:
-        first = asyncio.ensure_future(result(fresh, spin, 0.9))
-        while not fresh.num_slow:
+        first = asyncio.ensure_future(result(task_processes, spin, 0.9))
+        while not task_processes.num_slow:
             await asyncio.sleep(0.01)
-        second = asyncio.ensure_future(result(fresh, spin, 0.9))
-        assert await result(fresh, double, 3) == 6
+        second = asyncio.ensure_future(result(task_processes, spin, 0.9))
+        assert await result(task_processes, double, 3) == 6
         with pytest.raises(RefusedRequest, match="try again") as caught:
             await second
         assert caught.value.status == 429
         assert await first == "done"
 
     asyncio.run(scene())
-    assert fresh.num_slow == 0
+    assert task_processes.num_slow == 0
 
 
-def test_tasks_count_against_the_priority_of_the_server(fresh: TaskProcesses) -> None:
+def test_tasks_count_against_the_priority_of_the_server(task_processes: TaskProcesses) -> None:
     """Linux divides the processor among sessions first: in one of their own, tasks of low priority would take half of
     it. A Ctrl+C is for the server alone, so their process group is another one."""
-    assert asyncio.run(result(fresh, double, 4)) == 8
-    assert fresh.parent is not None
-    assert os.getsid(fresh.parent.pid) == os.getsid(0)
-    assert os.getpgid(fresh.parent.pid) == fresh.parent.pid != os.getpgid(0)
+    assert asyncio.run(result(task_processes, double, 4)) == 8
+    assert task_processes.parent is not None
+    assert os.getsid(task_processes.parent.pid) == os.getsid(0)
+    assert os.getpgid(task_processes.parent.pid) == task_processes.parent.pid != os.getpgid(0)
 
 
-def test_cancelled_task_ends_its_process(fresh: TaskProcesses) -> None:
+def test_cancelled_task_ends_its_process(task_processes: TaskProcesses) -> None:
     """A client that leaves does not leave its work behind."""
 
     async def scene() -> float:
-        task = asyncio.ensure_future(result(fresh, spin, 0.9))
+        task = asyncio.ensure_future(result(task_processes, spin, 0.9))
         await asyncio.sleep(0.2)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        return await result(fresh, double, 1)
+        return await result(task_processes, double, 1)
 
     assert asyncio.run(scene()) == 2
 
 
-def test_parent_that_was_killed_is_started_again(forms_processor: Any) -> None:
-    pool = TaskProcesses(forms_processor, LIMITS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__))
-        pool.start()
-        assert pool.parent is not None
-        pool.parent.kill()
-        pool.parent.wait()
-        assert asyncio.run(result(pool, double, 2)) == 4
-    pool.stop()
+def test_parent_that_was_killed_is_started_again(
+    task_processes: TaskProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    killed = task_processes.parent
+    assert killed is not None
+    killed.kill()
+    killed.wait()
+    assert asyncio.run(result(task_processes, double, 2)) == 4
+    assert task_processes.parent is not killed
 
 
 def test_byte_budget_lets_wait_who_needs_more_than_is_left() -> None:

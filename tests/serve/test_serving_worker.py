@@ -418,6 +418,7 @@ def test_stop_ends_what_runs_after_its_step_and_fails_what_waits(forms_model: An
     assert str(late.last()) == "the server is shutting down"
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_unfinished_requests_are_told_of_the_end_in_the_form_of_the_api(
     forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,16 +102,17 @@ def test_train_recipe_chains_its_stages(tmp_path: Path) -> None:
 
 def test_train_recipe_again_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished recipe loads no model; with one more stage, only that one is trained."""
-    train_recipe(load_recipe(write_recipe(tmp_path)))
+    stages = [stage | {"max_steps": 1} for stage in STAGES]
+    train_recipe(load_recipe(write_recipe(tmp_path, stages=stages)))
     before = (tmp_path / "out" / "diffusion" / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(run, "load_model", no_model)
-    recipe = load_recipe(write_recipe(tmp_path))
+    recipe = load_recipe(write_recipe(tmp_path, stages=stages))
     assert train_recipe(recipe) == Path("out/diffusion")
     assert [plan["to do"] for plan in describe_plan(recipe, 1)] == ["nothing, it is finished"] * 2
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     more = STAGES[1] | {"name": "again", "mode": "bidirectional", "train": ["head"], "max_steps": 1}
-    assert train_recipe(load_recipe(write_recipe(tmp_path, stages=[*STAGES, more]))) == Path("out/again")
+    assert train_recipe(load_recipe(write_recipe(tmp_path, stages=[*stages, more]))) == Path("out/again")
     assert (tmp_path / "out" / "diffusion" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -255,21 +256,24 @@ def test_train_recipe_with_evaluation_logs_answers(tmp_path: Path) -> None:
     """Held-out answers are in the log of each stage's end, in the mode of the stage."""
     data = {"train": "interrupting_rows:rows", "eval": "interrupting_rows:rows"}
     held_out = {"num_examples": 2, "max_new_tokens": 4}
-    train_recipe(load_recipe(write_recipe(tmp_path, data=data, held_out=held_out)))
+    stages = [stage | {"max_steps": 1} for stage in STAGES]
+    train_recipe(load_recipe(write_recipe(tmp_path, data=data, held_out=held_out, stages=stages)))
     for stage, phase in (("instruct", 0), ("diffusion", 1)):
         history = json.loads((tmp_path / "out" / stage / "trainer_state.json").read_text())["log_history"]
         entries = [entry for entry in history if "eval_loss" in entry]
         assert len(entries) == 1
         assert entries[0]["eval_answers"].count("What") == 2
         assert entries[0]["eval_phase"] == phase
-    train_recipe(load_recipe(write_recipe(tmp_path, data=data, held_out={"num_examples": 0}, output_dir="silent")))
+    silent = {"held_out": {"num_examples": 0}, "output_dir": "silent", "stages": stages[1:]}
+    train_recipe(load_recipe(write_recipe(tmp_path, data=data, **silent)))
     assert "eval_answers" not in (tmp_path / "silent" / "diffusion" / "trainer_state.json").read_text()
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_train_recipe_with_peft_trains_one_adapter_through_both_phases(tmp_path: Path, use_dora: bool) -> None:
     """The adapter goes on from phase to phase and knows its last one; the base model is untouched."""
-    recipe = load_recipe(write_recipe(tmp_path, peft={"r": 2, "use_dora": use_dora}))
+    stages = [stage | {"max_steps": 2} for stage in STAGES]
+    recipe = load_recipe(write_recipe(tmp_path, peft={"r": 2, "use_dora": use_dora}, stages=stages))
     before = [plan.base for plan in recipe.plans]
     assert before == [str(CHECKPOINT)] * 2
     result = train_recipe(recipe)

@@ -137,11 +137,10 @@ def answer_into(
     results: "Results",
     rows: Sequence[Mapping[str, Any]],
     args: argparse.Namespace,
-    options: Mapping[str, Any],
+    make_answerer: "Callable[..., Answerer]",
     prior: "StructurePrior | None" = None,
     image_folder: Path | None = None,
     sources: Sequence[str] | None = None,
-    make_answerer: "Callable[..., Answerer] | None" = None,
 ) -> int:
     """
     Answers the rows of this process that have no line yet, and prints the counts.
@@ -153,17 +152,14 @@ def answer_into(
             As for [`~dimple_hf.batch.prompts.PromptReader`].
         args (`argparse.Namespace`):
             The command's arguments.
-        options (`Mapping[str, Any]`):
-            Options of `generate`.
+        make_answerer (`Callable`):
+            Makes an [`Answerer`] of model, processor and prior.
         prior ([`StructurePrior`], *optional*):
             The form of all answers.
-        make_answerer (`Callable`, *optional*):
-            Makes an [`Answerer`] of model, processor, prior and options; the class itself when missing.
 
     Returns:
         `int`: The exit status: 1 if rows were asked and every one failed.
     """
-    from ..batch.answers import Answerer
     from ..batch.prompts import PromptReader
     from ..batch.run import answer_rows, find_done, rows_of_process
     from .loading import load_model, load_processor
@@ -177,8 +173,7 @@ def answer_into(
     own_rows = rows_of_process(len(rows), rank, num_processes)
     done = find_done(reader, results, own_rows, args.retry)
     if len(done) < len(own_rows):
-        make = make_answerer or Answerer
-        answerer = make(load_model(args.model, args.device), processor, prior, options)
+        answerer = make_answerer(load_model(args.model, args.device), processor, prior)
         answer_rows(reader, answerer, results, done, args.batch_size, rank, num_processes)
     lines = results.merge()
 

@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     results = open_results(args.output, range(len(rows)), settings | model_settings(args.model) | options)
     if results.in_order and num_processes > 1:
         raise ValueError(f"`--output` must be a file with several processes (got {args.output})")
-    make_answerer = partial(Answerer, return_confidence=args.confidence)
-    return answer_into(results, rows, args, options, prior, image_folder, make_answerer=make_answerer)
+    make_answerer = partial(Answerer, options=options, return_confidence=args.confidence)
+    return answer_into(results, rows, args, make_answerer, prior, image_folder)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

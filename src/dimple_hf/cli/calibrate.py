@@ -15,19 +15,21 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answering import check_batch_size
+from .answering import check_batch_size, model_settings
 from .arguments import add_device_argument, add_model_argument
 
 if TYPE_CHECKING:
     import torch
 
     from ..decisions import Calibration, Question
+    from ..decisions.labelled import LabelledExample
 
     Answered = Sequence[tuple[Question, torch.Tensor, int]]
     """Questions, the log-probabilities of their options, and the index of the right one."""
@@ -66,19 +68,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"`calibrate` needs {', '.join(missing)}: run `pip install 'dimple_hf[decisions]'`")
     from ..decisions import Calibration
     from ..decisions.calibration import draw_reliability, fit_calibration
-    from ..decisions.labelled import read_labelled, read_log_probs
-    from .loading import load_model, load_processor
+    from ..decisions.labelled import read_labelled
 
     check_batch_size(args.batch_size)
     output = checked_output(args)
     examples = read_labelled(args.data)
     if len(examples) < 2:
         raise ValueError(f"{args.data} must hold at least 2 examples (got {len(examples)})")
-    model, processor = load_model(args.model, args.device), load_processor(args.model)
-    log_probs = read_log_probs(model, processor, examples, args.batch_size)
     answered = [
-        list(zip(example.questions, rows, example.targets, strict=True))
-        for example, rows in zip(examples, log_probs, strict=True)
+        list(zip(example.questions, log_probs, example.targets, strict=True))
+        for example, log_probs in zip(examples, read_examples(args, examples), strict=True)
     ]
     half = len(answered) // 2
     fitted, scored = list(chain(*answered[:half])), list(chain(*answered[half:]))
@@ -87,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     calibration.save_pretrained(output)
     if args.diagram is not None:
         draw_reliability(args.diagram, {"as read": before["reliability"], "calibrated": after["reliability"]})
+    shutil.rmtree(readings_file(args).parent)
     report = {"temperatures": calibration.temperatures, "before": before, "after": after, "output": str(output)}
     print(json.dumps(report) if args.json else _table(report))
     return 0
@@ -113,6 +113,66 @@ def checked_output(args: argparse.Namespace) -> Path:
         if path is not None and path.exists() and not args.overwrite:
             raise ValueError(f"`--overwrite` must be given to replace a file that is there already (got {path})")
     return output
+
+
+def readings_file(args: argparse.Namespace) -> Path:
+    """What is read is kept here until the calibration is saved. A folder of its own is no part of a checkpoint."""
+    return Path(args.output or args.model, "decision_calibration.partial", "readings.jsonl")
+
+
+def read_examples(args: argparse.Namespace, examples: "Sequence[LabelledExample]") -> "list[list[torch.Tensor]]":
+    """
+    Asks the model what an earlier run has not asked, in the same batches, so that it reads the same numbers.
+
+    Args:
+        args (`argparse.Namespace`):
+            Arguments of the command.
+        examples (`Sequence[LabelledExample]`):
+            The examples.
+
+    Returns:
+        `list[list[torch.FloatTensor]]`: For each example and question, the log-probabilities of its options.
+
+    Raises:
+        ValueError: If the earlier run had other examples, another model or another batch size.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from ..batch.digests import row_digest
+    from ..batch.results import ResultFiles, whole_lines
+    from ..decisions.labelled import layout_of, read_log_probs
+    from .loading import load_model, load_processor
+
+    digest = row_digest({"examples": [[example.conversation, str(example.questions)] for example in examples]})
+    settings = {"data": str(args.data), "examples": digest, "batch_size": args.batch_size} | model_settings(args.model)
+    file = readings_file(args)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results = ResultFiles(file, range(len(examples)), settings)
+    done = results.find_lines()
+    batches = [range(first, len(examples))[: args.batch_size] for first in range(0, len(examples), args.batch_size)]
+    batches = [batch for batch in batches if any(row not in done for row in batch)]
+    if batches:
+        model, processor = load_model(args.model, args.device), load_processor(args.model)
+        for example in examples:
+            layout_of(model, processor, example)  # refuses the last one, too, before the first is read
+        with results.new_part(0, 1) as part:
+            for batch in tqdm(batches):
+                read = read_log_probs(model, processor, [examples[row] for row in batch], args.batch_size)
+                lines = [
+                    {"row": row, "log_probs": [options.tolist() for options in log_probs]}
+                    for row, log_probs in zip(batch, read, strict=True)
+                ]
+                part.append(line for line in lines if line["row"] not in done)
+    results.merge()
+    return [[torch.tensor(options) for options in line["log_probs"]] for _, line in whole_lines(file)]
+
+
+def kept(args: argparse.Namespace) -> str | None:
+    """What an unfinished run leaves."""
+    from ..batch.results import describe_kept
+
+    return describe_kept(readings_file(args))
 
 
 def score(answered: "Answered", calibration: "Calibration") -> dict[str, Any]:

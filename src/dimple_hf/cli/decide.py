@@ -15,6 +15,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     options = {"layout": layout, "questions": questions, "calibration": calibration}
     (canvas,) = layout.canvases(0)
     rows = ImageRows(images, canvas.prompt)
-    return answer_into(results, rows, args, options, sources=sources, make_answerer=DecisionAnswerer)
+    return answer_into(results, rows, args, partial(DecisionAnswerer, options=options), sources=sources)
 
 
 def read_questions(path: Path) -> list[Any]:

@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     settings = {"command": "extract", "question": question, "schema": schema, "confidence": args.confidence}
     settings |= form | options
     results = open_results(args.output, sources, settings | model_settings(args.model), key_name="source")
-    make_answerer = partial(Answerer, return_confidence=args.confidence)
+    make_answerer = partial(Answerer, options=options, return_confidence=args.confidence)
     rows = ImageRows(images, question)
-    return answer_into(results, rows, args, options, prior, sources=sources, make_answerer=make_answerer)
+    return answer_into(results, rows, args, make_answerer, prior, sources=sources)
 
 
 def describe_prior(prior: "StructurePrior") -> list[str]:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
@@ -105,6 +104,27 @@ def _target(question: Question, answer: Any) -> int:
     return values.index((type(answer), answer))
 
 
+def layout_of(
+    model: DimpleForConditionalGeneration, processor: DimpleProcessor, example: LabelledExample
+) -> LabelLayout:
+    """
+    Lays the questions of an example out on its canvases.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]), processor ([`DimpleProcessor`]):
+            Who will read them.
+        example ([`LabelledExample`]):
+            The example.
+
+    Raises:
+        ValueError: If a text holds a special token, or a question has more options than the tokenizer has labels of
+            one token.
+    """
+    refuse_special_tokens(processor, example.questions)
+    per_canvas = QUESTIONS_PER_CANVAS if model.config.full_attn_mask else 1
+    return LabelLayout(processor.tokenizer, model.config.mask_token_id, example.questions, 1, per_canvas)
+
+
 def read_log_probs(
     model: DimpleForConditionalGeneration,
     processor: DimpleProcessor,
@@ -130,14 +150,10 @@ def read_log_probs(
         ValueError: If a text holds a special token, or a question has more options than the tokenizer has labels of
             one token.
     """
-    layouts = []
-    for example in examples:
-        refuse_special_tokens(processor, example.questions)
-        per_canvas = QUESTIONS_PER_CANVAS if model.config.full_attn_mask else 1
-        layouts.append(LabelLayout(processor.tokenizer, model.config.mask_token_id, example.questions, 1, per_canvas))
+    layouts = [layout_of(model, processor, example) for example in examples]
     canvases = [canvas for index, layout in enumerate(layouts) for canvas in layout.canvases(index)]
     conversations = [example.conversation for example in examples]
-    rows = iter(tqdm(read_canvases(model, processor, conversations, canvases, batch_size), total=len(canvases)))
+    rows = read_canvases(model, processor, conversations, canvases, batch_size)
     return [
         [log_probs[0] for log_probs in layout.log_probs([next(rows) for _ in range(layout.num_canvases)])]
         for layout in layouts

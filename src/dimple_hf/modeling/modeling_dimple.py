@@ -127,12 +127,18 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         is_causal: bool = True,
+        branch_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """See [`DimpleForConditionalGeneration.forward`]; `position_ids` are required here."""
+        """
+        See [`DimpleForConditionalGeneration.forward`]; `position_ids` are required here, and `branch_ids` are of the
+        causal mode: in bidirectional mode each answer is a sequence of its own already.
+        """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        attention_mask = self.prepare_attention_mask(inputs_embeds, attention_mask, past_key_values, is_causal)
+        attention_mask = self.prepare_attention_mask(
+            inputs_embeds, attention_mask, past_key_values, is_causal, branch_ids if is_causal else None
+        )
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         if self.training and past_key_values is not None:
@@ -449,80 +455,44 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             ValueError: If the arguments contradict each other, or images do not fit their placeholders.
         """
         # 1. Mode
-        self.follow_active_adapter()
-        is_causal = not self.config.full_attn_mask if is_causal is None else is_causal
-        if self.training and torch.is_grad_enabled():
-            self.note_adapter_mode(not is_causal)
-        check_no_video(kwargs)
-        _check_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_encoder_outputs)
+        is_causal = self._attention_mode(is_causal)
+        _check_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_encoder_outputs, kwargs)
         self._check_labels(input_ids, attention_mask, labels, masked_positions, branch_ids, is_causal)
-        # Not in the signature: `Trainer` takes all arguments of a name with "label" for ones that a batch must have.
-        shift_labels: torch.LongTensor | None = kwargs.pop("shift_labels", None)
-        if shift_labels is not None:
-            labels = self._labels_of_shifted(shift_labels, is_causal)
+        labels = self._supervised_labels(labels, kwargs.pop("shift_labels", None), input_ids, is_causal)
 
         # 2. Embeddings
-        if pixel_values is not None:
-            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
-        inputs_embeds = self._embed_with_images(input_ids, inputs_embeds, mm_encoder_outputs)
+        inputs_embeds = self._embed_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_encoder_outputs)
 
         # 3. Positions
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            position_ids = self._default_position_ids(
-                input_ids, inputs_embeds, image_grid_thw, attention_mask, branch_ids, past_key_values
-            )
-        position_ids = position_ids.expand(3, -1, -1) if position_ids.ndim == 2 else position_ids
+        position_ids = self._position_ids(
+            position_ids, input_ids, inputs_embeds, image_grid_thw, attention_mask, branch_ids, past_key_values
+        )
 
         # 4. Forward process
-        noisy = None
         clean = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        text, noisy = clean, None
         if labels is not None and not is_causal:
-            if input_ids is not None:
-                labels = labels.masked_fill(input_ids == self.config.image_token_id, -100)  # images are never masked
             noisy = self._add_noise(
                 input_ids, attention_mask, labels, masked_positions, branch_ids, pixel_values, image_grid_thw
             )
-            inputs_embeds, attention_mask, position_ids = self._noisy_inputs(noisy, **clean)
-        elif branch_ids is not None:
-            attention_mask = self.model.prepare_attention_mask(
-                inputs_embeds, attention_mask, past_key_values, is_causal, branch_ids
-            )
+            text = self._noisy_inputs(noisy, **clean)
 
         # 5. Language model
-        outputs = self.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            is_causal=is_causal,
-            **kwargs,
-        )
-        hidden_states = outputs.last_hidden_state
+        out = self.model(**text, past_key_values=past_key_values, is_causal=is_causal, branch_ids=branch_ids, **kwargs)
 
         # 6. Loss and logits
         losses, logits = {}, None
         if labels is not None:
-            tokens = [token_losses(hidden_states, self.lm_head, labels, noisy, self.config.vocab_size)]
-            # CODEPATH: hybrid training, of any checkpoint.
-            if noisy is not None and self.config.causal_loss_weight:
-                tokens.append(self._causal_losses(labels, branch_ids, **clean, **kwargs))
+            tokens = self._token_losses(out.last_hidden_state, labels, noisy, branch_ids, clean, kwargs)
             if fused_lm_head:
                 return self._fused_head_output(tokens, labels)
             losses = self._loss_fields(tokens, labels, num_items_in_batch)
         if labels is None or logits_to_keep is not None:
-            # With complements, the caller's rows
-            logits = self.lm_head(select_positions(hidden_states[: len(clean["inputs_embeds"])], logits_to_keep))
-            if labels is None and input_ids is not None and not is_causal and self.training and logits.requires_grad:
-                logits.register_hook(partial(refuse_copying, input_ids, self.config.mask_token_id))
-        return DimpleOutput(
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **losses,
-        )
+            rows = out.last_hidden_state[: len(inputs_embeds)]  # the caller's, not their complements
+            logits = self._logits(rows, logits_to_keep, None if is_causal or labels is not None else input_ids)
+        return DimpleOutput(logits=logits, **losses, **_other_fields(out))
 
     def embed(self, input_ids: torch.LongTensor, image_features: torch.FloatTensor | None = None) -> torch.FloatTensor:
         """
@@ -555,10 +525,20 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(image_mask[..., None], image_features)
 
-    def _embed_with_images(
+    def _attention_mode(self, is_causal: bool | None) -> bool:
+        """The mode of a forward pass; an adapter keeps the one that it is trained in."""
+        self.follow_active_adapter()
+        is_causal = not self.config.full_attn_mask if is_causal is None else is_causal
+        if self.training and torch.is_grad_enabled():
+            self.note_adapter_mode(not is_causal)
+        return is_causal
+
+    def _embed_inputs(
         self,
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.FloatTensor | None,
+        pixel_values: torch.FloatTensor | None,
+        image_grid_thw: torch.LongTensor | None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
     ) -> torch.FloatTensor:
         """
@@ -566,6 +546,8 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         runs the vision tower too, and before the embedding: processes that share weights (FSDP, ZeRO-3) gather them in
         the order of use, which must be the same on all.
         """
+        if pixel_values is not None:
+            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
         no_image = None
         if not mm_encoder_outputs and self.training and torch.is_grad_enabled():
             no_image = self._no_image_features()
@@ -625,7 +607,7 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         inputs_embeds: torch.FloatTensor,
         attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
         position_ids: torch.LongTensor,
-    ) -> tuple[torch.FloatTensor, torch.Tensor | dict[str, torch.Tensor | None] | None, torch.LongTensor]:
+    ) -> dict[str, Any]:
         """Embeddings with the mask token's at masked positions, attention mask and positions of noisy sequences."""
         index = noisy.index
         mask_token = torch.full((1,), self.config.mask_token_id, device=inputs_embeds.device)
@@ -635,31 +617,28 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
             attention_mask = index.is_token.long()
         elif isinstance(attention_mask, torch.Tensor):
             attention_mask = attention_mask[index.rows[:, 0]]
-        return (
-            torch.where(is_masked, mask_embedding, index.take(inputs_embeds)),
-            attention_mask,
-            position_ids[:, index.rows, index.positions],
-        )
+        return {
+            "inputs_embeds": torch.where(is_masked, mask_embedding, index.take(inputs_embeds)),
+            "attention_mask": attention_mask,
+            "position_ids": position_ids[:, index.rows, index.positions],
+        }
 
-    def _causal_losses(
+    def _token_losses(
         self,
+        hidden_states: torch.FloatTensor,
         labels: torch.LongTensor,
+        noisy: NoisySequences | None,
         branch_ids: torch.LongTensor | None,
-        inputs_embeds: torch.FloatTensor,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
-        position_ids: torch.LongTensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenLosses:
-        """Next-token losses on the unmasked rows, for hybrid training."""
-        attention_mask = self.model.prepare_attention_mask(inputs_embeds, attention_mask, None, True, branch_ids)
-        hidden_states = self.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            is_causal=True,
-            **kwargs,
-        ).last_hidden_state
-        return token_losses(hidden_states, self.lm_head, labels, None, self.config.vocab_size)
+        clean: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> list[TokenLosses]:
+        """The losses of the mode; for hybrid training also the next-token losses on the unmasked rows, `clean`."""
+        tokens = [token_losses(hidden_states, self.lm_head, labels, noisy, self.config.vocab_size)]
+        # CODEPATH: hybrid training, of any checkpoint.
+        if noisy is not None and self.config.causal_loss_weight:
+            hidden_states = self.model(**clean, is_causal=True, branch_ids=branch_ids, **kwargs).last_hidden_state
+            tokens.append(token_losses(hidden_states, self.lm_head, labels, None, self.config.vocab_size))
+        return tokens
 
     def _loss_fields(
         self, tokens: list[TokenLosses], labels: torch.LongTensor, num_items_in_batch: int | torch.Tensor | None
@@ -689,16 +668,44 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         weights = tokens[0].weights(self.config)
         return fused_head_output(tokens[0], weights, labels, reduce_losses(tokens[0], labels, self.config, None))
 
-    def _labels_of_shifted(self, shift_labels: torch.LongTensor, is_causal: bool) -> torch.LongTensor:
-        """Labels with one more position, because the last token predicts one that is not part of the sequence."""
-        if not is_causal:
-            raise ValueError(
-                "`shift_labels` must be used in causal mode; masked diffusion needs `labels`, which are not shifted"
-            )
-        return nn.functional.pad(shift_labels, (1, 0), value=-100)
-
-    def _default_position_ids(
+    def _logits(
         self,
+        hidden_states: torch.FloatTensor,
+        logits_to_keep: int | torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+        copied_ids: torch.LongTensor | None,
+    ) -> torch.FloatTensor:
+        """Logits at the requested positions. A loss on them in training must not teach to copy `copied_ids`."""
+        logits = self.lm_head(select_positions(hidden_states, logits_to_keep))
+        if copied_ids is not None and self.training and logits.requires_grad:
+            logits.register_hook(partial(refuse_copying, copied_ids, self.config.mask_token_id))
+        return logits
+
+    def _supervised_labels(
+        self,
+        labels: torch.LongTensor | None,
+        shift_labels: torch.LongTensor | None,
+        input_ids: torch.LongTensor | None,
+        is_causal: bool,
+    ) -> torch.LongTensor | None:
+        """
+        The labels that the loss counts. `shift_labels`, which is no parameter of `forward` because `Trainer` takes all
+        with "label" in their name for ones that a batch must have, gets one more position: its last token predicts one
+        that is not part of the sequence. Images are never masked.
+        """
+        if shift_labels is not None:
+            if not is_causal:
+                raise ValueError(
+                    "`shift_labels` must be used in causal mode; masked diffusion needs `labels`, which are not "
+                    "shifted"
+                )
+            return nn.functional.pad(shift_labels, (1, 0), value=-100)
+        if labels is None or is_causal:
+            return labels
+        return labels.masked_fill(input_ids == self.config.image_token_id, -100)
+
+    def _position_ids(
+        self,
+        position_ids: torch.LongTensor | None,
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.FloatTensor | None,
         image_grid_thw: torch.LongTensor | None,
@@ -706,11 +713,16 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
         branch_ids: torch.LongTensor | None,
         past_key_values: Cache | None,
     ) -> torch.LongTensor:
-        """Positions of the tokens, of those in a filled cache on; a cache that is being filled keeps their offset."""
+        """
+        Positions on three axes: those given, or those that follow from the tokens and images, after those of a filled
+        cache; a cache that is being filled keeps their offset.
+        """
+        if position_ids is not None:
+            return position_ids.expand(3, -1, -1)
         if branch_ids is not None:
             trunk = (branch_ids == 0) & (attention_mask != 0)
-            position_ids = self._default_position_ids(
-                input_ids, inputs_embeds, image_grid_thw, trunk, None, past_key_values
+            position_ids = self._position_ids(
+                None, input_ids, inputs_embeds, image_grid_thw, trunk, None, past_key_values
             )
             return position_ids + branch_offsets(branch_ids)
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
@@ -839,7 +851,9 @@ def _check_inputs(
     pixel_values: torch.FloatTensor | None,
     image_grid_thw: torch.LongTensor | None,
     mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+    others: dict[str, Any],
 ) -> None:
+    check_no_video(others)
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
     has_images = pixel_values is not None or bool(mm_encoder_outputs)
@@ -851,6 +865,11 @@ def _check_inputs(
         )
     if pixel_values is not None and mm_encoder_outputs:
         raise ValueError("only one of `pixel_values` and `mm_encoder_outputs` must be given (got both)")
+
+
+def _other_fields(output: BaseModelOutputWithPast) -> dict[str, Any]:
+    """What an output of the language model holds besides its last hidden states."""
+    return {name: value for name, value in output.items() if name != "last_hidden_state"}
 
 
 def select_positions(
