@@ -142,9 +142,19 @@ def test_parent_that_was_killed_is_started_again(
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
     killed = task_processes.parent
     assert killed is not None
-    killed.kill()
-    killed.wait()
-    assert asyncio.run(result(task_processes, double, 2)) == 4
+
+    async def scene() -> int:
+        """A child of the killed process that still runs must not hide its end."""
+        assert await result(task_processes, double, 1) == 2  # it has started
+        running = asyncio.ensure_future(result(task_processes, spin, 0.9))
+        await asyncio.sleep(0.3)
+        killed.kill()
+        await asyncio.to_thread(killed.wait)
+        doubled = await result(task_processes, double, 2)
+        await asyncio.gather(running, return_exceptions=True)
+        return doubled
+
+    assert asyncio.run(scene()) == 4
     assert task_processes.parent is not killed
 
 

@@ -444,6 +444,7 @@ def test_unfinished_requests_are_told_of_the_end_in_the_form_of_the_api(
                 for stream in (False, True)
             ]
             while len(app.state.chat.worker.rows) < 2:
+                assert not any(request.done() for request in waiting)
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(app.state.chat.worker.stop)
             return tuple(await asyncio.gather(*waiting))

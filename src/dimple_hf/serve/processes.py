@@ -352,8 +352,10 @@ def main(descriptor: int) -> None:
     """
     os.setpgid(0, 0)  # a Ctrl+C is for the server. Of another session, priorities would not count against the server's
     control = socket.socket(fileno=descriptor)
-    file = control.makefile("rb", buffering=0)
-    processor, limits = pickle.loads(_read(file, int.from_bytes(_read(file, 8), "little")))
+    # Closed before the first fork: a child that kept it would keep the socket open after this process has ended, and
+    # the server would not learn that.
+    with control.makefile("rb", buffering=0) as file:
+        processor, limits = pickle.loads(_read(file, int.from_bytes(_read(file, 8), "little")))
     Vocabulary.of(processor.tokenizer)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     gc.collect()
