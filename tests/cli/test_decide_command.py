@@ -235,6 +235,7 @@ def rows_read(folder: Path) -> list[int]:
     return [line["row"] for file in files for _, line in whole_lines(file)]
 
 
+@pytest.mark.slow
 def test_calibrate_stopped_goes_on_and_saves_what_an_uninterrupted_run_does(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
