@@ -183,15 +183,8 @@ def measure_reading(model: Any, processor: Any, args: argparse.Namespace, readin
     of_name: dict[str, list[tuple[Any, list[float], int]]] = {}
     for index in tqdm(range(args.rows), desc=f"accuracy by {reading}"):
         image, names, questions, right = held_out(index, args.seed)
-        answers = decide(
-            model,
-            processor,
-            image,
-            questions,
-            permutations=args.permutations,
-            batch_size=BATCH_SIZE,
-            **READINGS[reading],
-        )
+        options = READINGS[reading] | {"permutations": args.permutations, "batch_size": BATCH_SIZE}
+        answers = decide(model, processor, image, questions, **options)
         rows = [list(answer.option_probabilities) for answer in answers]
         of_form = list(zip(questions, rows, right, strict=True))
         examples[index >= args.rows // 2] += of_form

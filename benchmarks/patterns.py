@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from decode import write_json
 from schemas import read_rows
 
 from dimple_hf.processing.char_dfa_dimple import CharDFA
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     print(json.dumps(report["results"], indent=2))
     if args.output is not None:
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.output, report)
     return report
 
 

@@ -29,7 +29,6 @@ Hardware: any; processor time of one core.
 
 import argparse
 import datetime
-import json
 import shlex
 import sys
 import time
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode import SHAPES, build_model
+from decode import SHAPES, build_model, write_json
 from pydantic import BaseModel, Field, create_model
 
 from dimple_hf import DimpleTokenizer, StructurePrior
@@ -141,7 +140,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             flush=True,
         )
     if args.output is not None:
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.output, report)
     return report
 
 

@@ -51,6 +51,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from decode import write_json
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dimple_hf import DimpleTokenizer, StructurePrior
@@ -221,7 +222,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             flush=True,
         )
         if args.output is not None:
-            args.output.write_text(json.dumps(report, indent=2) + "\n")
+            write_json(args.output, report)
     return report
 
 

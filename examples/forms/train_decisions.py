@@ -36,16 +36,17 @@ interruption. Hardware: one CPU core, 1.6 to 2.4 seconds a step.
 
 import argparse
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from export_checkpoint import average_models
 from forms_dataset import forms_row
+from forms_training import TrainingRun
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
@@ -184,35 +185,27 @@ class Collate:
         return MicroBatch(inputs, sample_masked_positions(inputs["labels"] != -100, levels, generator), tasks)
 
 
-class Run:
-    """Model, optimizer, running accuracies and the step that was reached: what a checkpoint holds."""
+class Run(TrainingRun):
+    """The curriculum: which tasks are drawn next depends on the running accuracies of the last steps."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.model = average_models(args.model, torch.float32)
-        self.model.config.loss_normalization = "sequence"
-        self.model.visual.requires_grad_(False)
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-        self.step = 0
+        model = average_models(args.model, torch.float32)
+        model.config.loss_normalization = "sequence"
+        model.visual.requires_grad_(False)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        super().__init__(model, torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01))
         accuracies = dict.fromkeys((task.name for task in TASKS), 0.0)
         earlier = args.model[0] / "accuracies.json"
         if earlier.is_file():
             accuracies |= json.loads(earlier.read_text())
         self.accuracies = deque([accuracies], maxlen=LAG + 1)  # after each of the last steps
 
-    def save(self, path: Path) -> None:
-        """Writes a checkpoint; a run killed while it writes leaves the previous one whole."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state | {"accuracies": list(self.accuracies)}, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"accuracies": list(self.accuracies)}
 
-    def load(self, path: Path) -> None:
-        """Takes up the run where its checkpoint left off."""
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
         self.accuracies.extend(state["accuracies"])
 
     def draw(self) -> Iterator[list[tuple[int, Task | None]]]:

@@ -25,7 +25,6 @@ Hardware: one CPU core, about half an hour. Writes `visual.safetensors`, whose n
 import argparse
 import json
 import math
-import os
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +41,7 @@ from forms_data import (
     render_form,
 )
 from forms_model import vision_config
+from forms_training import TrainingRun
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -128,28 +128,16 @@ def rate_at(step: int, cell_steps: int, context_steps: int) -> float:
     return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
-class Run:
-    """The tower, its optimizer and the step it has reached: what a checkpoint holds."""
+class Run(TrainingRun):
+    """The training of the tower: part 1, then part 2."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
-        self.model = CellReader()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-        self.step = 0
+        model = CellReader()
+        super().__init__(
+            model, torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+        )
         self.args = args
-
-    def save(self, path: Path) -> None:
-        """Writes a checkpoint; a run killed while it writes leaves the previous one whole."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
-
-    def load(self, path: Path) -> None:
-        """Takes up the run where its checkpoint left off."""
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
 
     def train_step(self, pixel_values: torch.Tensor, targets: dict[str, torch.Tensor]) -> float:
         """One update; returns the sum of the targets' mean cross-entropies over all tokens."""

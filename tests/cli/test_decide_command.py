@@ -144,9 +144,9 @@ def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFi
     assert Calibration.from_pretrained(output).temperatures == pytest.approx(report["temperatures"], rel=1e-3)
 
 
-def test_calibrate_reads_as_many_canvases_at_once_as_the_batch_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Canvases of each forward pass of this process."""
     sizes: list[int] = []
     read = CanvasReader.read
 
@@ -155,11 +155,15 @@ def test_calibrate_reads_as_many_canvases_at_once_as_the_batch_holds(
         return read(self, canvases, *arguments)
 
     monkeypatch.setattr(CanvasReader, "read", counted)
+    return sizes
+
+
+def test_calibrate_reads_as_many_canvases_at_once_as_the_batch_holds(tmp_path: Path, batch_sizes: list[int]) -> None:
     data = tmp_path / "labelled.jsonl"
     example = {"text": "The price is 3.", "questions": QUESTIONS, "answers": [True, "qty", "full"]}
     data.write_text(f"{json.dumps(example)}\n" * 5)
     assert main(["calibrate", str(data), "--output", str(tmp_path), "--batch-size", "2"]) == 0
-    assert sizes == [2, 2, 1]
+    assert batch_sizes == [2, 2, 1]
 
 
 def test_calibrate_fits_the_first_half_of_the_examples_and_scores_the_second(
@@ -214,7 +218,20 @@ def test_calibrate_names_the_line_of_a_bad_example(
     assert message in error
 
 
-NUM_EXAMPLES = 60  # many, so that a signal comes before the last on a loaded machine, too
+NUM_EXAMPLES = 12
+
+#: The command, which waits before each forward pass: on a loaded machine, too, signals come before the last one.
+SLOW_COMMAND = """
+import os, sys, time
+from dimple_hf.cli.main import main
+from dimple_hf.decisions.reading import CanvasReader
+
+read = CanvasReader.read
+CanvasReader.read = lambda *arguments: (time.sleep(0.2), read(*arguments))[1]
+code = main(sys.argv[1:])
+sys.stderr.flush()
+os._exit(code)
+"""
 
 
 @pytest.fixture
@@ -235,17 +252,18 @@ def rows_read(folder: Path) -> list[int]:
     return [line["row"] for file in files for _, line in whole_lines(file)]
 
 
-@pytest.mark.slow
 def test_calibrate_stopped_goes_on_and_saves_what_an_uninterrupted_run_does(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Path, tmp_path: Path, batch_sizes: list[int]
 ) -> None:
     """Killed once, and interrupted once, which says what is kept and how to go on."""
     launcher = Launcher(tmp_path / "errors.txt")
     folder = tmp_path / "killed"
     command = ["calibrate", str(labelled), "--batch-size", "1", "--output"]
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_COMMAND)
     num_read = 0
     for number in (signal.SIGKILL, signal.SIGINT):
-        (process,) = launcher.start([*command, str(folder)])
+        (process,) = launcher.start([*command, str(folder)], script=script)
         deadline = time.monotonic() + 120
         while len(rows_read(folder)) < num_read + 2:
             assert time.monotonic() < deadline, launcher.errors.read_text()
@@ -261,17 +279,8 @@ def test_calibrate_stopped_goes_on_and_saves_what_an_uninterrupted_run_does(
         assert time.monotonic() < deadline, launcher.errors.read_text()
         time.sleep(0.01)
     assert "the same command goes on from there" in launcher.errors.read_text().splitlines()[-1]
-
-    sizes: list[int] = []
-    read = CanvasReader.read
-
-    def counted(self: CanvasReader, canvases: Any, *arguments: Any) -> Any:
-        sizes.append(len(canvases))
-        return read(self, canvases, *arguments)
-
-    monkeypatch.setattr(CanvasReader, "read", counted)
     assert main([*command, str(folder)]) == 0
-    assert sizes == [1] * (NUM_EXAMPLES - num_read)
+    assert batch_sizes == [1] * (NUM_EXAMPLES - num_read)
     assert [path.name for path in folder.iterdir()] == [CALIBRATION_NAME]
     assert main([*command, str(tmp_path / "whole")]) == 0
     assert (folder / CALIBRATION_NAME).read_bytes() == (tmp_path / "whole" / CALIBRATION_NAME).read_bytes()
