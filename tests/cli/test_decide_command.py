@@ -194,6 +194,20 @@ def test_calibrate_names_what_is_missing_before_it_works(
     assert "`calibrate` needs no_such_library: run `pip install 'dimple_hf[decisions]'`" in capsys.readouterr().err
 
 
+def test_calibrate_names_a_file_that_holds_no_examples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A missing one, a named pipe, which would never end, and an image."""
+    image, pipe = tmp_path / "form.png", tmp_path / "pipe"
+    image.write_bytes(b"\x89PNG\r\n")
+    os.mkfifo(pipe)
+    for data, message in (
+        (tmp_path / "gone.jsonl", f"`data` must be a file of JSON lines (got {tmp_path / 'gone.jsonl'})"),
+        (pipe, f"`data` must be a file of JSON lines (got {pipe})"),
+        (image, f"{image}, line 1: 'utf-8' codec can't decode"),
+    ):
+        assert main(["calibrate", str(data), "--output", str(tmp_path)]) == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

@@ -59,10 +59,13 @@ def read_labelled(path: Path) -> list[LabelledExample]:
             `answers`, one for each question: a boolean, the value of a choice, or the label of a level.
 
     Raises:
-        ValueError: If a line is not written so, or its image is no file. The message names the file and the line.
+        ValueError: If there is no such file, or a line is not written so, or its image is no file. The message names
+            the file and the line.
     """
+    if not path.is_file():
+        raise ValueError(f"`data` must be a file of JSON lines (got {path})")
     examples = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # text that is not UTF-8 is an error of its line
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
