@@ -13,7 +13,7 @@
 # limitations under the License.
 """Decisions on held-out forms: what they cost, what a shared canvas changes, how often they are right and how sure.
 
-Five parts, each a part of the output file, in which other parts stay as they are:
+Six parts, each a part of the output file, in which other parts stay as they are:
 
 - `speed`: eight questions about one image in one call, against eight calls with one question each; and one call with
   one question. Median of interleaved repetitions, in processor time, which other programs do not change.
@@ -24,6 +24,7 @@ Five parts, each a part of the output file, in which other parts stay as they ar
   questions of a form share and on a canvas each, and by the texts of options. The first half of the forms fits one
   temperature for each type of question; the second half is scored with and without it. What is asked is scored over
   all forms.
+- `learned`: the same for the questions that the small model has learned to answer by label (`FIXED_OPTIONS`).
 - `fields`: numbers read under the forms' schemas. The confidence of a number is the product of the probabilities of
   its tokens when they were committed (`processor.parse(..., return_confidence=True)`).
 
@@ -39,6 +40,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -63,7 +65,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "forms
 
 from forms_data import draw_form, form_rng, render_form
 from forms_dataset import forms_row
-from forms_decisions import draw_decisions
+from forms_decisions import FIXED_OPTIONS, draw_decisions, draw_names
 from forms_evaluation import chat_turn
 
 NUM_QUESTIONS = 8
@@ -74,18 +76,20 @@ READINGS: dict[str, dict[str, Any]] = {
     "text": {"reading": "text"},
 }
 """Ways to read an answer, to arguments of [`decide`]."""
-PARTS = ("speed", "recording", "shared", "accuracy", "fields")
+PARTS = ("speed", "recording", "shared", "accuracy", "learned", "fields")
 
 
-def held_out(index: int, seed: int, num_questions: int | None = None) -> tuple[Any, list[str], list[Any], list[int]]:
-    """Image, names of questions, questions and right options of a held-out form."""
+def held_out(
+    index: int, seed: int, num_questions: int | None = None, known: Sequence[str] | None = None
+) -> tuple[Any, list[str], list[Any], list[int]]:
+    """Image, names of questions (of `known`, or any), questions and right options of a held-out form."""
     rng = form_rng("test", index, seed)
     form = draw_form("test", rng)
     image = render_form(form, "test", rng)
     names: list[str] = []
     decisions: list[tuple[Any, int]] = []
     while len(decisions) < (num_questions or 1):
-        drawn = draw_decisions(form, "test", rng)
+        drawn = draw_decisions(form, "test", rng, names=known and draw_names(rng, known))
         names, decisions = names + drawn[0], decisions + drawn[1]
     questions, right = zip(*decisions[:num_questions], strict=True)
     return image, names[:num_questions], list(questions), list(right)
@@ -172,18 +176,23 @@ def score(examples: Sequence[tuple[Any, list[float], int]]) -> dict[str, Any]:
     return score_decisions([row for _, row, _ in examples], [right for *_, right in examples])
 
 
-def measure_accuracy(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Scores of all ways to read an answer."""
-    return {reading: measure_reading(model, processor, args, reading) for reading in READINGS}
+def measure_accuracy(
+    model: Any, processor: Any, args: argparse.Namespace, known: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Scores of all ways to read an answer, to questions of `known` or any."""
+    return {reading: measure_reading(model, processor, args, reading, known) for reading in READINGS}
 
 
-def measure_reading(model: Any, processor: Any, args: argparse.Namespace, reading: str) -> dict[str, Any]:
+def measure_reading(
+    model: Any, processor: Any, args: argparse.Namespace, reading: str, known: Sequence[str] | None
+) -> dict[str, Any]:
     """Scores of each type of question, before and after calibration; and the bins of a reliability diagram."""
     examples: list[list[tuple[Any, list[float], int]]] = [[], []]
     of_name: dict[str, list[tuple[Any, list[float], int]]] = {}
     for index in tqdm(range(args.rows), desc=f"accuracy by {reading}"):
-        image, names, questions, right = held_out(index, args.seed)
-        options = READINGS[reading] | {"permutations": args.permutations, "batch_size": BATCH_SIZE}
+        image, names, questions, right = held_out(index, args.seed, known=known)
+        permutations = 1 if reading == "text" else args.permutations
+        options = READINGS[reading] | {"permutations": permutations, "batch_size": BATCH_SIZE}
         answers = decide(model, processor, image, questions, **options)
         rows = [list(answer.option_probabilities) for answer in answers]
         of_form = list(zip(questions, rows, right, strict=True))
@@ -201,7 +210,7 @@ def measure_reading(model: Any, processor: Any, args: argparse.Namespace, readin
     }
     return {
         "temperatures": dict(calibration.temperatures),
-        **{name: score(group) for name, group in groups.items()},
+        **{name: score(group) for name, group in groups.items() if group},
         "calibrated": score(calibrated),
         "by question": {
             name: {measure: score(of_name[name])[measure] for measure in ("number", "accuracy")}
@@ -237,9 +246,8 @@ def reliability_lines(results: dict[str, Any]) -> dict[str, Any]:
     lines = {}
     if "fields" in results:
         lines["values of forms"] = results["fields"]["reliability"]
-    if "accuracy" in results:
-        for reading, scores in results["accuracy"].items():
-            lines[f"decisions by {reading}, calibrated"] = scores["calibrated"]["reliability"]
+    for reading, scores in results.get("learned", results.get("accuracy", {})).items():
+        lines[f"decisions by {reading}, calibrated"] = scores["calibrated"]["reliability"]
     return lines
 
 
@@ -262,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "recording": measure_recording,
         "shared": measure_shared,
         "accuracy": measure_accuracy,
+        "learned": partial(measure_accuracy, known=FIXED_OPTIONS),
         "fields": measure_fields,
     }
     results: dict[str, Any] = {}

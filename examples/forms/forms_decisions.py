@@ -205,6 +205,8 @@ DECISIONS: dict[str, Callable[[Form, str, np.random.Generator], Decision]] = {
     "num_rows": _num_rows,
 }
 """What is decided about a plain form, to the function that draws the question."""
+FIXED_OPTIONS = ("is_there", "num_rows", "more_rows", "num_digits")
+"""Decisions whose options are always the same. The small model has learned to answer them by label."""
 RICH_DECISIONS = {
     name: DECISIONS[name] for name in ("is_there", "more_rows", "which_is_there", "which_row", "num_rows")
 }

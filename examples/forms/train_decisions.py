@@ -46,6 +46,7 @@ import numpy as np
 import torch
 from export_checkpoint import average_models
 from forms_dataset import forms_row
+from forms_decisions import FIXED_OPTIONS
 from forms_training import TrainingRun
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -94,15 +95,13 @@ def _by_letter(decision: str, *after: str) -> Task:
     return Task("decide_one", (decision,), (f"{decision}/freely", *after))
 
 
-FIRST = ("is_there", "num_rows", "more_rows", "num_digits")
-"""Decisions whose options are always the same."""
 TASKS = [
     *(Task(kind) for kind in ("options", "letters", "choose")),
-    *(task for decision in FIRST for task in (Task("freely", (decision,)), _by_letter(decision))),
+    *(task for decision in FIXED_OPTIONS for task in (Task("freely", (decision,)), _by_letter(decision))),
     *(Task("freely", (decision,)) for decision in ("which_row", "which_value")),
     *(Task("openly", (decision,)) for decision in ("which_row", "which_value", "num_rows", "num_digits", "is_there")),
-    Task("decide_two", FIRST, tuple(f"{decision}/decide_one" for decision in FIRST)),
-    Task("decide", FIRST, ("some/decide_two",)),
+    Task("decide_two", FIXED_OPTIONS, tuple(f"{decision}/decide_one" for decision in FIXED_OPTIONS)),
+    Task("decide", FIXED_OPTIONS, ("some/decide_two",)),
     Task("freely", ("compare_lengths",)),
     _by_letter("compare_lengths"),
     Task("freely", ("largest_length",)),

@@ -34,6 +34,7 @@ def benchmark(repo_root: Path) -> ModuleType:
 
 
 def test_benchmark_measures_and_draws(benchmark: ModuleType, tmp_path: Path) -> None:
+    fixed = set(benchmark.FIXED_OPTIONS)
     output, figure = tmp_path / "decisions.json", tmp_path / "reliability.svg"
     arguments = ["--rows", "4", "--repeats", "1", "--output", str(output), "--figure", str(figure)]
     results = benchmark.main(arguments)
@@ -46,6 +47,10 @@ def test_benchmark_measures_and_draws(benchmark: ModuleType, tmp_path: Path) -> 
     written = json.loads(output.read_text())["accuracy"]
     assert list(written) == ["label", "label, independent", "text"]
     assert all(scores["temperatures"].keys() <= {"predicate", "choice", "score"} for scores in written.values())
+    asked = {name for scores in results["learned"].values() for name in scores["by question"]}
+    assert asked
+    assert asked <= fixed
+    assert not set(results["accuracy"]["label"]["by question"]) <= fixed  # control
     assert results["fields"]["accuracy"] > 0.9
     assert results["fields"]["number"] >= 4
     assert figure.read_text().startswith("<?xml")
