@@ -77,6 +77,7 @@ def test_pattern_dfa_writes_what_re_matches(pattern: str, search: bool) -> None:
         (r"\u{1F600}", ["\U0001f600"], ["u"]),
         ("^(?!foo|bar)[a-z]{3}$", ["fox", "baz"], ["foo", "bar"]),
         ("^$|^[a-z]+$", ["", "a"], ["A"]),
+        ("a(?=)b|(?!)c", ["ab"], ["a", "c"]),  # nothing follows anywhere
     ],
 )
 def test_pattern_dfa_accepts_exactly_the_language(pattern: str, accepted: list[str], refused: list[str]) -> None:
