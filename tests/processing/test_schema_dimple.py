@@ -122,6 +122,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
       "else": {"properties": {"v": {"type": "string"}}}}, [{"k": "a", "v": 1}, {"k": "b", "v": "s"}],
      [{"k": "a", "v": "s"}, {"k": "b", "v": 1}]),
     ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 5}}}, [5], [6]),
+    ({"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"a": {"type": "string"}},
+      "not": {"$ref": "#/definitions/a", "type": "integer"}}, [5, None], ["a"]),  # nothing counts beside a reference
     ({"$ref": "#/$defs/a%25b", "$defs": {"a%b": {"const": 5}}}, [5], [6]),
     ({"$ref": "#n", "$defs": {"x": {"$anchor": "n", "const": 5}}}, [5], [6]),
     ({"$id": "http://x.org/root.json", "$ref": "other.json", "$defs": {"x": {"$id": "other.json", "const": 5}}}, [5],
