@@ -110,8 +110,10 @@ def test_questions_about_one_image_encode_it_once(forms_model: Any, forms_proces
     asked = [Watched(Job(row(forms_processor, conversation), None, 16)) for conversation in conversations]
     try:
         worker.submit(*(one.job for one in asked))
+        num_rows = []  # of each denoising step: who has its answer leaves before the next one
         while worker.waiting or worker.rows:
             worker.step()
+            num_rows += [len(batch.rows) for batch in worker.batches]
         assert len(images) == 1
     finally:
         hook.remove()
@@ -121,6 +123,8 @@ def test_questions_about_one_image_encode_it_once(forms_model: Any, forms_proces
     text = worker.metrics.text().decode()
     assert 'dimple_image_features_total{kept="yes"} 2.0' in text
     assert 'dimple_image_features_total{kept="no"} 1.0' in text
+    assert f"dimple_denoising_steps_total {len(num_rows)}.0" in text
+    assert f"dimple_batch_size {num_rows[-1]}.0" in text
 
 
 def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
