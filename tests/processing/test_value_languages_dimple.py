@@ -68,7 +68,8 @@ def test_number_without_bounds_may_have_an_exponent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("multiple", "is_integer"), [(7, True), (5, False), (0.5, False), (0.25, False), (0.01, False), (0.7, False), (0.07, True)]
+    ("multiple", "is_integer"),
+    [(7, True), (5, False), (0.5, False), (0.25, False), (0.01, False), (0.7, False), (0.07, True)],
 )
 def test_multiples_are_multiples_however_they_are_divided(multiple: float, is_integer: bool) -> None:
     """Exactly, and in floating point, which is how validators divide."""
