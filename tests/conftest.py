@@ -16,10 +16,22 @@
 Deprecations reach the tests in two ways. Python warnings are turned into errors by `filterwarnings` in pyproject.toml.
 The Hugging Face libraries also announce some through their loggers; the hooks at the end of this file fail the test
 that caused such a record. Used by pytest itself; tests take the fixtures by name.
+
+The process that only hands out tests to others (`-n 2`) loads this file too, and starts them when it has. So the
+libraries, which take seconds, are imported by the functions that need them, in the processes that run tests.
 """
 
 import gc
+import logging
 import os
+import random
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hypothesis
+import pytest
 
 # While libraries and tests are imported nothing becomes garbage, and collections take a tenth of the time.
 gc.disable()
@@ -29,21 +41,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import logging
-import random
-import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-import hypothesis
-import numpy as np
-import pytest
-import torch
-from transformers.utils.logging import warning_once
-
-torch.set_num_threads(1)
-
 # A loaded machine may be slow, so no example has a deadline. CI draws the same examples every time.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -52,9 +49,13 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 def pytest_collection_finish() -> None:
     """
-    Leaves what the imports made to no later garbage collection: with the libraries of all tests imported, each full
-    one takes a second, and accelerate's `free_memory` alone asks for two in every training run.
+    Runs torch on one thread. Leaves what the imports made to no later garbage collection: with the libraries of all
+    tests imported, each full one takes a second, and accelerate's `free_memory` alone asks for two in every training
+    run.
     """
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -78,6 +79,9 @@ def seeded() -> None:
     Seeds `random`, numpy and torch, so that a test gives the same numbers alone and among others. Of torch only the
     CPU's generator: `torch.manual_seed` keeps a stack trace of each call for devices that are not there.
     """
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.default_generator.manual_seed(0)
@@ -100,6 +104,8 @@ class _DeprecationRecords(logging.Handler):
 @contextmanager
 def _refuse_logged_deprecations() -> Iterator[None]:
     """Fails the running phase of a test when a library's logger announces a deprecation during it."""
+    from transformers.utils.logging import warning_once
+
     records = _DeprecationRecords()
     # Handlers go on the libraries' own top loggers, because those do not pass their records on to the root logger.
     loggers = [logging.getLogger(name) for name in ("accelerate", "huggingface_hub", "peft", "torch", "transformers")]

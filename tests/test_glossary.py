@@ -55,16 +55,14 @@ KEPT = [
 
 def words_to_replace(text: str) -> list[str]:
     """The lines that use one of the words, with the word to use."""
+    lines = text.splitlines()
+    for kept in KEPT:
+        text = text.replace(kept, "")
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        for kept in KEPT:
-            line = line.replace(kept, "")
-        found += [
-            f"{number}: {match.group(0)!r} -> {instead}: {line.strip()}"
-            for pattern, instead in REPLACED.items()
-            for match in [re.search(pattern, line, re.IGNORECASE)]
-            if match
-        ]
+    for pattern, instead in REPLACED.items():
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            number = text.count("\n", 0, match.start()) + 1
+            found.append(f"{number}: {match.group(0)!r} -> {instead}: {lines[number - 1].strip()}")
     return found
 
 

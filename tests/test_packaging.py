@@ -135,21 +135,20 @@ def test_version_stands_in_one_file(repo_root: Path) -> None:
     assert holding == ["__init__.py"]
 
 
-def test_wheel_holds_every_file_of_the_package(wheel: Path, repo_root: Path, tmp_path: Path) -> None:
+def test_wheel_holds_every_file_of_the_package(repo_root: Path, tmp_path: Path) -> None:
     """A sub-package without `__init__.py`, or a data file that no pattern names, is lost in silence."""
-    assert wheel_files(wheel) == package_files(repo_root)
-    assert {"dimple_hf/__init__.py", "dimple_hf/py.typed"} <= wheel_files(wheel)
-
-    # control: both kinds of loss are seen
-    lossy = tmp_path / "lossy"
-    shutil.copytree(repo_root / "src", lossy / "src")
+    tree = tmp_path / "tree"
+    shutil.copytree(repo_root / "src", tree / "src")
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
-        shutil.copy(repo_root / name, lossy)
-    lost = {"dimple_hf/no_package/module.py", "dimple_hf/data.json"}
+        shutil.copy(repo_root / name, tree)
+    lost = {"dimple_hf/no_package/module.py", "dimple_hf/data.json"}  # control: both kinds of loss are seen
     for name in lost:
-        (lossy / "src" / name).parent.mkdir(exist_ok=True)
-        (lossy / "src" / name).touch()
-    assert package_files(lossy) - wheel_files(build_wheel(lossy, tmp_path / "build")) == lost
+        (tree / "src" / name).parent.mkdir(exist_ok=True)
+        (tree / "src" / name).touch()
+    found = wheel_files(build_wheel(tree, tmp_path / "build"))
+    assert {"dimple_hf/__init__.py", "dimple_hf/py.typed"} <= found
+    assert package_files(tree) - found == lost
+    assert found == package_files(repo_root)
 
 
 def test_dependencies_are_ranges_without_torchvision() -> None:

@@ -17,6 +17,7 @@ What it says is compared with what `generate` says, never with fixed text, since
 """
 
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,16 @@ def chat(question: str, *images: Image.Image) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 
+@cache
+def own_model() -> tuple[Any, Any]:
+    """The model and its processor, of which no pipeline has set an option."""
+    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT)
+    return model, AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+
+
 def generated(messages: list[dict[str, Any]], **options: Any) -> str:
     """What the model says when it is asked without a pipeline."""
-    processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
-    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT)
+    model, processor = own_model()
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

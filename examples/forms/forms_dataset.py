@@ -320,6 +320,11 @@ def _ask_decide_one(form: Form, asker: Asker) -> Question:
     return _lay_out([draw_decision(form, asker.split, asker.rng, _is_rich(form), asker.decisions)])
 
 
+def _ask_decide_two(form: Form, asker: Asker) -> Question:
+    """Two decisions on one canvas, their options in their own order."""
+    return _lay_out([draw_decision(form, asker.split, asker.rng, _is_rich(form), asker.decisions) for _ in range(2)])
+
+
 def _ask_decide(form: Form, asker: Asker) -> Question:
     """Several decisions at once."""
     names = draw_names(asker.rng, askable(asker.decisions, _is_rich(form)))
@@ -383,6 +388,7 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "freely": _ask_freely,
     "openly": _ask_openly,
     "decide_one": _ask_decide_one,
+    "decide_two": _ask_decide_two,
     "decide": _ask_decide,
     "choose": _ask_choose,
     "letters": _ask_letters,
@@ -394,7 +400,7 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
 """Kind of question to the function that asks one."""
 NO_IMAGE = ("add", "choose", "letters", "options")
 """Kinds that are asked without an image."""
-UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "decide_one", "decide", *NO_IMAGE)
+UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "decide_one", "decide_two", "decide", *NO_IMAGE)
 """Kinds whose answers are laid out by a structure prior."""
 PLAIN_ONLY = ("sum", "worked", "no_form", *NO_IMAGE)
 """Kinds that are never asked about a rich form."""

@@ -28,7 +28,7 @@ from typing import Any
 WHOLE_FORMS = ("text", "json", "schema", "shuffled", "nullable")
 WITH_WORKING = ("rows", "sum", "worked", "add")
 EXACT = ("field", "fields", "absent", "unrelated", "no_form", "copy", "reverse", "freely", "openly")
-DECISIONS = ("decide_one", "decide", "choose", "letters", "options")
+DECISIONS = ("decide_one", "decide_two", "decide", "choose", "letters", "options")
 KINDS = (*WHOLE_FORMS, *WITH_WORKING, *EXACT, *DECISIONS, "shuffle")
 
 Points = dict[str, tuple[int, int]]

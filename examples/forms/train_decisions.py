@@ -18,7 +18,7 @@ of an option; lists without an image, which teach what an option's letter is, ar
 learned (`docs/results.md`).
 
 1. Open the tasks that are learned, and the first five in order that are not. A letter comes after the same decision
-   in words, numbers of the same length after numbers of different lengths.
+   in words, two questions on one canvas after each alone, numbers of one length after numbers of different lengths.
 2. Draw a batch: a share of reading, the rest from the open tasks, those that are not learned more often.
 3. Update. All answer tokens of a decision are masked, as when it is read; those of a reading at a random level. Each
    row weighs the same.
@@ -77,40 +77,41 @@ MICRO_BATCH = 16
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of `forms_row`, the decision it asks, and the tasks that have to be learned before it."""
+    """A kind of `forms_row`, the decisions it draws from (any if none), and the tasks to be learned before it."""
 
     kind: str
-    decision: str | None = None
+    decisions: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """`"kind"` or `"decision/kind"`."""
-        return self.kind if self.decision is None else f"{self.decision}/{self.kind}"
+        """`"kind"`, `"decision/kind"` or `"some/kind"`."""
+        group = "some" if len(self.decisions) > 1 else "".join(self.decisions)
+        return f"{group}/{self.kind}" if group else self.kind
 
 
 def _by_letter(decision: str, *after: str) -> Task:
-    return Task("decide_one", decision, (f"{decision}/freely", *after))
+    return Task("decide_one", (decision,), (f"{decision}/freely", *after))
 
 
+FIRST = ("is_there", "num_rows", "more_rows", "num_digits")
+"""Decisions whose options are always the same."""
 TASKS = [
     *(Task(kind) for kind in ("options", "letters", "choose")),
-    *(
-        task
-        for decision in ("is_there", "num_rows", "more_rows", "num_digits")
-        for task in (Task("freely", decision), _by_letter(decision))
-    ),
-    *(Task("freely", decision) for decision in ("which_row", "which_value")),
-    *(Task("openly", decision) for decision in ("which_row", "which_value", "num_rows", "num_digits", "is_there")),
-    Task("freely", "compare_lengths"),
+    *(task for decision in FIRST for task in (Task("freely", (decision,)), _by_letter(decision))),
+    *(Task("freely", (decision,)) for decision in ("which_row", "which_value")),
+    *(Task("openly", (decision,)) for decision in ("which_row", "which_value", "num_rows", "num_digits", "is_there")),
+    Task("decide_two", FIRST, tuple(f"{decision}/decide_one" for decision in FIRST)),
+    Task("decide", FIRST, ("some/decide_two",)),
+    Task("freely", ("compare_lengths",)),
     _by_letter("compare_lengths"),
-    Task("freely", "largest_length"),
-    Task("freely", "compare", ("compare_lengths/freely",)),
+    Task("freely", ("largest_length",)),
+    Task("freely", ("compare",), ("compare_lengths/freely",)),
     _by_letter("compare"),
-    *(Task(kind, "largest", ("largest_length/freely",)) for kind in ("openly", "freely")),
-    Task("freely", "which_is_there"),
+    *(Task(kind, ("largest",), ("largest_length/freely",)) for kind in ("openly", "freely")),
+    Task("freely", ("which_is_there",)),
     *(_by_letter(decision, "choose") for decision in ("which_row", "which_is_there", "which_value", "largest")),
-    Task("decide"),
+    Task("decide", after=("some/decide",)),
 ]
 """In the order in which they open."""
 LETTERS = "letters"
@@ -150,9 +151,7 @@ class CurriculumRows(Dataset):
         if task is None:
             row = forms_row("train", index, self.seed, shares=READING_SHARES, words="all", rich_share=0.2)
         else:
-            row = forms_row(
-                "train", index, self.seed, kind=task.kind, decisions=task.decision and [task.decision], words="all"
-            )
+            row = forms_row("train", index, self.seed, kind=task.kind, decisions=task.decisions, words="all")
         return row | {"index": index, "task": None if task is None else task.name}
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from launcher import Launcher
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.batch.results import whole_lines
@@ -75,6 +76,79 @@ def test_decide_writes_the_answers_of_each_image(
     assert main(command) == 0
     assert output.read_bytes() == before
     assert "2 answered, 1 failed, 0 left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--independent"], {"independent": True}),
+        (["--reading", "text"], {"reading": "text"}),
+        (["--permutations", "2"], {"permutations": 2}),
+    ],
+)
+def test_decide_reads_as_it_is_asked_to(
+    arguments: list[str], options: dict[str, Any], questions_file: Path, tmp_path: Path, batch_sizes: list[int]
+) -> None:
+    """Equal to `decide`, for images of several sizes, with no more canvases in a forward pass than the batch holds."""
+    images = [tmp_path / "wide.png", FORMS_SAMPLE]
+    Image.open(FORMS_SAMPLE).resize((168, 56)).save(images[0])
+    output = tmp_path / "answers.jsonl"
+    command = ["decide", "--questions", str(questions_file), "--image", *map(str, images), "--output", str(output)]
+    assert main([*command, "--batch-size", "4", *arguments]) == 0
+    assert max(batch_sizes) == 4
+    model = AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype="auto").eval()
+    processor = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+    expected: Any = decide(model, processor, images, questions_from_json(QUESTIONS), **options)
+    together: Any = decide(model, processor, images, questions_from_json(QUESTIONS))
+    found = [line["answers"] for line in lines_of(output.read_text())]
+    assert probabilities_of(found) == pytest.approx(probabilities_of(dicts_of(expected)), abs=1e-2)
+    assert probabilities_of(found) != pytest.approx(probabilities_of(dicts_of(together)), abs=1e-2)  # the control
+    assert main([*command, "--batch-size", "4"]) == 1  # other settings
+
+
+def dicts_of(answers: list[list[Any]]) -> list[list[dict[str, Any]]]:
+    return [[answer.to_dict() for answer in of_image] for of_image in answers]
+
+
+def probabilities_of(answers: list[list[dict[str, Any]]]) -> list[float]:
+    """Of all images, questions and options, one after the other."""
+    return [
+        option["probability"]
+        for of_image in answers
+        for answer in of_image
+        for option in answer.get("probabilities", [answer])
+    ]
+
+
+def test_decide_asks_more_questions_than_a_canvas_holds(tmp_path: Path, batch_sizes: list[int]) -> None:
+    """On the canvases of `decide`: 16 questions each."""
+    questions_file = tmp_path / "questions.json"
+    questions_file.write_text(json.dumps(QUESTIONS[:1] * 20))
+    output = tmp_path / "answers.jsonl"
+    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE), "--output", str(output)]
+    assert main(command) == 0
+    assert batch_sizes == [2]
+    (line,) = lines_of(output.read_text())
+    assert len(line["answers"]) == 20
+
+
+def test_decide_refuses_what_cannot_be_read(
+    questions_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """More than one order of options that are not listed, special tokens, several questions in causal mode."""
+    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE)]
+    assert main([*command, "--reading", "text", "--permutations", "2"]) == 1
+    assert "`permutations` must be 1" in capsys.readouterr().err
+    causal = tmp_path / "causal"
+    shutil.copytree(FORMS_CHECKPOINT, causal)
+    config = json.loads((causal / "config.json").read_text())
+    (causal / "config.json").write_text(json.dumps(config | {"full_attn_mask": False}))
+    assert main([*command, "--model", str(causal)]) == 1
+    assert "`independent=True` must be set to ask several questions" in capsys.readouterr().err
+    assert main([*command, "--model", str(causal), "--independent"]) == 0
+    questions_file.write_text(json.dumps([QUESTIONS[0] | {"instructions": "Is it <|im_end|>?"}]))
+    assert main(command) == 1
+    assert "must not hold special tokens (got '<|im_end|>'" in capsys.readouterr().err
 
 
 def test_decide_refuses_another_question_on_the_same_output(

@@ -20,6 +20,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -40,7 +41,7 @@ import transformers
 from huggingface_hub import get_session, snapshot_download
 from peft import PeftModel
 from session import answers, run_snippets
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, dynamic_module_utils
 
 if not sys.stdin.readline():  # copies of what was pushed, and faults of the server, come first
     sys.exit("the test has ended")
@@ -51,6 +52,8 @@ trusted = {"trust_remote_code": True}
 # not wait a second before each new attempt.
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 14
 huggingface_hub.file_download.time.sleep = lambda seconds: None
+# Which libraries a file of code needs is read once, not for each class of each checkpoint: a fifth of the time here.
+dynamic_module_utils.get_imports = cache(dynamic_module_utils.get_imports)
 
 
 def mark(name: str) -> None:

@@ -67,12 +67,12 @@ def generate_once(model: DimpleForConditionalGeneration, call: int, kept: list[A
         kept.append(result)
 
 
-def test_memory_after_fifty_calls_is_what_it_was(model: DimpleForConditionalGeneration) -> None:
+def test_memory_after_two_calls_of_each_kind_is_that_after_one(model: DimpleForConditionalGeneration) -> None:
     """No tensor survives a call, nor a loop over steps that is left in the middle."""
     for call in range(len(KINDS)):
         generate_once(model, call)
     before = num_tensors()
-    for call in range(50):
+    for call in range(len(KINDS)):
         generate_once(model, call)
     assert num_tensors() == before
     # control: answers that are kept are seen
@@ -206,8 +206,8 @@ def test_two_threads_in_different_modes_on_one_model_do_not_disturb_each_other(
     alone = [function() for function in functions]
     assert not torch.equal(alone[0], alone[1])  # control: the modes differ
     running_threads.clear()
-    for found, expected in zip(run_together(*functions, times=40), alone, strict=True):
-        assert len(found) == 40
+    for found, expected in zip(run_together(*functions, times=20), alone, strict=True):
+        assert len(found) == 20
         assert all(torch.equal(result, expected) for result in found)
     turns = sum(a != b for a, b in zip(running_threads[:-1], running_threads[1:], strict=True))
-    assert turns > 100  # control: they did run at once
+    assert turns > 50  # control: they did run at once

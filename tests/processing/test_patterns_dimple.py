@@ -67,7 +67,7 @@ def test_pattern_dfa_writes_what_re_matches(pattern: str, search: bool) -> None:
         (r"\d{2,4}", ["12", "1234"], ["1", "12345", "\u0663\u0663"]),  # ASCII digits only, as ECMAScript has it
         (r"[^\d]", ["a", "é"], ["1", "\u0663"]),  # and what is no digit for either dialect
         (r"\w+", ["a_1"], ["é", "a b"]),
-        (".", ["a", "\U0001f600"], ["\n", "\r", "\u2028", "ab"]),
+        (".", ["a", "\t", "\U0001f600"], ["\n", "\r", "\u2028", "ab"]),
         ("é", ["é"], ["e\u0301"]),
         ("(ab?){2}", ["aa", "aba", "abab"], ["ab", "aaa"]),
         ("(?i)straße", ["STRAße", "straße"], ["STRASSE"]),
@@ -77,6 +77,7 @@ def test_pattern_dfa_writes_what_re_matches(pattern: str, search: bool) -> None:
         (r"\u{1F600}", ["\U0001f600"], ["u"]),
         ("^(?!foo|bar)[a-z]{3}$", ["fox", "baz"], ["foo", "bar"]),
         ("^$|^[a-z]+$", ["", "a"], ["A"]),
+        ("a(?=)b|(?!)c", ["ab"], ["a", "c"]),  # nothing follows anywhere
     ],
 )
 def test_pattern_dfa_accepts_exactly_the_language(pattern: str, accepted: list[str], refused: list[str]) -> None:

@@ -49,6 +49,7 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     ({"enum": ["abc", "x"], "minLength": 2}, ["abc"], ["x"]),
     ({}, [1, "a", None, [1, {"a": "b"}], {"x": [True]}], []),
     (True, [1, "a"], []),
+    ({"enum": ["ab", "cd"], "pattern": "^a"}, ["ab"], ["cd"]),
     ({"type": "string", "maxLength": 3}, ["", "abc", "日本語"], ["abcd"]),
     ({"type": "string", "minLength": 2, "maxLength": 500}, ["ab", "a" * 200], ["a"]),
     ({"type": "string", "pattern": "^a+$", "maxLength": 3}, ["a", "aaa"], ["aaaa", "b"]),
@@ -138,6 +139,8 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
       "else": {"properties": {"v": {"type": "string"}}}}, [{"k": "a", "v": 1}, {"k": "b", "v": "s"}],
      [{"k": "a", "v": "s"}, {"k": "b", "v": 1}]),
     ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 5}}}, [5], [6]),
+    ({"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"a": {"type": "string"}},
+      "not": {"$ref": "#/definitions/a", "type": "integer"}}, [5, None], ["a"]),  # nothing counts beside a reference
     ({"$ref": "#/$defs/a%25b", "$defs": {"a%b": {"const": 5}}}, [5], [6]),
     ({"$ref": "#n", "$defs": {"x": {"$anchor": "n", "const": 5}}}, [5], [6]),
     ({"$id": "http://x.org/root.json", "$ref": "other.json", "$defs": {"x": {"$id": "other.json", "const": 5}}}, [5],
@@ -166,6 +169,12 @@ def test_schema_allows_these_values_and_not_those(
     assert not any(judge.is_valid(value) for value in invalid)
     assert [can_write(tokenizer, schema, value) for value in valid] == [True] * len(valid)
     assert [can_write(tokenizer, schema, value) for value in invalid] == [False] * len(invalid)
+
+
+def test_canvas_of_a_free_value_is_short(tokenizer: DimpleTokenizer) -> None:
+    """A value may nest deeper and hold more than usual; every answer would pay for a canvas that has room for it."""
+    assert 100 < len(StructurePrior.from_json_schema({}).canvas(tokenizer).ids) < 300
+    assert can_write(tokenizer, {}, [1, {"a": [2, 3]}])
 
 
 @pytest.mark.parametrize("required", [[], ["a"], ["b"], ["c"], ["a", "c"], ["a", "b", "c"]])

@@ -25,7 +25,13 @@ from dimple_hf.processing.vocabulary_dimple import Vocabulary
 
 
 @pytest.mark.parametrize(
-    "names", [["price", "quantity", "name"], ["a", "ab", "abc", "é", "日本", 'q"x', "\n", "$id"], [""]]
+    "names",
+    [
+        ["price", "quantity", "name"],
+        ["a", "ab", "abc", "é", "日本", 'q"x', "\n", "$id"],
+        ["!a"],  # begins with the first token of all
+        [""],
+    ],
 )
 def test_classes_beside_free_text_are_those_of_walking_all_tokens(
     names: list[str], tokenizer: DimpleTokenizer

@@ -60,6 +60,12 @@ def test_number_dfa_accepts_exactly_the_decimals_within_bounds(low: float | None
     assert not any(dfa.accepts(text) for text in (".5", "1.", "00.1", "-0.0", "1.0000000"))
 
 
+def test_number_between_narrow_bounds_has_the_digits_that_it_needs() -> None:
+    """One more than the most, and no other."""
+    dfa = number_dfa(1.2e-6, 1.3e-6, is_integer=False, max_digits=6)
+    assert [dfa.accepts(text) for text in ("0.0000012", "0.0000013", "0.0000014", "0.00000125")] == [1, 1, 0, 0]
+
+
 def test_number_without_bounds_may_have_an_exponent() -> None:
     """As `json.dumps` writes small and large floats."""
     dfa = number_dfa(None, None, is_integer=False)

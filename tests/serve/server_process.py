@@ -48,9 +48,9 @@ LETTERS = {"type": "string", "pattern": "^[a-z]{80}$", "x-max-tokens": 80}
 class ForkedProcess:
     """A process of a [`Launcher`], with those methods of `subprocess.Popen` that tests use."""
 
-    def __init__(self, launcher: Launcher, *arguments: str):
+    def __init__(self, launcher: Launcher, script: Path, *arguments: str):
         self.launcher, self.returncode = launcher, None
-        (self.pid,) = launcher.start(list(arguments))
+        (self.pid,) = launcher.start(list(arguments), script=script)
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -76,11 +76,12 @@ class ForkedProcess:
 
 
 class ForkedServer(ServerProcess):
-    """A [`ServerProcess`] without the seconds that its imports take. Its log is in a file of `folder`."""
+    """A [`ServerProcess`] without the seconds that imports take. Its log is in a file of `folder`."""
 
     def __init__(self, folder: Path, *arguments: str):
         self.log = folder / "log.txt"
-        self.process = ForkedProcess(Launcher(self.log), "serve", "--port", "0", *arguments)
+        script = Path(__file__).with_name("forked_serve.py")
+        self.process = ForkedProcess(Launcher(self.log), script, "serve", "--port", "0", *arguments)
         while not (found := re.search(r"running on (http://\S+)\s", "".join(self.lines))):
             if self.process.poll() is not None:
                 raise RuntimeError("".join(self.lines))

@@ -27,6 +27,7 @@ from server_process import ServerProcess, data_url, noise_image
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.decisions import Calibration, Choice, Predicate, Score, decide
+from dimple_hf.serve.decision_requests import chat_about, parse_decision_request
 
 PREDICATE = {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"}
 CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": "true"}, {"value": True}]}
@@ -85,6 +86,26 @@ def test_texts_messages_json_and_calls_are_inputs(client: openai.OpenAI) -> None
     ]
     first, second = (decision.answers[0].probability for decision in by_input)
     assert first != second  # control: the input matters
+
+
+def test_input_becomes_a_chat_with_the_questions_at_its_end() -> None:
+    """Calls and their results are texts; the user's last turn is taken, or one is added."""
+    called = {"type": "function_call", "call_id": "1", "name": "é", "arguments": '{"at": 1}'}
+    custom = {"type": "custom_tool_call", "call_id": "2", "name": "look", "input": "as is"}
+    output = {"type": "function_call_output", "call_id": "1", "output": "It is 700."}
+    price = {"role": "user", "content": [{"type": "input_json", "data": {"price": 700}}]}
+
+    def turns(*items: Any) -> list[tuple[str, list[str]]]:
+        sent = {"model": "forms", "input": list(items), "questions": QUESTIONS}
+        chat = chat_about(parse_decision_request(json.dumps(sent).encode()), "Why?")
+        return [(message.role, [part.text for part in message.content]) for message in chat.messages]
+
+    assert turns(price, called, output) == [
+        ("user", ['{"price": 700}']),
+        ("assistant", ['{"name": "é", "arguments": {"at": 1}}']),
+        ("user", ["It is 700.", "\nWhy?"]),
+    ]
+    assert turns(price, custom)[1:] == [("assistant", ['{"name": "look", "arguments": "as is"}']), ("user", ["Why?"])]
 
 
 @pytest.mark.parametrize(

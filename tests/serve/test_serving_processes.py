@@ -17,6 +17,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from dimple_hf import StructurePrior
 from dimple_hf.serve import processes
 from dimple_hf.serve.limits import Limits, RefusedRequest
 from dimple_hf.serve.preparation import Preparation, compile_prior, prepare_inputs
-from dimple_hf.serve.processes import ByteBudget, TaskProcesses
+from dimple_hf.serve.processes import ByteBudget, TaskLimits, TaskProcesses
 from dimple_hf.serve.requests import parse_request
 
 SCHEMA = '{"type": "object", "properties": {"floor": {"type": "integer", "minimum": 0, "maximum": 99}}}'
@@ -123,6 +124,12 @@ def test_tasks_count_against_the_priority_of_the_server(task_processes: TaskProc
     assert os.getpgid(task_processes.parent.pid) == task_processes.parent.pid != os.getpgid(0)
 
 
+def test_limits_of_a_task_are_those_of_the_page(repo_root: Path) -> None:
+    limits, page = TaskLimits(), (repo_root / "docs" / "serving.md").read_text()
+    memory = limits.memory_bytes / 2**30
+    assert f"{limits.seconds} seconds of processor time and {memory:g} GiB of memory" in page
+
+
 def test_cancelled_task_ends_its_process(task_processes: TaskProcesses) -> None:
     """A client that leaves does not leave its work behind."""
 
@@ -210,12 +217,19 @@ def test_prompt_and_answer_may_fill_the_context_and_no_more(forms_model: Any, fo
 
 @pytest.mark.parametrize(
     ("outcome", "num_tasks"),
-    [("prior", 1), (RefusedRequest("bad"), 1), (RefusedRequest("busy", status=429), 2), (RuntimeError("x"), 2)],
+    [
+        ("prior", 1),
+        (RefusedRequest("bad"), 1),
+        (RefusedRequest("bad", "response_format"), 1),
+        (RefusedRequest("busy", status=429), 2),
+        (RuntimeError("x"), 2),
+    ],
 )
 def test_schema_is_compiled_once_for_all_who_send_it(
     outcome: Any, num_tasks: int, forms_model: Any, forms_processor: Any
 ) -> None:
-    """At a time and later; so is a schema that is refused. What another try may change is tried again."""
+    """At a time and later; so is a schema that is refused, in the field of each. What another try may change is tried
+    again."""
     counting = CountingProcesses(outcome)
     preparation = Preparation(forms_model, forms_processor, Limits(), counting)
 
@@ -226,3 +240,5 @@ def test_schema_is_compiled_once_for_all_who_send_it(
     results = asyncio.run(several())
     assert counting.num_tasks == num_tasks
     assert {type(one) for one in results} == {type(outcome)}
+    if isinstance(outcome, RefusedRequest):
+        assert {one.param for one in results} == {outcome.param and "tools"}

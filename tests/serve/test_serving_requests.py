@@ -62,6 +62,22 @@ def test_request_with_every_known_field_is_understood() -> None:
     assert parse_request(body(response_format={"type": "json_object"})).schema_of_answer == {"type": "object"}
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (503, "service_unavailable_error"),
+    ],
+)
+def test_error_has_the_type_that_clients_know(status: int, kind: str) -> None:
+    """OpenAI's own, by the status of the response."""
+    error = RefusedRequest("why", "n", status, "code").body()["error"]
+    assert error == {"message": "why", "type": kind, "param": "n", "code": "code"}
+
+
 def test_options_of_the_schema_stand_beside_it() -> None:
     """Those that are given, and null is none."""
     format = format_of(SCHEMA)

@@ -110,8 +110,10 @@ def test_questions_about_one_image_encode_it_once(forms_model: Any, forms_proces
     asked = [Watched(Job(row(forms_processor, conversation), None, 16)) for conversation in conversations]
     try:
         worker.submit(*(one.job for one in asked))
+        num_rows = []  # of each denoising step: who has its answer leaves before the next one
         while worker.waiting or worker.rows:
             worker.step()
+            num_rows += [len(batch.rows) for batch in worker.batches]
         assert len(images) == 1
     finally:
         hook.remove()
@@ -121,6 +123,8 @@ def test_questions_about_one_image_encode_it_once(forms_model: Any, forms_proces
     text = worker.metrics.text().decode()
     assert 'dimple_image_features_total{kept="yes"} 2.0' in text
     assert 'dimple_image_features_total{kept="no"} 1.0' in text
+    assert f"dimple_denoising_steps_total {len(num_rows)}.0" in text
+    assert f"dimple_batch_size {num_rows[-1]}.0" in text
 
 
 def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
@@ -133,6 +137,32 @@ def test_admission_is_in_order_and_bounded_in_rows_and_positions() -> None:
     assert admit_first([short], [long, short], 4, 63) == 0  # the short one does not overtake
     assert admit_first([], [long], 4, 1) == 1  # alone it may have more
     assert admit_first([], [], 4, 1) == 0
+
+
+def test_job_that_runs_alone_runs_with_no_other(forms_model: Any, forms_processor: Any) -> None:
+    """It waits for those that run or came before it; who came after it waits for its end."""
+    worker = Worker(forms_model, forms_processor.tokenizer, max_batch_size=4)
+
+    def take(*jobs: Job) -> list[int]:
+        """Which of the jobs that wait are taken; none of them runs afterwards."""
+        worker.waiting = list(jobs)
+        taken = worker._take()
+        assert worker.waiting == list(jobs[len(taken) :])
+        return [jobs.index(job) for job in taken]
+
+    usual, other, alone, last = job_of(), job_of(), job_of(runs_alone=True), job_of(runs_alone=True)
+    assert take(usual, other) == [0, 1]  # control
+    assert take(usual, alone, other) == [0]
+    assert take(alone, other) == [0]
+    assert take(alone, last) == [0]
+    assert worker.metrics.registry.get_sample_value("dimple_queue_seconds_count") == 5
+    prompt = row(forms_processor, [{"role": "user", "content": "Hello."}])
+    worker._add(Job(prompt, None, 8))
+    assert take(alone) == []
+    assert take(usual, alone) == [0]
+    worker.batches.clear()
+    worker._add(Job(prompt, None, 8, runs_alone=True))
+    assert take(usual) == []
 
 
 def test_row_joins_the_batch_that_it_makes_least_expensive() -> None:

@@ -14,6 +14,7 @@
 """A run that is killed and started again trains as if nothing had happened."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,11 +87,19 @@ def test_last_complete_checkpoint_half_written_one_is_passed_over(tmp_path: Path
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run of one step, whose only checkpoint is whole."""
+    output = tmp_path_factory.mktemp("trained")
+    training_run.run(output, max_steps=1, save_steps=1, save_strategy="steps")
+    return output
+
+
 @pytest.mark.parametrize("damage", ["optimizer.pt", "scheduler.pt", "model.safetensors"])
-def test_last_complete_checkpoint_with_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+def test_last_complete_checkpoint_with_a_damaged_file_is_refused(trained: Path, tmp_path: Path, damage: str) -> None:
     """The Trainer goes on without an optimizer's state, silently and elsewhere, and can never read half of one."""
-    training_run.run(tmp_path, max_steps=1, save_steps=1, save_strategy="steps")
     folder = tmp_path / "checkpoint-1"
+    shutil.copytree(trained / "checkpoint-1", folder)
     assert last_complete_checkpoint(tmp_path) == str(folder)  # control
     whole = (folder / damage).read_bytes()
     (folder / damage).write_bytes(whole[: len(whole) // 2])
@@ -106,7 +115,7 @@ def test_training_with_loading_processes_equals_training_without(tmp_path: Path)
     """Nothing is drawn where rows are read, and no draw of a step reaches the order of rows."""
 
     def train(**options: object) -> list[float]:
-        trainer = training_run.make_trainer(tmp_path, **options)
+        trainer = training_run.make_trainer(tmp_path, max_steps=4, switch_at=2, **options)
         trainer.train()
         return training_run.losses(trainer)
 

@@ -66,6 +66,17 @@ def add_confidence_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--confidence", action="store_true", help="write how probable each answer or value is")
 
 
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--independent` and `--reading` of [`decide`]."""
+    parser.add_argument("--independent", action="store_true", help="ask each question alone, in a row of its own")
+    parser.add_argument(
+        "--reading",
+        choices=("label", "text"),
+        default="label",
+        help="read the label of each option, or score its text, a row for each token (default: %(default)s)",
+    )
+
+
 def check_batch_size(size: int) -> None:
     """
     Raises:

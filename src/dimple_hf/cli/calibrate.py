@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answering import check_batch_size, model_settings
+from .answering import add_reading_arguments, check_batch_size, model_settings
 from .arguments import add_device_argument, add_model_argument
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=8, help="examples in one forward pass (default: %(default)s)"
     )
+    add_reading_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as a JSON object")
     add_model_argument(parser)
     add_device_argument(parser)
@@ -134,7 +135,7 @@ def read_examples(args: argparse.Namespace, examples: "Sequence[LabelledExample]
         `list[list[torch.FloatTensor]]`: For each example and question, the log-probabilities of its options.
 
     Raises:
-        ValueError: If the earlier run had other examples, another model or another batch size.
+        ValueError: If the earlier run had other examples, another model or other options.
     """
     import torch
     from tqdm import tqdm
@@ -145,20 +146,22 @@ def read_examples(args: argparse.Namespace, examples: "Sequence[LabelledExample]
     from .loading import load_model, load_processor
 
     digest = row_digest({"examples": [[example.conversation, str(example.questions)] for example in examples]})
-    settings = {"data": str(args.data), "examples": digest, "batch_size": args.batch_size} | model_settings(args.model)
+    options = {"independent": args.independent, "reading": args.reading}
+    settings = {"data": str(args.data), "examples": digest, "batch_size": args.batch_size} | options
     file = readings_file(args)
     file.parent.mkdir(parents=True, exist_ok=True)
-    results = ResultFiles(file, range(len(examples)), settings)
+    results = ResultFiles(file, range(len(examples)), settings | model_settings(args.model))
     done = results.find_lines()
     batches = [range(first, len(examples))[: args.batch_size] for first in range(0, len(examples), args.batch_size)]
     batches = [batch for batch in batches if any(row not in done for row in batch)]
     if batches:
         model, processor = load_model(args.model, args.device), load_processor(args.model)
         for example in examples:
-            layout_of(model, processor, example)  # refuses the last one, too, before the first is read
+            layout_of(model, processor, example, **options)  # refuses the last one, too, before the first is read
         with results.new_part(0, 1) as part:
             for batch in tqdm(batches):
-                read = read_log_probs(model, processor, [examples[row] for row in batch], args.batch_size)
+                asked = [examples[row] for row in batch]
+                read = read_log_probs(model, processor, asked, args.batch_size, **options)
                 lines = [
                     {"row": row, "log_probs": [options.tolist() for options in log_probs]}
                     for row, log_probs in zip(batch, read, strict=True)

@@ -19,7 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .answering import add_answering_arguments, answer_into, check_batch_size, model_settings, read_json
+from .answering import (
+    add_answering_arguments,
+    add_reading_arguments,
+    answer_into,
+    check_batch_size,
+    model_settings,
+    read_json,
+)
 from .extract import ImageRows, add_image_arguments, dataset_images, file_images
 
 HELP = "answer typed questions about images, with a probability for each option"
@@ -35,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrated", action="store_true", help="divide by the temperatures that `calibrate` left beside the model"
     )
+    add_reading_arguments(parser)
+    parser.add_argument(
+        "--permutations", type=int, default=1, help="rotated orders of options to average over (default: %(default)s)"
+    )
     add_answering_arguments(parser, batch_size=8)
 
 
@@ -43,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from ..batch.decisions import DecisionAnswerer
     from ..batch.results import open_results
     from ..decisions import Calibration, questions_from_json
-    from ..decisions.layout import LabelLayout
+    from ..decisions.layout import lay_out
     from .loading import load_processor
 
     check_batch_size(args.batch_size)
@@ -51,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
     questions = questions_from_json(values)
     calibration = Calibration.from_pretrained(args.model) if args.calibrated else None
     tokenizer = load_processor(args.model).tokenizer
-    layout = LabelLayout(tokenizer, tokenizer.mask_token_id, questions, 1, len(questions))
+    reading = {"permutations": args.permutations, "independent": args.independent, "reading": args.reading}
+    layout = lay_out(tokenizer, tokenizer.mask_token_id, questions, **reading)
     sources, images = dataset_images(args) if args.dataset is not None else file_images(args.image)
     temperatures = None if calibration is None else dict(calibration.temperatures)
-    settings = {"command": "decide", "questions": values, "temperatures": temperatures}
+    settings = {"command": "decide", "questions": values, "temperatures": temperatures} | reading
     results = open_results(args.output, sources, settings | model_settings(args.model), key_name="source")
-    options = {"layout": layout, "questions": questions, "calibration": calibration}
-    (canvas,) = layout.canvases(0)
-    rows = ImageRows(images, canvas.prompt)
+    options = {"layout": layout, "questions": questions, "calibration": calibration, "batch_size": args.batch_size}
+    rows = ImageRows(images, layout.canvases(0)[0].prompt)
     return answer_into(results, rows, args, partial(DecisionAnswerer, options=options), sources=sources)
 
 

@@ -36,12 +36,10 @@ from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
 from .answers import Answer, answer_of
 from .calibration import Calibration
-from .layout import LabelLayout, TextLayout
+from .layout import lay_out
 from .parsing import MAX_QUESTIONS
 from .questions import Question
-from .reading import Conversation, read_canvases
-
-QUESTIONS_PER_CANVAS = 16
+from .reading import Canvas, Conversation, read_canvases
 
 
 def decide(
@@ -106,28 +104,15 @@ def decide(
     """
     if not 1 <= len(questions) <= MAX_QUESTIONS:
         raise ValueError(f"`questions` must hold 1 to {MAX_QUESTIONS} questions (got {len(questions)})")
-    for name, value in (("permutations", permutations), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1 (got {value!r})")
-    if reading not in ("label", "text"):
-        raise ValueError(f'`reading` must be "label" or "text" (got {reading!r})')
-    independent = independent or reading == "text" or len(questions) == 1
-    if not model.config.full_attn_mask and not independent:
-        raise ValueError(
-            "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
-            "what follows it (got full_attn_mask=False)"
-        )
-    refuse_special_tokens(processor, questions)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be an integer >= 1 (got {batch_size!r})")
     is_batch = isinstance(inputs, (list, tuple)) and not _is_conversation(inputs)
     conversations = [_as_conversation(item) for item in (inputs if is_batch else [inputs])]
     # 1. Layout
-    tokenizer, mask_token_id = processor.tokenizer, model.config.mask_token_id
-    if reading == "text":
-        layout: LabelLayout | TextLayout = TextLayout(tokenizer, mask_token_id, questions)
-    else:
-        per_canvas = 1 if independent else QUESTIONS_PER_CANVAS
-        layout = LabelLayout(tokenizer, mask_token_id, questions, permutations, per_canvas)
+    mask_token_id = model.config.mask_token_id
+    layout = lay_out(processor.tokenizer, mask_token_id, questions, permutations, independent, reading)
     canvases = [canvas for index in range(len(conversations)) for canvas in layout.canvases(index)]
+    refuse_shared_canvases(model, canvases)
 
     # 2. Forward passes
     rows = read_canvases(model, processor, conversations, canvases, batch_size)
@@ -158,22 +143,24 @@ def _as_conversation(item: Any) -> Conversation:
     raise ValueError(f"`inputs` must be texts, images, paths or conversations (got {type(item).__name__})")
 
 
-def refuse_special_tokens(processor: DimpleProcessor, questions: Sequence[Question]) -> None:
+def refuse_shared_canvases(model: DimpleForConditionalGeneration, canvases: Sequence[Canvas]) -> None:
     """
-    Refuses questions whose texts hold special tokens, such as one that ends the turn.
+    Refuses canvases that the model's mode cannot read.
 
     Args:
-        processor (`DimpleProcessor`):
-            The tokenizer's special tokens are the ones that are looked for.
-        questions (`Sequence[Question]`):
-            Instructions and options of each are checked.
+        model ([`DimpleForConditionalGeneration`]):
+            The model.
+        canvases (`Sequence[Canvas]`):
+            Canvases of questions.
+
+    Raises:
+        ValueError: If the model is in causal mode and a canvas has several questions.
     """
-    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
-    for question in questions:
-        for text in (question.instructions, *(option.text for option in question.options)):
-            for token in special:
-                if token in text:
-                    raise ValueError(f"texts of `questions` must not hold special tokens (got {token!r} in {text!r})")
+    if not model.config.full_attn_mask and any(len(canvas.reads) > 1 for canvas in canvases):
+        raise ValueError(
+            "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
+            "what follows it (got full_attn_mask=False)"
+        )
 
 
 def answer_from(question: Question, log_probs: torch.Tensor, calibration: Calibration | None = None) -> Answer:

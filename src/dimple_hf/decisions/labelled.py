@@ -23,8 +23,7 @@ import torch
 
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
-from .decide import QUESTIONS_PER_CANVAS, refuse_special_tokens
-from .layout import LabelLayout
+from .layout import LabelLayout, TextLayout, lay_out
 from .parsing import questions_from_json
 from .questions import Predicate, Question
 from .reading import Conversation, read_canvases
@@ -108,8 +107,12 @@ def _target(question: Question, answer: Any) -> int:
 
 
 def layout_of(
-    model: DimpleForConditionalGeneration, processor: DimpleProcessor, example: LabelledExample
-) -> LabelLayout:
+    model: DimpleForConditionalGeneration,
+    processor: DimpleProcessor,
+    example: LabelledExample,
+    independent: bool = False,
+    reading: str = "label",
+) -> LabelLayout | TextLayout:
     """
     Lays the questions of an example out on its canvases.
 
@@ -118,14 +121,16 @@ def layout_of(
             Who will read them.
         example ([`LabelledExample`]):
             The example.
+        independent (`bool`, defaults to `False`), reading (`"label"` or `"text"`, defaults to `"label"`):
+            See [`decide`]. In causal mode each question has its own canvas in any case.
 
     Raises:
         ValueError: If a text holds a special token, or a question has more options than the tokenizer has labels of
             one token.
     """
-    refuse_special_tokens(processor, example.questions)
-    per_canvas = QUESTIONS_PER_CANVAS if model.config.full_attn_mask else 1
-    return LabelLayout(processor.tokenizer, model.config.mask_token_id, example.questions, 1, per_canvas)
+    independent = independent or not model.config.full_attn_mask
+    mask_token_id = model.config.mask_token_id
+    return lay_out(processor.tokenizer, mask_token_id, example.questions, 1, independent, reading)
 
 
 def read_log_probs(
@@ -133,6 +138,8 @@ def read_log_probs(
     processor: DimpleProcessor,
     examples: Sequence[LabelledExample],
     batch_size: int = 8,
+    independent: bool = False,
+    reading: str = "label",
 ) -> list[list[torch.Tensor]]:
     """
     Asks a model the questions of all examples, each example on canvases of its own as [`decide`] lays them out.
@@ -144,6 +151,8 @@ def read_log_probs(
             The examples.
         batch_size (`int`, defaults to 8):
             Most canvases of one forward pass; a canvas holds up to 16 questions of one example.
+        independent (`bool`, defaults to `False`), reading (`"label"` or `"text"`, defaults to `"label"`):
+            See [`decide`].
 
     Returns:
         `list[list[torch.FloatTensor]]`: For each example and question, the log-probabilities of its options,
@@ -153,7 +162,7 @@ def read_log_probs(
         ValueError: If a text holds a special token, or a question has more options than the tokenizer has labels of
             one token.
     """
-    layouts = [layout_of(model, processor, example) for example in examples]
+    layouts = [layout_of(model, processor, example, independent, reading) for example in examples]
     canvases = [canvas for index, layout in enumerate(layouts) for canvas in layout.canvases(index)]
     conversations = [example.conversation for example in examples]
     rows = read_canvases(model, processor, conversations, canvases, batch_size)

@@ -23,6 +23,8 @@ from .prompt import decision_prompt, label_prefixes, label_token_ids, option_lab
 from .questions import Choice, Question
 from .reading import Canvas, Read
 
+QUESTIONS_PER_CANVAS = 16
+
 
 def rotated(question: Question, rotation: int) -> Choice:
     """The question with its options moved `rotation` labels to the front: option `k + rotation` gets label `k`."""
@@ -151,3 +153,62 @@ class TextLayout:
         ends = list(accumulate(lengths))
         totals = iter([tokens[end - length : end].sum() for end, length in zip(ends, lengths, strict=True)])
         return [torch.stack([next(totals) for _ in texts])[None] for texts in self.texts]
+
+
+def lay_out(
+    tokenizer: PreTrainedTokenizerBase,
+    mask_token_id: int,
+    questions: Sequence[Question],
+    permutations: int = 1,
+    independent: bool = False,
+    reading: str = "label",
+) -> LabelLayout | TextLayout:
+    """
+    Lays questions out as [`decide`] does.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        mask_token_id (`int`):
+            The mask token.
+        questions (`Sequence[Predicate | Choice | Score]`), permutations, independent, reading:
+            See [`decide`].
+
+    Raises:
+        ValueError: If an argument is out of its range, `permutations` is more than 1 for `reading="text"`, a text
+            holds a special token, or a question has more options than the tokenizer has labels of one token.
+    """
+    if not isinstance(permutations, int) or permutations < 1:
+        raise ValueError(f"`permutations` must be an integer >= 1 (got {permutations!r})")
+    if reading not in ("label", "text"):
+        raise ValueError(f'`reading` must be "label" or "text" (got {reading!r})')
+    refuse_special_tokens(tokenizer, questions)
+    if reading == "text":
+        if permutations > 1:
+            raise ValueError(
+                f'`permutations` must be 1 for `reading="text"`, which lists no options (got {permutations})'
+            )
+        return TextLayout(tokenizer, mask_token_id, questions)
+    per_canvas = 1 if independent else QUESTIONS_PER_CANVAS
+    return LabelLayout(tokenizer, mask_token_id, questions, permutations, per_canvas)
+
+
+def refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> None:
+    """
+    Refuses questions whose texts hold special tokens, such as one that ends the turn.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its special tokens are the ones that are looked for.
+        questions (`Sequence[Question]`):
+            Instructions and options of each are checked.
+
+    Raises:
+        ValueError: If a text holds one.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for question in questions:
+        for text in (question.instructions, *(option.text for option in question.options)):
+            for token in special:
+                if token in text:
+                    raise ValueError(f"texts of `questions` must not hold special tokens (got {token!r} in {text!r})")

@@ -28,8 +28,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from ..decisions.calibration import Calibration
-from ..decisions.decide import QUESTIONS_PER_CANVAS, answer_from
-from ..decisions.layout import LabelLayout
+from ..decisions.decide import answer_from
+from ..decisions.layout import QUESTIONS_PER_CANVAS, LabelLayout
 from ..decisions.reading import Canvas, CanvasReader
 from .chat import ChatCompletions, failed, model_not_found, read_body
 from .decision_requests import DecisionRequest, chat_about, parse_decision_request

@@ -238,7 +238,8 @@ class Worker:
         rows = list(batch.rows)
         try:
             left = batch.step()
-            self.metrics.count_step(len(batch.rows))
+            if batch.rows:  # else there was no forward pass
+                self.metrics.count_step(len(batch.rows))
             for row in left:
                 self.metrics.count_answer(row.num_tokens, row.step)
         except Exception:  # out of memory, say
