@@ -163,6 +163,7 @@ class SchemaReader:
         self.formats_ignored: dict[str, None] = {}
         self.recursive: set[frozenset[tuple[bool, int]]] = set()
         self.parts: dict[tuple[Any, ...], Part | None] = {}
+        self.unique: dict[tuple[Any, ...], tuple[Part | None, int]] = {}
         self.languages: dict[tuple[Any, ...], Language] = {}
         self.sizes: dict[Part, int] = {}  # states of parts
         self.nothing_at: str | None = None
@@ -178,7 +179,7 @@ class SchemaReader:
     def part(self, limits: Depth) -> Part:
         """The parts of the whole text; `bounds` are then those of these limits."""
         if limits != self.limits:
-            self.limits, self.parts, self.bounds, self.nothing_at = limits, {}, {}, None
+            self.limits, self.parts, self.unique, self.bounds, self.nothing_at = limits, {}, {}, {}, None
         part = self._value((Atom(self.root, "$"),), "$", limits)
         if part is None:
             raise ValueError(
@@ -498,6 +499,24 @@ class SchemaReader:
             self.bounds[path] = "different items in the order of the schema"
             return self._ordered([dumps(value, self.options.separators, path) for value in values], shape)
         depths = [self._entered(conjunction, left) for conjunction in conjunctions]
+        every = [one for own in sums for one in own]
+        if any(one.types & {"object", "array"} or one.properties or one.items or one.excluded for one in every):
+            part, num_kinds = self._different(sums, depths, shape, path)
+        else:  # many arrays of a schema may be alike
+            key = (*map(tuple, sums), shape.min_items, shape.max_items)
+            if key not in self.unique:
+                self.unique[key] = self._different(sums, depths, shape, path)
+            part, num_kinds = self.unique[key]
+        if None in map(enumerated, sums):
+            self.bounds[path] = f"at most {max(1, num_kinds)} different items, of different kinds"
+            self.is_adjustable = True
+        return part
+
+    def _different(
+        self, sums: list[list[Shape]], depths: list[Depth | None], shape: Shape, path: str
+    ) -> tuple[Part | None, int]:
+        """Arrays of different items, and how many kinds they have."""
+        num_named = len(sums) - 1
         is_exact, must = None not in map(enumerated, sums), bool(num_named or shape.min_items > 1)
         # A single item may be of any kind.
         whole = None if is_exact or must or shape.max_items == 0 else self._sum(sums[0], depths[0], path)
@@ -512,10 +531,7 @@ class SchemaReader:
                 is_wanted or num_states(Alternation((*options, arrays)), self.sizes) <= self.limits.unique
             ):
                 options, num_kinds = [*options, arrays], max(num_kinds, len(kinds))
-        if not is_exact:
-            self.bounds[path] = f"at most {max(1, num_kinds)} different items, of different kinds"
-            self.is_adjustable = True
-        return _one_of(options)
+        return _one_of(options), num_kinds
 
     def _of_kinds(self, kinds: list[list[Part | None]], num_named: int, shape: Shape) -> Part | None:
         """Arrays of items of different kinds. Each kind has a part for each of the first items, and for all others."""
