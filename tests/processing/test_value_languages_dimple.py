@@ -74,7 +74,8 @@ def test_number_without_bounds_may_have_an_exponent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("multiple", "is_integer"), [(7, True), (5, False), (0.5, False), (0.25, False), (0.01, False)]
+    ("multiple", "is_integer"),
+    [(7, True), (5, False), (0.5, False), (0.25, False), (0.01, False), (0.7, False), (0.07, True)],
 )
 def test_multiples_are_multiples_however_they_are_divided(multiple: float, is_integer: bool) -> None:
     """Exactly, and in floating point, which is how validators divide."""
@@ -90,6 +91,17 @@ def test_multiples_are_multiples_however_they_are_divided(multiple: float, is_in
         assert [wide.accepts(text) for text in ("3.0", "183838323737295771.00", "183838323737295771")] == [1, 0, 1]
     with pytest.raises(ValueError, match="at most 2000 units"):
         number_dfa(0, 1, False, multiples=(12345,))
+
+
+def test_multiples_of_a_cent_are_those_that_floating_point_divides() -> None:
+    """Prices are multiples of 0.01; 0.29 / 0.01 is no integer in floating point. 0.7 rounds even 21 away."""
+    cents, sevenths = (number_dfa(None, None, False, multiples=(multiple,)) for multiple in (0.01, 0.7))
+    assert all(map(cents.accepts, ("599.99", "99.99", "-0.5", "1234567", "1234567.25")))
+    assert not any(map(cents.accepts, ("0.29", "599.999", "1234567.89")))
+    assert sevenths.accepts("3.5")
+    assert not sevenths.accepts("21")
+    with pytest.raises(ValueError, match="must have fewer decimals"):
+        number_dfa(None, None, False, multiples=(0.00013,))
 
 
 def test_number_without_a_number_within_bounds_is_refused() -> None:

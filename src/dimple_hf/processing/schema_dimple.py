@@ -47,8 +47,8 @@ from .schema_shapes_dimple import (
     is_number,
     names_of,
     same,
-    type_of,
 )
+from .unique_items_dimple import MAX_UNORDERED, by_type, enumerated, partitions
 from .value_languages_dimple import FORMATS, MAX_DIGITS, PYDANTIC_FORMATS, exact, format_dfa, number_dfa
 
 #: Deepest nesting of a schema.
@@ -63,12 +63,6 @@ MAX_LEVELS_IN_ARRAY = 3
 #: Numbers there, and their most characters.
 FREE_NUMBER = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
 MAX_FREE_NUMBER_CHARS = 32
-
-#: Kinds of items that an array with `uniqueItems` can hold at most one of each of, when they cannot be enumerated.
-NUM_UNIQUE_KINDS = 6
-
-#: Enumerated items that an array with `uniqueItems` can hold in any order; more come in the order of the schema.
-MAX_UNORDERED = 7
 
 #: Most properties of an object of which each set is a state, where they may come in any order.
 MAX_UNORDERED_MEMBERS = 10
@@ -92,12 +86,15 @@ class Depth:
             one of an object inside it, and so on.
         unordered (`int`):
             Most states of an object whose properties may come in any order, each once.
+        unique (`int`):
+            Most states of an array whose items are different, where it can hold a single item instead.
     """
 
     recursion: int = 3
     free_levels: int = 5
     open_levels: int = 3
     unordered: int = 0
+    unique: int = 2_000
 
     @property
     def inside(self) -> "Depth":
@@ -166,9 +163,11 @@ class SchemaReader:
         self.formats_ignored: dict[str, None] = {}
         self.recursive: set[frozenset[tuple[bool, int]]] = set()
         self.parts: dict[tuple[Any, ...], Part | None] = {}
+        self.unique: dict[tuple[Any, ...], tuple[Part | None, int]] = {}
         self.languages: dict[tuple[Any, ...], Language] = {}
         self.sizes: dict[Part, int] = {}  # states of parts
         self.nothing_at: str | None = None
+        self.is_adjustable = False  # whether other limits give other parts
         self.depth = 0
         self._find_recursion((Atom(schema, "$"),))
 
@@ -180,7 +179,7 @@ class SchemaReader:
     def part(self, limits: Depth) -> Part:
         """The parts of the whole text; `bounds` are then those of these limits."""
         if limits != self.limits:
-            self.limits, self.parts, self.bounds, self.nothing_at = limits, {}, {}, None
+            self.limits, self.parts, self.unique, self.bounds, self.nothing_at = limits, {}, {}, {}, None
         part = self._value((Atom(self.root, "$"),), "$", limits)
         if part is None:
             raise ValueError(
@@ -237,11 +236,10 @@ class SchemaReader:
             self._found_nothing(path)
             return None
         key = _key(conjunction)
-        if key in self.recursive:
-            left = left.entered
-            self.bounds["recursion"] = f"at most {self.limits.recursion} levels of schemas that refer to themselves"
-            if left.recursion < 0:
-                return None
+        entered = self._entered(conjunction, left)
+        if entered is None:
+            return None
+        left = entered
         if (key, left) not in self.parts:
             self.depth += 1
             if self.depth > MAX_DEPTH:
@@ -256,6 +254,14 @@ class SchemaReader:
             self._found_nothing(path)
         return part
 
+    def _entered(self, conjunction: Conjunction, left: Depth) -> Depth | None:
+        """What is left inside a conjunction; `None` if it contains itself and has been entered often enough."""
+        if _key(conjunction) not in self.recursive:
+            return left
+        self.is_adjustable = True
+        self.bounds["recursion"] = f"at most {self.limits.recursion} levels of schemas that refer to themselves"
+        return left.entered if left.recursion > 0 else None
+
     def _found_nothing(self, path: str) -> None:
         self.nothing_at = self.nothing_at or path
 
@@ -268,6 +274,7 @@ class SchemaReader:
         key = ("anything", levels, usual_levels, in_array)
         if key not in self.parts:
             most = self.limits.free_levels
+            self.is_adjustable = True
             self.bounds["free values"] = (
                 f"arrays and objects nested at most {most} deep, numbers of at most {MAX_FREE_NUMBER_CHARS} characters"
             )
@@ -324,6 +331,8 @@ class SchemaReader:
             dfa = number_dfa(low, high, shape.is_integer, self.options.max_digits, shape.multiples)
             if shape.not_integer:
                 dfa = dfa.intersect(pattern_dfa(r"-?\d+\.\d*[1-9]\d*")[0])
+            if shape.last_digits:
+                dfa = _in_all((dfa, pattern_dfa(f".*[{shape.last_digits}]")[0]))
             for value in shape.excluded:
                 if is_number(value):
                     dfa = dfa.subtract(_spellings(value))
@@ -398,24 +407,22 @@ class SchemaReader:
         expander = self.expander
         least, most = shape.min_items, shape.max_items
         num_named = max((int(n) + 1 for entry in shape.items for n in entry.named), default=0)
-        items: list[Part] = []
-        for index in range(num_named if most is None else min(num_named, most)):
-            item = self._value(expander.item_conjunction(shape, index), f"{path}[{index}]", left)
-            if item is None:
-                most = index
-                break
-            items.append(item)
-        conjunction = expander.item_conjunction(shape, num_named)
-        item_path = f"{path}.items"
         content: Part | None
         if shape.contains:
             content = self._containing(shape, num_named, path, left)
         elif shape.is_unique:
-            content = self._unique(shape, conjunction, item_path, left) if not items else None
+            content = self._unique(shape, num_named, f"{path}.items", left)
         else:
+            items: list[Part] = []
+            for index in range(num_named if most is None else min(num_named, most)):
+                item = self._value(expander.item_conjunction(shape, index), f"{path}[{index}]", left)
+                if item is None:
+                    most = index
+                    break
+                items.append(item)
             rest = None
             if most is None or most > len(items):
-                rest = self._value(conjunction, item_path, left)
+                rest = self._value(expander.item_conjunction(shape, num_named), f"{path}.items", left)
             content = self._items(items, rest, least, most)
         return None if content is None else Concat((Literal("["), content, Literal("]")))
 
@@ -483,34 +490,69 @@ class SchemaReader:
                 known[index, count] = _one_of(options)
         return known[0, 0]
 
-    def _unique(self, shape: Shape, conjunction: Conjunction, path: str, left: Depth) -> Part | None:
-        """
-        Arrays of different items: enumerated ones exactly, others one of each of some kinds that exclude each other.
-        """
-        values = self._enumerated(conjunction)
-        if values is not None and len(values) > MAX_UNORDERED:
+    def _unique(self, shape: Shape, num_named: int, path: str, left: Depth) -> Part | None:
+        """Arrays of different items: each is of some kind, and no kind comes twice."""
+        conjunctions = [self.expander.item_conjunction(shape, index) for index in range(num_named + 1)]
+        sums = [by_type(self.expander.shapes(conjunction)) for conjunction in conjunctions]
+        values = enumerated(sums[0])
+        if not num_named and values is not None and len(values) > MAX_UNORDERED:
             self.bounds[path] = "different items in the order of the schema"
-            return self._ordered(
-                self._choices(values, Shape(), path), [dumps(v, self.options.separators, path) for v in values], shape
-            )
-        if values is not None:
-            kinds: list[Part] = [Literal(dumps(value, self.options.separators, path)) for value in values]
-        else:
-            kinds = self._kinds(conjunction, path, left)
-            self.bounds[path] = f"at most {len(kinds)} different items, of different kinds"
+            return self._ordered([dumps(value, self.options.separators, path) for value in values], shape)
+        depths = [self._entered(conjunction, left) for conjunction in conjunctions]
+        every = [one for own in sums for one in own]
+        if any(one.types & {"object", "array"} or one.properties or one.items or one.excluded for one in every):
+            part, num_kinds = self._different(sums, depths, shape, path)
+        else:  # many arrays of a schema may be alike
+            key = (*map(tuple, sums), shape.min_items, shape.max_items)
+            if key not in self.unique:
+                self.unique[key] = self._different(sums, depths, shape, path)
+            part, num_kinds = self.unique[key]
+        if None in map(enumerated, sums):
+            self.bounds[path] = f"at most {max(1, num_kinds)} different items, of different kinds"
+            self.is_adjustable = True
+        return part
+
+    def _different(
+        self, sums: list[list[Shape]], depths: list[Depth | None], shape: Shape, path: str
+    ) -> tuple[Part | None, int]:
+        """Arrays of different items, and how many kinds they have."""
+        num_named = len(sums) - 1
+        is_exact, must = None not in map(enumerated, sums), bool(num_named or shape.min_items > 1)
+        # A single item may be of any kind.
+        whole = None if is_exact or must or shape.max_items == 0 else self._sum(sums[0], depths[0], path)
+        options = [part for part in (EMPTY if shape.min_items == 0 else None, whole) if part is not None]
+        num_kinds = 0
+        for chosen in partitions(sums):
+            kinds = [[self._sum(*one, path) for one in zip(kind, depths, strict=True)] for kind in chosen]
+            kinds = [kind for kind in kinds if any(kind)]
+            arrays = self._of_kinds(kinds, num_named, shape)
+            is_wanted = is_exact or (must and not num_kinds)
+            if arrays is not None and (
+                is_wanted or num_states(Alternation((*options, arrays)), self.sizes) <= self.limits.unique
+            ):
+                options, num_kinds = [*options, arrays], max(num_kinds, len(kinds))
+        return _one_of(options), num_kinds
+
+    def _of_kinds(self, kinds: list[list[Part | None]], num_named: int, shape: Shape) -> Part | None:
+        """Arrays of items of different kinds. Each kind has a part for each of the first items, and for all others."""
         least, most = shape.min_items, len(kinds) if shape.max_items is None else min(shape.max_items, len(kinds))
         known: dict[int, Part | None] = {}
         for used in range((1 << len(kinds)) - 1, -1, -1):
             count = used.bit_count()
             options: list[Part] = [EMPTY] if least <= count <= most else []
-            for index, kind in enumerate(kinds):
-                rest = known.get(used | 1 << index) if not used >> index & 1 and count < most else None
-                if rest is not None:
-                    options.append(Concat((Literal(self.comma if count else ""), kind, rest)))
+            for number, own in enumerate(kinds):
+                item = own[min(count, num_named)]
+                rest = known.get(used | 1 << number) if not used >> number & 1 and count < most else None
+                if item is not None and rest is not None:
+                    options.append(Concat((Literal(self.comma if count else ""), item, rest)))
             known[used] = _one_of(options)
         return known[0]
 
-    def _ordered(self, _: list[Part], texts: list[str], shape: Shape) -> Part | None:
+    def _sum(self, shapes: list[Shape], left: Depth | None, path: str) -> Part | None:
+        """The parts of some shapes."""
+        return None if left is None else _one_of([part for one in shapes for part in self._shape(one, path, left)])
+
+    def _ordered(self, texts: list[str], shape: Shape) -> Part | None:
         """Some of the texts, each at most once, in their order."""
         most = len(texts) if shape.max_items is None else min(shape.max_items, len(texts))
         top = max(shape.min_items, most if most < len(texts) else 0, 1)
@@ -526,58 +568,6 @@ class SchemaReader:
                 known[index, count] = _one_of(options)
         return known[0, 0]
 
-    def _enumerated(self, conjunction: Conjunction) -> list[Any] | None:
-        """The values of a conjunction, if they are enumerated."""
-        found: list[Any] = []
-        for shape in self.expander.shapes(conjunction):
-            values = shape.values
-            if values is None:
-                if not shape.types <= {"boolean", "null"}:
-                    return None
-                values = tuple(v for v in (True, False, None) if type_of(v) in shape.types)
-            found += [value for value in values if not any(same(value, other) for other in found)]
-        return found
-
-    def _kinds(self, conjunction: Conjunction, path: str, left: Depth) -> list[Part]:
-        """Parts that share no value: strings by their first or last character, numbers by their last digit."""
-        strings, numbers, others = [], [], []
-        for shape in self.expander.shapes(conjunction):
-            if shape.values is None and shape.types == {"string"}:
-                strings.append(shape)
-            elif shape.values is None and shape.types == {"number"} and shape.is_integer:
-                numbers.append(shape)
-            else:
-                others.append(shape)
-        if (strings or numbers) and not others and conjunction:
-            by_first = self._kinds_by(strings, numbers, "^[{}]", path)
-            if len(by_first) == NUM_UNIQUE_KINDS:
-                return by_first
-            return max(by_first, self._kinds_by(strings, numbers, "[{}]$", path), key=len)
-        part = self._value(conjunction, path, left)
-        return [] if part is None else [part]
-
-    def _kinds_by(self, strings: list[Shape], numbers: list[Shape], pattern: str, path: str) -> list[Part]:
-        """Kinds of strings by a letter or digit where `pattern` has it, and of numbers by their last digit."""
-        kinds = []
-        for number in range(NUM_UNIQUE_KINDS):
-            letters = "".join(chr(c) for c in range(33, 127) if c % NUM_UNIQUE_KINDS == number and chr(c).isalnum())
-            digits = "".join(str(d) for d in range(10) if d % NUM_UNIQUE_KINDS == number)
-            options: list[Part] = []
-            for shape in strings:
-                narrowed = replace(shape, patterns=(*shape.patterns, pattern.format(letters)))
-                options += [part for part in [self._string(narrowed, path)] if part is not None]
-            for shape in numbers:
-                slot = self._number(shape, path)
-                if isinstance(slot, ValueSlot) and isinstance(slot.value, Language):
-                    try:
-                        dfa = _in_all((slot.value.dfa, pattern_dfa(f".*[{digits}]")[0]))
-                        options.append(replace(slot, value=Language(dfa)))
-                    except EmptyLanguageError:
-                        pass
-            part = _one_of(options)
-            kinds += [] if part is None else [part]
-        return kinds
-
     # Objects.
 
     def _object(self, shape: Shape, path: str, left: Depth) -> Part | None:
@@ -586,7 +576,7 @@ class SchemaReader:
             return None
         left, open_levels = left.inside, left.open_levels
         expander = self.expander
-        named: list[tuple[str, Part, bool]] = []
+        named = self._schema_member(shape, path, left)
         for name in dict.fromkeys((*names_of(shape.properties), *shape.required)):
             is_required = name in shape.required
             value: Part | None = None
@@ -612,6 +602,27 @@ class SchemaReader:
         members = Members(tuple(named), tuple(generated), self.comma, least, most, usual if generated else 0)
         return Concat((Literal("{"), self._in_orders(members, shape, path), Literal("}")))
 
+    def _schema_member(self, shape: Shape, path: str, left: Depth) -> list[tuple[str, Part, bool]]:
+        """
+        `$schema`, which documents name before all else, though few schemas mention it. It may come where generated
+        names may, unless the first property must come: then that is fixed text.
+        """
+        names = names_of(shape.properties)
+        is_open = any(is_said or self.options.is_open for _, _, is_said in self._generated_kinds(shape)[-1:])
+        if (
+            path != "$"
+            or not names
+            or names[0] in shape.required
+            or "$schema" in (*names, *shape.required)
+            or not is_open
+        ):
+            return []
+        if shape.names and not self.expander.holds(shape.names, "$schema"):
+            return []
+        is_string = Atom(self.expander.make("string", {"type": "string"}), path)
+        value = self._value((*self.expander.property_conjunction(shape, "$schema"), is_string), path, left)
+        return [] if value is None else [(f'"$schema"{self.colon}', value, False)]
+
     def _in_orders(self, members: Members, shape: Shape, path: str) -> Part:
         """The members of an object in the order of the schema, and in other ones."""
         named = members.named
@@ -626,6 +637,7 @@ class SchemaReader:
         ranks = [rank[key] for key, _, is_required in named if is_required]
         if self.options.any_order:
             self.bounds[path] = "properties in the order of the schema, or of 'required'"
+        rank.setdefault(f'"$schema"{self.colon}', -1)
         by_required = tuple(sorted(named, key=lambda entry: rank.get(entry[0], len(rank))))
         keys = [key for key, _, _ in named]
         # Where names are in alphabetical order, a tool has sorted them; 'required' keeps the author's order.

@@ -167,6 +167,13 @@ SCHEMA_MAPS = frozenset(
     ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
 )
 
+#: Keywords of which `not` has a form here; without the others a negation allows less.
+NEGATED = frozenset(
+    ("type", "enum", "const", "anyOf", "allOf", "oneOf", "not", "if", "then", "else", "$ref", "properties", "required",
+     "minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength", "uniqueItems", "pattern",
+     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "x-max-tokens")
+)  # fmt: skip
+
 #: Keywords that only name, describe or locate.
 SILENT = frozenset(
     ("$schema", "$id", "id", "$anchor", "$comment", "$defs", "definitions", "title", "description", "default",
@@ -259,6 +266,7 @@ class Shape:
     low: tuple[float | int, bool] | None = None
     high: tuple[float | int, bool] | None = None
     multiples: tuple[float | int, ...] = ()
+    last_digits: str = ""  # of integers, where not all are possible
     patterns: tuple[str, ...] = ()
     not_patterns: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
@@ -396,6 +404,8 @@ class Expander:
         self.draft = int(match[1]) if match else 8
         self.ignored: dict[str, None] = {}
         self.known: dict[frozenset[tuple[bool, int]], list[Shape]] = {}
+        self.narrowed: set[frozenset[tuple[bool, int]]] = set()  # conjunctions that allow more than their shapes
+        self.num_narrowings = 0
         self.kept: list[Any] = []  # schemas made here, which are told by identity
         self.made: dict[object, Made] = {}
         self.num_atoms = 0
@@ -404,10 +414,18 @@ class Expander:
         """The alternatives of a conjunction; none if it allows nothing."""
         key = frozenset(atom.key for atom in conjunction)
         if key not in self.known:
+            before = self.num_narrowings
             self.known[key] = [
                 shape for shape in self._expand(Shape(), list(conjunction), frozenset()) if not self._is_empty(shape)
             ]
+            if self.num_narrowings > before:
+                self.narrowed.add(key)
         return self.known[key]
+
+    def all_shapes(self, conjunction: Conjunction) -> list[Shape] | None:
+        """The alternatives of a conjunction, `None` if it allows more than they do."""
+        shapes = self.shapes(conjunction)
+        return None if frozenset(atom.key for atom in conjunction) in self.narrowed else shapes
 
     def make(self, key: object, schema: dict[str, Any]) -> Made:
         """A schema made here, once for each key."""
@@ -542,19 +560,48 @@ class Expander:
     ) -> list[list[Atom]]:
         """Each option alone; the others need not be excluded where it is plain that they do not overlap."""
         atoms = [Atom(option, f"{path}[{index}]", True, owners, order) for index, option in enumerate(options)]
-        alone = [self.shapes((atom,)) for atom in atoms]
+        alone = [self.all_shapes((atom,)) for atom in atoms]
         branches = []
         for index, atom in enumerate(atoms):
             others = [
-                Atom(other.schema, other.path, False)
+                self._without(other, alone[index], alone[number])
                 for number, other in enumerate(atoms)
                 if number != index and not self._are_disjoint(alone[index], alone[number])
             ]
             branches.append([atom, *others])
         return branches
 
-    def _are_disjoint(self, left: list[Shape], right: list[Shape]) -> bool:
-        return all(self._is_apart(one, two) for one in left for two in right)
+    def _without(self, other: Atom, own: list[Shape] | None, others: list[Shape] | None) -> Atom:
+        """
+        What holds where `other` does not: its negation, or a property of the shapes beside it that it does not allow.
+        """
+        names = [
+            name
+            for name in names_of(entry for shape in own or () for entry in shape.properties)
+            if others is not None
+            and not any(
+                self.all_shapes(self.property_conjunction(shape, name)) != []
+                for shape in others
+                if "object" in shape.types
+            )
+        ]
+        negation = Atom(other.schema, other.path, False)
+        if not names:
+            return negation
+        required = [
+            [Atom(self.make(("object with", name), {"type": "object", "required": [name]}), other.path)]
+            for name in names
+        ]
+        has_name = Atom(self.make(("object with one of", *names), {"branches": required}), other.path)
+        return Atom(
+            self.make((id(other.schema), "without", *names), {"branches": [[negation], [has_name]]}), other.path
+        )
+
+    def _are_disjoint(self, left: list[Shape] | None, right: list[Shape] | None) -> bool:
+        """Whether it is plain that no value has a shape of both; not if there are shapes that have not been found."""
+        return (
+            left is not None and right is not None and all(self._is_apart(one, two) for one in left for two in right)
+        )
 
     def _is_apart(self, one: Shape, two: Shape, depth: int = 0) -> bool:
         """Whether it is plain that no value has both shapes."""
@@ -572,14 +619,12 @@ class Expander:
             return True
         for left, right in ((one, two), (two, one)):
             for name in left.required:
-                conjunction = self.property_conjunction(right, name)
-                if name in right.required and depth < 2:
-                    own = self.property_conjunction(left, name)
-                    if all(
-                        self._is_apart(a, b, depth + 1) for a in self.shapes(own) for b in self.shapes(conjunction)
-                    ):
+                shapes = self.all_shapes(self.property_conjunction(right, name))
+                if shapes is not None and name in right.required and depth < 2:
+                    own = self.all_shapes(self.property_conjunction(left, name))
+                    if own is not None and all(self._is_apart(a, b, depth + 1) for a in own for b in shapes):
                         return True
-                elif not self.shapes(conjunction):
+                elif shapes == []:
                     return True
         return False
 
@@ -588,6 +633,8 @@ class Expander:
     def _negations(self, atom: Atom) -> list[list[Atom]]:
         """Ways in which a schema does not hold. Some keywords have none here, which only allows less."""
         schema, path = atom.schema, atom.path
+        meant = schema.keys() if isinstance(schema, Made) else schema.keys() & KEYWORDS.keys()
+        self.num_narrowings += not meant <= NEGATED
         if _own(schema, "branches"):
             raise ValueError(f"`schema` must not use 'not' here, it is not supported (at {path})")
         found: list[list[Atom]] = []

@@ -31,6 +31,9 @@ from .vocabulary_dimple import Vocabulary, ranges
 #: Most pairs of a state and a class.
 MAX_TABLE = 1 << 22
 
+#: Pairs that are stepped on together.
+MAX_AT_ONCE = 1 << 18
+
 #: Most tables that a vocabulary remembers.
 MAX_TABLES = 96
 
@@ -287,11 +290,12 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
         is_present = np.zeros(len(classes) * num_columns, dtype=bool)
         is_present[keys] = True
         present = np.flatnonzero(is_present)
-        before = classes.rows[present // num_columns]
-        steps = table[np.where(before < 0, num_states, before >> _COUNT_BITS), present[:, None] % num_columns]
-        after = np.where(steps < 0, -1, steps + (before & ((1 << _COUNT_BITS) - 1)))
         number_of = np.zeros(len(is_present), dtype=np.int32)
-        number_of[present] = classes.numbers_of(after)
+        for some in np.array_split(present, 1 + len(present) * num_states // MAX_AT_ONCE):
+            before = classes.rows[some // num_columns]
+            steps = table[np.where(before < 0, num_states, before >> _COUNT_BITS), some[:, None] % num_columns]
+            after = np.where(steps < 0, -1, steps + (before & ((1 << _COUNT_BITS) - 1)))
+            number_of[some] = classes.numbers_of(after)
         after_class = number_of[keys]
         kept = np.flatnonzero(after_class)
         nodes = child[kept]

@@ -58,15 +58,15 @@ from .vocabulary_dimple import Vocabulary
 #: How an answer's values lie on the canvas.
 LAYOUTS = {"padded": padded_canvas, "compact": compact_canvas}
 
-#: How deep values without a limit are nested, and the most states that this may take: the first that is small enough.
+#: Bounds of values that a schema leaves open, and the most states that they may take: the first that are few enough.
 DEPTHS = (
     (Depth(5, 6, 4), 8_000),
     (Depth(3, 5, 4), 13_000),
-    (Depth(2, 4, 3), 16_500),
-    (Depth(2, 3, 2), 16_500),
-    (Depth(1, 2, 1), 16_500),
-    (Depth(1, 1, 1), MAX_NODES),
-    (Depth(1, 0, 0), MAX_NODES),
+    (Depth(2, 4, 3, unique=1_000), 16_500),
+    (Depth(2, 3, 2, unique=1_000), 16_500),
+    (Depth(1, 2, 1, unique=500), 16_500),
+    (Depth(1, 1, 1, unique=0), MAX_NODES),
+    (Depth(1, 0, 0, unique=0), MAX_NODES),
 )
 
 #: The same where properties may come in any order.
@@ -76,8 +76,8 @@ UNORDERED_DEPTHS = (
     (Depth(2, 2, 1, 2_000), 12_000),
     (Depth(2, 2, 1, 500), 16_000),
     (Depth(1, 1, 1, 500), MAX_NODES),
-    (Depth(1, 1, 1), MAX_NODES),
-    (Depth(1, 0, 0), MAX_NODES),
+    (Depth(1, 1, 1, unique=0), MAX_NODES),
+    (Depth(1, 0, 0, unique=0), MAX_NODES),
 )
 
 #: The same in the padded layout, where every value has positions of its own.
@@ -486,7 +486,7 @@ class StructurePrior:
         """The canvas; where values have no limit of their own, the deepest that is small enough."""
         reader = self._reader
         any_order = reader is not None and reader.options.any_order
-        if reader is None or not (any_order or reader.bounds.keys() & {"recursion", "free values"}):
+        if reader is None or not (any_order or reader.is_adjustable):
             return LAYOUTS[self.layout](self._part, vocabulary, self.max_tokens)
         if self.layout == "padded":
             return self._first_canvas(vocabulary, PADDED_DEPTHS)

@@ -16,8 +16,10 @@
 import math
 from bisect import bisect_left
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
+
+import numpy as np
 
 from .char_dfa_dimple import CharDFA, CharNFA
 from .patterns_dimple import pattern_dfa
@@ -27,6 +29,9 @@ MAX_DIGITS = 18
 
 #: Largest `multipleOf`, in units of its last decimal.
 MAX_MULTIPLE = 2000
+
+#: Digits, of those before the point and after it together, of multiples that are tried one by one.
+MAX_TRIED_DIGITS = 5
 
 _YEAR = r"[12]\d\d\d"
 _LEAP_YEAR = r"(?:[12]\d(?:0[48]|[2468][048]|[13579][26])|(?:1[26]|2[048])00)"
@@ -273,14 +278,69 @@ class _Decimals:
 
 def _multiples_dfa(multiple: Fraction, is_integer: bool) -> CharDFA:
     """
-    Multiples of a decimal, digit by digit. A fraction is written only where binary floating point holds it exactly
-    (.5, .25, .75 and so on): whether 0.29 is a multiple of 0.01 depends on who divides.
+    Multiples of a decimal, digit by digit, of which floating-point division says so, too: 0.29 / 0.01 is no integer.
+    In small numbers each fraction is tried. Beyond them come integers and the fractions that floating point holds
+    exactly (.5, .25, .75 and so on), unless the multiple itself is rounded so much that even those may fail.
     """
     decimals = next((n for n in range(7) if (multiple * 10**n).denominator == 1), None)
     if decimals is None or multiple <= 0 or multiple * 10**decimals > MAX_MULTIPLE:
         raise ValueError(f"'multipleOf' must be a decimal of at most {MAX_MULTIPLE} units (got {float(multiple)})")
-    size = int(multiple * 10**decimals)
     nfa = CharNFA()
+    starts = []
+    rounding = abs(Fraction(float(multiple)) - multiple) / multiple
+    if rounding <= Fraction(1, 2**54):  # the quotient, rounded once more, is still the nearest integer
+        starts.append(_exact_multiples(nfa, multiple, decimals, is_integer))
+    if 0 < decimals < MAX_TRIED_DIGITS - 1:
+        starts.append(_small_multiples(nfa, multiple, decimals, is_integer))
+    if not starts:
+        raise ValueError(f"'multipleOf' must have fewer decimals (got {float(multiple)})")
+    start = nfa.either((*starts, *(_char(nfa, "-", one) for one in starts)))
+    return CharDFA.from_nfa(nfa, start)
+
+
+def _small_multiples(nfa: CharNFA, multiple: Fraction, decimals: int, is_integer: bool) -> int:
+    """The state before multiples of few digits, of which each is divided."""
+    scale = 10**decimals
+    num_digits = max(MAX_TRIED_DIGITS - decimals, 1)
+    units = np.arange(scale * 10**num_digits)
+    quotients = units / scale / float(multiple)
+    is_multiple = (units % int(multiple * scale) == 0) & (quotients == np.floor(quotients))
+    rows = is_multiple.reshape(-1, scale)
+    states: dict[object, int] = {}  # by what may follow
+
+    def shared(edges: dict[str, int], may_end: bool) -> int:
+        key = (tuple(edges.items()), may_end)
+        if key not in states:
+            states[key] = state = nfa.state()
+            nfa.edges[state] += [(((ord(char), ord(char)),), target) for char, target in edges.items()]
+            nfa.free[state] += [nfa.end] if may_end else []
+        return states[key]
+
+    @cache
+    def fraction(allowed: bytes, is_begun: bool) -> int | None:
+        """The state before the digits of a fraction, of which `allowed` has a byte for each."""
+        if not any(allowed):
+            return None
+        size = len(allowed) // 10
+        edges = {
+            str(digit): fraction(allowed[digit * size : (digit + 1) * size], True) for digit in range(10 * (size > 0))
+        }
+        return shared({char: state for char, state in edges.items() if state is not None}, is_begun and allowed[0] > 0)
+
+    def integer(value: int, left: int) -> int:
+        """The state after the digits of `value`, where as many as `left` may follow."""
+        point = None if is_integer else fraction(rows[value].tobytes(), False)
+        edges = {} if point is None else {".": point}
+        for digit in range(10 if left and value else 0):
+            edges[str(digit)] = integer(10 * value + digit, left - 1)
+        return shared(edges, bool(rows[value, 0]))
+
+    return shared({str(digit): integer(digit, num_digits - 1) for digit in range(10)}, False)
+
+
+def _exact_multiples(nfa: CharNFA, multiple: Fraction, decimals: int, is_integer: bool) -> int:
+    """The state before integers, and fractions that floating point holds exactly."""
+    size = int(multiple * 10**decimals)
     whole = [nfa.state() for _ in range(size)]
     # The integer part, in units of the last decimal.
     for rest, state in enumerate(whole):
@@ -304,5 +364,4 @@ def _multiples_dfa(multiple: Fraction, is_integer: bool) -> CharDFA:
                     for rest, state in enumerate(whole):
                         if (rest + int(fraction)) % size == 0:
                             nfa.free[state].append(_char(nfa, ".", target))
-    start = nfa.either((whole[0], _char(nfa, "-", whole[0])))
-    return CharDFA.from_nfa(nfa, start)
+    return whole[0]
