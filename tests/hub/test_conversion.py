@@ -24,6 +24,7 @@ import pytest
 import torch
 from huggingface_hub import get_local_safetensors_metadata
 from launcher import Launcher
+from memory import PeakMemory
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 from traps import set_traps
@@ -359,19 +360,12 @@ def test_convert_needs_less_memory_than_a_shard(
     assert num_bytes > 100_000_000
     convert_checkpoint(str(checkpoint), tmp_path / "first")  # what is imported and cached on the way stays
 
-    def growth_of_peak(load: Any) -> int:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = peak_memory()
-        load()
-        return peak_memory() - before
-
-    def peak_memory() -> int:
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-        return 1024 * int(line.split()[1])
-
     options: dict[str, Any] = {"dtype": torch.bfloat16, "max_shard_bytes": 30_000_000}
-    grown = growth_of_peak(lambda: convert_checkpoint(str(checkpoint), tmp_path / "out", **options))
+    with PeakMemory() as converting:
+        convert_checkpoint(str(checkpoint), tmp_path / "out", **options)
     shards = sorted(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     assert shards[-1] < 30_000_000
-    assert grown < shards[-1]
-    assert growth_of_peak(lambda: weights_of(checkpoint)["lm_head.weight"].clone()) > num_bytes // 3  # control
+    assert converting.growth < shards[-1]
+    with PeakMemory() as reading:
+        weights_of(checkpoint)["lm_head.weight"].clone()
+    assert reading.growth > num_bytes // 3  # control
