@@ -310,10 +310,11 @@ NUM_EXAMPLES = 12
 
 #: The command, which stops after two forward passes until a signal comes: a loaded machine cannot be too late.
 SLOW_COMMAND = """
-import itertools, os, sys, time
+import itertools, os, signal, sys, time
 from dimple_hf.cli.main import main
 from dimple_hf.decisions.reading import CanvasReader
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 read, passes = CanvasReader.read, itertools.count()
 CanvasReader.read = lambda *arguments: (time.sleep(600 if next(passes) >= 2 else 0), read(*arguments))[1]
 code = main(sys.argv[1:])
