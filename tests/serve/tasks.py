@@ -31,6 +31,14 @@ def spin(processor: Any, seconds: float) -> str:
     return "done"
 
 
+def spin_and_wait(processor: Any, seconds: float, file: str) -> str:
+    """Spins, then waits until a file is there."""
+    spin(processor, seconds)
+    while not os.path.exists(file):
+        time.sleep(0.01)
+    return "done"
+
+
 def allocate(processor: Any, num_bytes: int) -> int:
     return len(bytearray(num_bytes))
 

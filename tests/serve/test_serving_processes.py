@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from server_process import body, messages
-from tasks import allocate, die, double, fail, refuse, spin, write
+from tasks import allocate, die, double, fail, refuse, spin, spin_and_wait, write
 
 from dimple_hf import StructurePrior
 from dimple_hf.serve import processes
@@ -95,13 +95,13 @@ def test_refusals_and_failures_of_functions_come_through(task_processes: TaskPro
 
 
 def test_slow_tasks_are_few_and_do_not_keep_quick_ones_waiting(
-    task_processes: TaskProcesses, monkeypatch: pytest.MonkeyPatch
+    task_processes: TaskProcesses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Here one at a time; a quick task is answered while it runs, another slow one is told to come again."""
     monkeypatch.setattr(processes, "NUM_SLOW", 1)
 
     async def scene() -> None:
-        first = asyncio.ensure_future(result(task_processes, spin, 0.9))
+        first = asyncio.ensure_future(result(task_processes, spin_and_wait, 0.6, str(tmp_path / "go")))
         while not task_processes.num_slow:
             await asyncio.sleep(0.01)
         second = asyncio.ensure_future(result(task_processes, spin, 0.9))
@@ -109,6 +109,7 @@ def test_slow_tasks_are_few_and_do_not_keep_quick_ones_waiting(
         with pytest.raises(RefusedRequest, match="try again") as caught:
             await second
         assert caught.value.status == 429
+        (tmp_path / "go").touch()
         assert await first == "done"
 
     asyncio.run(scene())
