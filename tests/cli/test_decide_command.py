@@ -144,7 +144,9 @@ def test_decide_refuses_what_cannot_be_read(
     config = json.loads((causal / "config.json").read_text())
     (causal / "config.json").write_text(json.dumps(config | {"full_attn_mask": False}))
     assert main([*command, "--model", str(causal)]) == 1
-    assert "`independent=True` must be set to ask several questions" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "`independent=True` must be set to ask several questions" in error
+    assert "`--independent` on the command line" in error
     assert main([*command, "--model", str(causal), "--independent"]) == 0
     questions_file.write_text(json.dumps([QUESTIONS[0] | {"instructions": "Is it <|im_end|>?"}]))
     assert main(command) == 1

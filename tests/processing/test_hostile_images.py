@@ -87,13 +87,13 @@ def test_hostile_images_are_refused_by_name_or_opened(tmp_path: Path) -> None:
             path = tmp_path / f"{number}.img"
             path.write_bytes(data)
             start = time.process_time()
+            refusal = None
             try:
                 open_image(path).convert("RGB")
-                opened += 1
             except ValueError as error:
-                message = str(error)
-                assert f"{number}.img" in message  # noqa: PT017
-                assert "\n" not in message  # noqa: PT017
+                refusal = str(error)
             assert time.process_time() - start < 10
+            opened += refusal is None
+            assert refusal is None or (f"{number}.img" in refusal and "\n" not in refusal)
     assert 20 < opened < NUM_FILES - 20  # control: the damage is neither total nor none
     assert peak.growth < 2 * 2**30

@@ -163,12 +163,12 @@ def read_examples(args: argparse.Namespace, examples: "Sequence[LabelledExample]
                 asked = [examples[row] for row in batch]
                 read = read_log_probs(model, processor, asked, args.batch_size, **options)
                 lines = [
-                    {"row": row, "log_probs": [options.tolist() for options in log_probs]}
+                    {"row": row, "log_probs": [of_question.tolist() for of_question in log_probs]}
                     for row, log_probs in zip(batch, read, strict=True)
                 ]
                 part.append(line for line in lines if line["row"] not in done)
     results.merge()
-    return [[torch.tensor(options) for options in line["log_probs"]] for _, line in whole_lines(file)]
+    return [[torch.tensor(of_question) for of_question in line["log_probs"]] for _, line in whole_lines(file)]
 
 
 def kept(args: argparse.Namespace) -> str | None:

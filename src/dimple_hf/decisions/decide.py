@@ -159,7 +159,7 @@ def refuse_shared_canvases(model: DimpleForConditionalGeneration, canvases: Sequ
     if not model.config.full_attn_mask and any(len(canvas.reads) > 1 for canvas in canvases):
         raise ValueError(
             "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
-            "what follows it (got full_attn_mask=False)"
+            "what follows it: `--independent` on the command line (got full_attn_mask=False)"
         )
 
 
