@@ -136,8 +136,8 @@ def _which_value(form: Form, split: str, rng: np.random.Generator) -> Decision:
     options = [str(value) for value in rng.permutation([right, *others[: int(rng.integers(1, 4))]])]
     text = _pick(
         rng,
-        ("What is the {0}?", "Which number has the {0}?", "What does the form say for {0}?"),
-        ("What stands next to {0}?", "Give the {0}."),
+        ("Which number has the {0}?", "Which number is next to {0}?", "What number belongs to {0}?"),
+        ("Which number stands next to {0}?", "What is the number of {0}?"),
         split,
     )
     return Choice(text.format(label), options), options.index(right)
@@ -171,7 +171,7 @@ def _num_rows(form: Form, split: str, rng: np.random.Generator) -> Decision:
     levels = [f"{word} rows" for word in NUMBER_WORDS[MIN_ROWS - 1 : MAX_ROWS]]
     text = _pick(
         rng,
-        ("How full is the form?", "How many rows are there?", "How long is the form?"),
+        ("How full is the form?", "Rate the number of rows.", "How long is the form?"),
         ("How many rows does it have?",),
         split,
     )

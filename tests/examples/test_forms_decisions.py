@@ -14,6 +14,7 @@
 """Tests of examples/forms/forms_decisions.py: the right option is right, and cannot be guessed."""
 
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pytest
 pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms"))
 
-from forms_data import Form, FormRow, draw_form, form_rng
+from forms_data import LABELS, Form, FormRow, draw_form, form_rng
 from forms_decisions import (
     DECISIONS,
     MAX_DECISIONS,
@@ -32,6 +33,7 @@ from forms_decisions import (
     draw_decisions,
     rotate,
 )
+from forms_questions import HELD_OUT_WORDINGS, WORDINGS
 
 from dimple_hf import DimpleTokenizer
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
@@ -185,3 +187,19 @@ def test_easy_decisions_are_asked_by_name_only():
     assert names <= set(DECISIONS)
     assert draw_decisions(form, "train", np.random.default_rng(0), False, ["compare_lengths"])[1]
     assert askable(["compare_lengths", "num_rows"], is_rich=True) == ["num_rows"]
+
+
+def test_no_decision_is_asked_in_words_that_reading_answers_otherwise():
+    """Without its options listed, such a question would have two right answers."""
+    reading = {
+        wording.format(*labels)
+        for wordings in (WORDINGS, HELD_OUT_WORDINGS)
+        for kind in wordings
+        for wording in wordings[kind]
+        for labels in permutations(LABELS, 2)
+    }
+    assert "What is the price?" in reading  # control
+    for name in DECISIONS:
+        for split in ("train", "test"):
+            asked = {question.instructions for _, question, _ in drawn(name, 60, split=split)}
+            assert not asked & reading
