@@ -241,6 +241,15 @@ def test_special_tokens_in_questions_are_refused(model: Any, processor: Any, que
         decide(model, processor, "A text.", [question])
 
 
+@pytest.mark.parametrize("reading", ["label", "text"])
+def test_more_tokens_than_positions_are_refused(model: Any, processor: Any, reading: str) -> None:
+    """Beyond its positions a model answers anything. Just below the limit it is asked."""
+    fits, question = "x" * 800, Predicate("Is it long?")
+    decide(model, processor, fits, [question], reading=reading)
+    with pytest.raises(ValueError, match=r"must fit `max_position_embeddings`=1024 \(got \d+ \+ \d tokens\)"):
+        decide(model, processor, "x" * 1100, [question], reading=reading)
+
+
 def test_more_options_than_labels_are_refused(model: Any, processor: Any) -> None:
     """The small model's vocabulary has fewer labels of one token than a large one."""
     with pytest.raises(ValueError, match="one for each single-token label of the tokenizer"):

@@ -90,7 +90,8 @@ def decide(
 
     Raises:
         ValueError: If there are no or too many questions, a text holds a special token, a question has more options
-            than the tokenizer has labels of one token, or the mode cannot answer several questions on one canvas.
+            than the tokenizer has labels of one token, the mode cannot answer several questions on one canvas, or an
+            input with its questions has more tokens than the model has positions.
 
     Example:
 

@@ -155,6 +155,10 @@ def _as_options(values: Sequence[str | bool | Option]) -> tuple[Option, ...]:
 def _check_text(name: str, text: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"`{name}` must be a text that is not blank (got {text!r})")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half characters, which JSON can spell and no tokenizer takes
+        raise ValueError(f"`{name}` must be valid Unicode (got {text!r})") from error
 
 
 def _check_options(name: str, values: Sequence[str | bool | Option]) -> None:
