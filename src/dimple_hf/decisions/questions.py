@@ -162,7 +162,8 @@ def _check_text(name: str, text: str) -> None:
 
 
 def _check_options(name: str, values: Sequence[str | bool | Option]) -> None:
-    if isinstance(values, str) or len(values) < 2:
+    # A set has no order, and what a mapping holds beside its keys would be lost.
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
         raise ValueError(f"`{name}` must be a list of at least 2 options (got {values!r})")
     seen = set()
     for option in _as_options(values):
