@@ -61,6 +61,7 @@ def test_checkpoint_is_a_directory_or_what_may_be_on_the_hub(tmp_path: Path) -> 
     "arguments",
     [
         ["generate", "?", "--model"],
+        ["generate", "?", "--adapter"],
         ["extract", "--schema", "s.json", "--image", "a.png", "--model"],
         ["batch", "rows.jsonl", "--output", "out.jsonl", "--model"],
         ["demo", "--model"],
