@@ -61,6 +61,7 @@ def test_checkpoint_is_a_directory_or_what_may_be_on_the_hub(tmp_path: Path) -> 
     "arguments",
     [
         ["generate", "?", "--model"],
+        ["generate", "?", "--adapter"],
         ["extract", "--schema", "s.json", "--image", "a.png", "--model"],
         ["batch", "rows.jsonl", "--output", "out.jsonl", "--model"],
         ["demo", "--model"],
@@ -70,8 +71,9 @@ def test_checkpoint_is_a_directory_or_what_may_be_on_the_hub(tmp_path: Path) -> 
 def test_checkpoint_that_can_be_neither_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    missing = str(tmp_path / "missing")
-    with pytest.raises(SystemExit) as stopped:
-        build_parser().parse_args([*arguments, missing])
-    assert stopped.value.code == 2
-    assert f"must be a directory or an id on the Hub (got {missing!r})" in capsys.readouterr().err
+    """An empty name neither, although it is the current directory as a path."""
+    for name in (str(tmp_path / "missing"), ""):
+        with pytest.raises(SystemExit) as stopped:
+            build_parser().parse_args([*arguments, name])
+        assert stopped.value.code == 2
+        assert f"must be a directory or an id on the Hub (got {name!r})" in capsys.readouterr().err

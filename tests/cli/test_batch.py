@@ -243,6 +243,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
         (["--max-new-tokens", "0"], "`max_new_tokens` must be greater than 0"),
         (["--confidence-threshold", "1.5"], "`confidence_threshold` must lie in (0, 1] (got 1.5)"),
         (["--schema", "rows.jsonl"], "`--schema` must be a file with JSON"),
+        (["--schema", "example.json"], "`--schema` must have a keyword of JSON Schema"),
         (["--any-order"], "`--any-order` must be given with `--schema` only"),
         (["--schema", "s.json", "--max-new-tokens", "8"], "`--max-new-tokens` must not be given with `--schema`"),
         (["--output", "missing/a.jsonl"], "`--output` must be a file in a folder that exists (got missing/a.jsonl)"),
@@ -258,6 +259,7 @@ def test_batch_refuses_bad_options_before_anything_is_loaded(
     """Each by its name, in one line; no file is left after."""
     monkeypatch.setattr("transformers.AutoProcessor", None)
     monkeypatch.chdir(tmp_path)
+    Path("example.json").write_text('{"price": 5}')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main([*command, *options]) == 1
     error = capsys.readouterr().err
@@ -275,6 +277,18 @@ def test_batch_refuses_missing_data_and_other_settings(
     assert main([*command, "--max-new-tokens", "8"]) == 0
     assert main(command) == 1
     assert "was begun with max_new_tokens=8 (got None)" in capsys.readouterr().err
+
+
+def test_batch_refuses_a_folder_that_cannot_be_written_to(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Before the model is loaded."""
+    monkeypatch.setattr("transformers.AutoProcessor", None)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # a superuser may write everywhere
+    assert main([*command, "--output", "answers.jsonl"]) == 1
+    assert capsys.readouterr().err == (
+        "dimple-hf batch: `--output` must be a file in a folder that can be written to (got answers.jsonl)\n"
+    )
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [("2", "2"), ("1", None), ("-1", "2"), ("a", "2")])

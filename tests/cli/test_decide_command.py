@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launcher import Launcher
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.batch.results import whole_lines
 from dimple_hf.checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
+from dimple_hf.cli.calibrate import describe_doubts
 from dimple_hf.cli.main import main
 from dimple_hf.decisions import Calibration, decide, questions_from_json
 from dimple_hf.decisions.calibration import CALIBRATION_NAME
@@ -254,6 +256,33 @@ def test_calibrate_fits_the_first_half_of_the_examples_and_scores_the_second(
     report = json.loads(capsys.readouterr().out)
     assert set(report["temperatures"]) == {"predicate", "choice", "score"}
     assert report["after"]["number"] == 1
+
+
+def test_calibrate_doubts_what_few_examples_cannot_tell(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A temperature at its bound, and a type that only the second half has."""
+    examples = [
+        {"text": "3", "questions": QUESTIONS[:1], "answers": [True]},
+        {"text": "3", "questions": QUESTIONS[:2], "answers": [True, "qty"]},
+    ]
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    assert main(["calibrate", str(data), "--output", str(tmp_path / "few")]) == 0
+    errors = capsys.readouterr().err
+    assert "predicate: the temperature is at a bound of its range" in errors
+    assert "choice: no temperature, because the first half of the examples has no such question" in errors
+    assert "score:" not in errors  # no such question at all
+    (predicate,) = questions_from_json(QUESTIONS[:1])
+    assert describe_doubts([(predicate, torch.zeros(2), 0)], Calibration({"predicate": 1.2})) == []  # the control
+
+
+def test_calibrate_refuses_an_output_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A file for the folder; another format than SVG."""
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("{}")
+    assert main(["calibrate", str(data), "--output", str(data)]) == 1
+    assert f"`--output` must be a folder (got the file {data})" in capsys.readouterr().err
+    assert main(["calibrate", str(data), "--output", str(tmp_path), "--diagram", "reliability.png"]) == 1
+    assert "`--diagram` must be an SVG file, whose name ends in .svg (got reliability.png)" in capsys.readouterr().err
 
 
 def test_calibrate_names_what_is_missing_before_it_works(

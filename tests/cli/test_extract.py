@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_dataset
 from jsonschema import Draft202012Validator
 
 from dimple_hf.cli import extract
+from dimple_hf.cli.answering import read_json
 from dimple_hf.cli.main import main
 
 SCHEMA: dict[str, Any] = {
@@ -244,6 +246,10 @@ def test_extract_reads_a_data_set(
     lines = lines_of(capsys.readouterr().out)
     assert [line["source"] for line in lines] == [f"{folder}/train/{index}" for index in range(4)]
     assert sum("error" in line for line in lines) == 1
+    load_dataset(str(folder), split="train").save_to_disk(str(tmp_path / "saved"))
+    assert main([*arguments, "--dataset", str(tmp_path / "saved")]) == 0
+    saved = lines_of(capsys.readouterr().out)
+    assert [line.get("value") for line in saved] == [line.get("value") for line in lines]
     assert main([*command, "--image-column", "photo"]) == 1
     assert "`--image-column` must be one of image (got 'photo')" in capsys.readouterr().err
 
@@ -255,6 +261,7 @@ def test_extract_reads_a_data_set(
         ('{"type": "strin"}', "`schema` must have a type or a list of types at $.type (got 'strin')"),
         ('{"type": "string", "pattern": "^x{99}$", "x-max-tokens": 9}', "$ must be longer"),
         ("[]", "`schema` must be a dict or a pydantic model class (got list)"),
+        ('{"price": 5, "qty": 1}', '`--schema` must have a keyword of JSON Schema, such as "type" or "properties"'),
     ],
 )
 def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
@@ -274,10 +281,23 @@ def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_extract_reads_a_schema_as_windows_writes_it(arguments: list[str], encoding: str) -> None:
+    """With a byte order mark, in either encoding."""
+    schema = Path(arguments[-1])
+    schema.write_bytes(json.dumps(SCHEMA).encode(encoding))
+    assert read_json(schema, "--schema") == SCHEMA
+    schema.write_bytes(b"\xff{}")
+    with pytest.raises(ValueError, match="`--schema` must be a file with JSON .*can't decode"):
+        read_json(schema, "--schema")
+
+
 def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture) -> None:
     """Each by its name."""
     assert main([*arguments, "--image", str(folder), "--batch-size", "0"]) == 1
     assert "`--batch-size` must be at least 1 (got 0)" in capsys.readouterr().err
+    assert main([*arguments, "--image", str(folder), "--confidence-threshold", "7"]) == 1
+    assert capsys.readouterr().err == "dimple-hf extract: `confidence_threshold` must lie in (0, 1] (got 7.0)\n"
     output = folder / "notes.txt"
     output.write_text("no line\nand no end")
     assert main([*arguments, "--image", str(folder), "--output", str(output)]) == 1

@@ -16,6 +16,7 @@
 import io
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,10 @@ def test_generate_with_an_adapter_takes_its_mode_and_its_weights(
     adapted = get_peft_model(base, lora_config(full_attn_mask=False, init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     assert main([*arguments, "--json", "What?"]) == 0
-    assert main([*arguments, "--adapter", str(tmp_path / "adapter"), "--json", "What?"]) == 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main([*arguments, "--adapter", str(tmp_path / "adapter"), "--json", "What?"]) == 0
+    assert not [warning for warning in caught if issubclass(warning.category, (FutureWarning, RuntimeWarning))]
     plain, with_adapter = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert with_adapter["answer"] != plain["answer"]
     assert with_adapter["passes"] <= 6

@@ -68,3 +68,34 @@ def test_checkpoint_of_the_hub_without_a_network_is_one_line(
 
 def test_find_checkpoint_of_a_directory_is_itself(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path)) == str(tmp_path)
+
+
+def test_adapter_of_the_hub_without_a_network_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As a checkpoint, and before that is loaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText", None)
+    assert main(["generate", "--adapter", "somebody/adapter", "What?"]) == 1
+    assert capsys.readouterr().err == (
+        "dimple-hf generate: somebody/adapter must be a directory, or a model in the cache while the Hub cannot be "
+        "reached (got neither)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("form.png", " that loads (got no configuration: config.json must be there)"),
+        ("adapter_config.json", " (got an adapter, for `--adapter` of `generate`)"),
+    ],
+)
+def test_folder_that_is_no_checkpoint_is_named_for_what_it_lacks(
+    tmp_path: Path, file: str, reason: str, capsys: pytest.CaptureFixture
+) -> None:
+    """A folder of images, or of an adapter."""
+    (tmp_path / file).write_text("{}")
+    assert main(["generate", "--model", str(tmp_path), "What?"]) == 1
+    assert capsys.readouterr().err == f"dimple-hf generate: {tmp_path} must be a checkpoint{reason}\n"

@@ -130,6 +130,7 @@ def test_read_example_image_of_each_kind_is_taken(tmp_path: Path) -> None:
     assert only_image(data).size == (5, 4)
     assert only_image({"bytes": data, "path": "a.png"}).size == (5, 4)
     assert only_image({"bytes": base64.b64encode(data).decode()}).size == (5, 4)
+    assert only_image({"bytes": base64.encodebytes(data).decode()}).size == (5, 4)  # in lines
     assert only_image("data:image/png;base64,iVBO", image_folder=tmp_path) == "data:image/png;base64,iVBO"
 
 

@@ -75,6 +75,13 @@ def test_calibration_is_saved_and_loaded(tmp_path: Path) -> None:
     assert calibration.temperature(Predicate("?")) == 1.0
 
 
+def test_missing_calibration_is_named_with_the_command_that_saves_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        OSError, match=f"as `dimple-hf calibrate` saves it .got no decision_calibration.json in {tmp_path}"
+    ):
+        Calibration.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

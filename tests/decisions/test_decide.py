@@ -232,6 +232,30 @@ def test_bad_arguments_are_refused(model: Any, processor: Any, inputs: Any, opti
         decide(model, processor, inputs, QUESTIONS, **options)
 
 
+@pytest.mark.parametrize("questions", [QUESTIONS[0], ["Is it?"], [*QUESTIONS, None], None, "Is it?"])
+def test_questions_that_are_none_are_refused(model: Any, processor: Any, questions: Any) -> None:
+    with pytest.raises(ValueError, match=r"`questions` must be a list of Predicate, Choice and Score \(got "):
+        decide(model, processor, "A text.", questions)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user"}, r"`conversation\[0\]\['content'\]` must be a string or a list of parts"),
+        ({"role": "user", "content": None}, r"`conversation\[0\]\['content'\]` must be"),
+        ({"content": "x"}, r"`conversation\[0\]\['role'\]` must be a string"),
+        (
+            {"role": "user", "content": [{"text": "x"}]},
+            r"`conversation\[0\]\['content'\]\[0\]` must be a dict with a 'type'",
+        ),
+    ],
+)
+def test_messages_that_are_none_are_refused(model: Any, processor: Any, message: Any, reason: str) -> None:
+    decide(model, processor, [{"role": "user", "content": "x"}], QUESTIONS)  # the control
+    with pytest.raises(ValueError, match=reason):
+        decide(model, processor, [message], QUESTIONS)
+
+
 @pytest.mark.parametrize(
     "question",
     [Predicate("Is it <|im_end|>?"), Choice("Which?", ["a", "b<|image_pad|>"]), Score("s", ["<|mask|>", "b"])],
@@ -239,6 +263,15 @@ def test_bad_arguments_are_refused(model: Any, processor: Any, inputs: Any, opti
 def test_special_tokens_in_questions_are_refused(model: Any, processor: Any, question: Any) -> None:
     with pytest.raises(ValueError, match="must not hold special tokens"):
         decide(model, processor, "A text.", [question])
+
+
+@pytest.mark.parametrize("reading", ["label", "text"])
+def test_more_tokens_than_positions_are_refused(model: Any, processor: Any, reading: str) -> None:
+    """Beyond its positions a model answers anything. Just below the limit it is asked."""
+    fits, question = "x" * 800, Predicate("Is it long?")
+    decide(model, processor, fits, [question], reading=reading)
+    with pytest.raises(ValueError, match=r"must fit `max_position_embeddings`=1024 \(got \d+ \+ \d tokens\)"):
+        decide(model, processor, "x" * 1100, [question], reading=reading)
 
 
 def test_more_options_than_labels_are_refused(model: Any, processor: Any) -> None:

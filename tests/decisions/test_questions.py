@@ -40,12 +40,24 @@ def test_blank_instructions_are_refused(instructions):
             make(instructions)
 
 
+def test_half_characters_are_refused():
+    """JSON can spell them, and no tokenizer takes them."""
+    for make in (Predicate, Option, lambda text: Option("a", text), lambda text: Choice("Which?", ["a", text])):
+        make("whole: \U0001f600")  # the control
+        with pytest.raises(ValueError, match=r"must be valid Unicode \(got 'half: \\ud83d'\)"):
+            make("half: \ud83d")
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
         ([], "at least 2 options"),
         (["a"], "at least 2 options"),
         ("ab", "at least 2 options"),
+        (None, "at least 2 options"),
+        ({"a": "first", "b": "second"}, "at least 2 options"),
+        ({"a", "b"}, "at least 2 options"),
+        (iter("ab"), "at least 2 options"),
         (["a", "b", "a"], "'a' twice"),
         ([True, Option(True, "again")], "True twice"),
         (["a", " "], "`value` must be a text that is not blank"),

@@ -179,6 +179,10 @@ def test_one_step_estimate_masks_the_whole_answer(model: DimpleForConditionalGen
         ({"answer_attention_mask": torch.tensor([[1, 0, 1]])}, "must have its zeros on the right"),
         ({"inputs": {"labels": None}}, "`inputs` must hold input_ids, attention_mask"),
         ({"inputs": {}}, "`inputs` must hold `input_ids`"),
+        (
+            {"answer_ids": torch.ones(1, 10**6, dtype=torch.long)},
+            "prompt and answer must fit `max_position_embeddings`",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(model: DimpleForConditionalGeneration, changes: dict, message: str) -> None:

@@ -223,6 +223,19 @@ def test_anchors_fix_the_beginning_the_middle_and_the_end(
     ("build", "message"),
     [
         (lambda: StructurePrior.from_template(), "`parts` must hold at least one template"),
+        (lambda: StructurePrior.from_template(None), r"a template must be text \(got None\)"),
+        (lambda: StructurePrior.from_template(OptionalPart(5)), r"a template must be text \(got 5\)"),
+        (
+            lambda: StructurePrior.from_template("\ud800{a:3}"),
+            r"a template must be valid Unicode \(got '\\ud800\{a:3\}'\)",
+        ),
+        (
+            lambda: StructurePrior.from_template(RepeatedPart("a", "{b:3}", 2, 0, "\ud800")),
+            "`separator` must be valid",
+        ),
+        (lambda: StructurePrior.from_anchors({0: "\ud800"}, 8), "an anchor must be valid Unicode"),
+        (lambda: StructurePrior.from_anchors({0: None}, 8), r"an anchor must be text \(got None\)"),
+        (lambda: Slot(choices=["\ud800"]), "a choice must be valid Unicode"),
         (lambda: StructurePrior.from_template("{a:3} {a:4}"), r"each name must come once \(got 'a' twice\)"),
         (lambda: StructurePrior.from_template("{a:3}", OptionalPart("{a:3}")), "each name must come once"),
         (lambda: StructurePrior.from_template("{a:3}", RepeatedPart("a", "{b:3}", 2)), "each name must come once"),

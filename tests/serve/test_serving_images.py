@@ -44,6 +44,15 @@ def test_images_of_every_format_are_read_as_they_are() -> None:
     assert np.array_equal(np.asarray(read[0]), np.asarray(image))
 
 
+def test_base64_in_lines_is_read() -> None:
+    """As the `base64` command and mails write it."""
+    url = data_url(noise_image(0))
+    head, _, text = url.partition(",")
+    lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    assert len(lines) > len(text)
+    assert data_url_bytes(f"{head}, {lines}\n", 10**6) == data_url_bytes(url, 10**6)
+
+
 def test_decompression_bombs_are_refused_undecoded() -> None:
     """By the header: nothing of the size that it announces is ever in memory."""
     for side in (12_000, 30_000):  # 144 million pixels, 432 MB; beyond what Pillow itself opens

@@ -15,6 +15,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from training_run import CHECKPOINT
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.data.examples import BadExampleError, read_example
-from dimple_hf.data.sources import JsonLines, Source, read_source
+from dimple_hf.data.sources import JsonLines, Source, load_named_dataset, read_source
 from dimple_hf.training import recipe as recipe_module
 from dimple_hf.training.recipe import Recipe, load_recipe
 from dimple_hf.training.stages import STAGES
@@ -373,6 +374,27 @@ def test_source_function_comes_from_the_recipes_folder(tmp_path: Path) -> None:
         Source("rows_of_test:stream").load(folder)
     with pytest.raises(ValueError, match="must give at least one example"):
         Source("rows_of_test:none").load(folder)
+
+
+def test_source_on_the_hub_without_a_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries would try six times, for half a minute, with a warning each."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    start = time.monotonic()
+    with pytest.raises(OSError, match="owner/name must be a directory, or a data set in the cache"):
+        load_named_dataset("owner/name", "train")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv"])
+def test_source_file_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str) -> None:
+    """As Windows and Excel write it."""
+    text = (
+        json.dumps([{"prompt": "größe", "completion": "1"}]) if name == "rows.json" else "prompt,completion\ngröße,1\n"
+    )
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert Source(str(tmp_path / name)).load(tmp_path)[0] == {"id": f"{name}[0]", "prompt": "größe", "completion": "1"}
 
 
 def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ line that was cut off stays the last of its file, and what is written is never t
 """
 
 import json
+import os
 import stat
 import sys
 import uuid
@@ -311,12 +312,15 @@ def open_results(
         [`ResultFiles`] or [`ResultStream`].
 
     Raises:
-        ValueError: If the output is a folder, lies in none, or belongs to another run or program.
+        ValueError: If the output is a folder, lies in none or in a read-only one, or belongs to another run or
+            program.
     """
     if output is None or str(output) in STANDARD_OUTPUT:
         return ResultStream(sys.stdout.buffer)
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ValueError(f"`--output` must be a file in a folder that exists (got {output})")
+    if not os.access(output.absolute().parent, os.W_OK):  # now, not when the first rows are answered
+        raise ValueError(f"`--output` must be a file in a folder that can be written to (got {output})")
     if output.exists() and not stat.S_ISREG(output.stat().st_mode):
         return ResultStream(output.open("ab"))
     return ResultFiles(output, keys, settings, key_name)

@@ -86,11 +86,22 @@ def check_batch_size(size: int) -> None:
         raise ValueError(f"`--batch-size` must be at least 1 (got {size})")
 
 
+def check_threshold(threshold: float | None) -> None:
+    """
+    Raises:
+        ValueError: If `threshold` (`float`, *optional*), the model's when `None`, is out of range.
+    """
+    from ..modeling.generation_config_dimple import DimpleGenerationConfig
+
+    if threshold is not None:
+        DimpleGenerationConfig(confidence_threshold=threshold)  # its message names the option and its range
+
+
 def read_json(path: Path, option: str) -> Any:
     """
     Args:
         path (`Path`):
-            File with JSON.
+            File with JSON, in UTF-8 or UTF-16, with or without a byte order mark.
         option (`str`):
             The option that names it, such as `"--schema"`.
 
@@ -101,11 +112,31 @@ def read_json(path: Path, option: str) -> Any:
         ValueError: If it cannot be read, or holds no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())  # of bytes, as Windows writes a byte order mark
     except OSError as error:
         raise ValueError(f"`{option}` must be a file with JSON ({path}: {error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{option}` must be a file with JSON ({path}: {error})") from error
+
+
+def check_schema(schema: Any, prior: "StructurePrior", path: Path) -> None:
+    """
+    Args:
+        schema (`Any`):
+            What `--schema` holds.
+        prior ([`StructurePrior`]):
+            Its prior.
+        path (`Path`):
+            Its file.
+
+    Raises:
+        ValueError: If it has keys but no keyword, as an example of the answer does: any JSON would be valid for it.
+    """
+    if isinstance(schema, dict) and schema and all(f"$.{key}" in prior.ignored for key in schema):
+        raise ValueError(
+            f'`--schema` must have a keyword of JSON Schema, such as "type" or "properties" '
+            f"({path}: got {', '.join(schema)[:80]})"
+        )
 
 
 def model_settings(model: str) -> dict[str, str]:

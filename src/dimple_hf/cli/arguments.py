@@ -62,7 +62,7 @@ def checkpoint_name(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: If it can be neither.
     """
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():  # an empty path is the current directory
         return text
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

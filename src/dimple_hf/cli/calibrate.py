@@ -15,7 +15,9 @@
 
 import argparse
 import json
+import math
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     fitted, scored = list(chain(*answered[:half])), list(chain(*answered[half:]))
     calibration = fit_calibration(fitted)
     before, after = score(scored, Calibration()), score(scored, calibration)
+    for remark in describe_doubts([*fitted, *scored], calibration):
+        print(remark, file=sys.stderr)
     calibration.save_pretrained(output)
     if args.diagram is not None:
         draw_reliability(args.diagram, {"as read": before["reliability"], "calibrated": after["reliability"]})
@@ -103,13 +107,18 @@ def checked_output(args: argparse.Namespace) -> Path:
         `Path`: The folder of the calibration.
 
     Raises:
-        ValueError: If it is not known, or a file that the command writes is there already.
+        ValueError: If it is not known or no folder, the diagram is no SVG file, or a file that the command writes is
+            there already.
     """
     from ..decisions.calibration import CALIBRATION_NAME
 
     output = Path(args.output or args.model)
     if args.output is None and not output.is_dir():
         raise ValueError(f"`--output` must be given for a model on the Hub (got {args.model})")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"`--output` must be a folder (got the file {output})")
+    if args.diagram is not None and args.diagram.suffix.lower() != ".svg":
+        raise ValueError(f"`--diagram` must be an SVG file, whose name ends in .svg (got {args.diagram})")
     for path in (output / CALIBRATION_NAME, args.diagram):
         if path is not None and path.exists() and not args.overwrite:
             raise ValueError(f"`--overwrite` must be given to replace a file that is there already (got {path})")
@@ -176,6 +185,32 @@ def kept(args: argparse.Namespace) -> str | None:
     from ..batch.results import describe_kept
 
     return describe_kept(readings_file(args))
+
+
+def describe_doubts(answered: "Answered", calibration: "Calibration") -> list[str]:
+    """
+    Args:
+        answered (`Answered`):
+            The questions of all examples.
+        calibration ([`Calibration`]):
+            What was fitted on the first half.
+
+    Returns:
+        `list[str]`: A line for each type of question whose temperature is missing, or was stopped by a bound.
+    """
+    from ..decisions.calibration import QUESTION_TYPES, TEMPERATURE_RANGE
+
+    lines = []
+    for name in (QUESTION_TYPES[kind] for kind in QUESTION_TYPES if any(isinstance(row[0], kind) for row in answered)):
+        temperature = calibration.temperatures.get(name)
+        if temperature is None:
+            lines.append(f"{name}: no temperature, because the first half of the examples has no such question")
+        elif any(math.isclose(temperature, bound, rel_tol=0.01) for bound in TEMPERATURE_RANGE):
+            lines.append(
+                f"{name}: the temperature is at a bound of its range, {temperature:.3g}: the first half of the "
+                "examples has too few such questions, or the model is always right"
+            )
+    return lines
 
 
 def score(answered: "Answered", calibration: "Calibration") -> dict[str, Any]:

@@ -78,7 +78,7 @@ def read_scores(path: Path) -> dict[str, Any]:
         ValueError: If it holds something else.
     """
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        scores = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"`--scores` must be a JSON file ({path}: {error})") from error
     if not isinstance(scores, dict):

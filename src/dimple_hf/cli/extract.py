@@ -28,6 +28,8 @@ from .answering import (
     add_form_arguments,
     answer_into,
     check_batch_size,
+    check_schema,
+    check_threshold,
     model_settings,
     read_json,
 )
@@ -70,9 +72,11 @@ def run(args: argparse.Namespace) -> int:
     from .loading import load_processor
 
     check_batch_size(args.batch_size)
+    check_threshold(args.confidence_threshold)
     schema = read_json(args.schema, "--schema")
     form = {name: getattr(args, name) for name in FORM_OPTIONS}
     prior = StructurePrior.from_json_schema(schema, **form)
+    check_schema(schema, prior, args.schema)
     question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
     if args.verbose:
         prior.canvas(load_processor(args.model).tokenizer)  # bounds the length of the answer
@@ -189,10 +193,13 @@ def dataset_images(args: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:
 
     Raises:
         ValueError: If the data set has no such column.
+        OSError: If there is no such data set.
     """
-    from datasets import Image, load_dataset
+    from datasets import Image
 
-    dataset = load_dataset(args.dataset, split=args.split)
+    from ..data.sources import load_named_dataset
+
+    dataset = load_named_dataset(args.dataset, args.split)
     if args.image_column not in dataset.column_names:
         raise ValueError(
             f"`--image-column` must be one of {', '.join(dataset.column_names)} (got {args.image_column!r})"

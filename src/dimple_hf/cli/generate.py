@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
-from .arguments import add_device_argument, add_model_argument, default_question
+from .arguments import add_device_argument, add_model_argument, checkpoint_name, default_question
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
     parser.add_argument("question", nargs="?", help="what to ask (default: to read the form, or describe the image)")
     add_model_argument(parser)
-    parser.add_argument("--adapter", help="directory or Hub id of a PEFT adapter for the model")
+    parser.add_argument("--adapter", type=checkpoint_name, help="directory or Hub id of a PEFT adapter for the model")
     parser.add_argument("--image", type=Path, action="append", default=[], help="image; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, help="positions of the answer")
     parser.add_argument("--confidence-threshold", type=float, help="unmask every position above this confidence")

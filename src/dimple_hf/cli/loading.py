@@ -49,13 +49,15 @@ def find_device(name: str | None) -> str:
     return name
 
 
-def find_checkpoint(name: str) -> str:
+def find_checkpoint(name: str, config_name: str = "config.json") -> str:
     """
     Makes sure that a checkpoint can be loaded, before libraries try in turn, each with retries of its own.
 
     Args:
         name (`str`):
             Directory or Hub id.
+        config_name (`str`, defaults to `"config.json"`):
+            The file that makes it a checkpoint.
 
     Returns:
         `str`: The directory, or the commit of the Hub's checkpoint.
@@ -70,12 +72,12 @@ def find_checkpoint(name: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        url = huggingface_hub.hf_hub_url(name, "config.json")
+        url = huggingface_hub.hf_hub_url(name, config_name)
         return str(huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT).commit_hash)
     except HfHubHTTPError as error:
         raise OSError(f"{name} must be a directory or a model on the Hub that you may read (got neither)") from error
     except Exception as error:  # of the HTTP library, which is not the same in all versions of huggingface_hub
-        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        cached = huggingface_hub.try_to_load_from_cache(name, config_name)
         if not isinstance(cached, str):
             raise OSError(
                 f"{name} must be a directory, or a model in the cache while the Hub cannot be reached (got neither)"
@@ -102,7 +104,10 @@ def explain_failure(name: str) -> Iterator[None]:
     except Exception as error:  # libraries raise any of a dozen types, depending on the damage
         if type(error).__name__ == "OutOfMemoryError":  # not about the files
             raise
-        if isinstance(error, ValueError) and str(name) in str(error):  # names the file already
+        is_bare = Path(name).is_dir() and not Path(name, "config.json").exists()
+        if is_bare and Path(name, "adapter_config.json").exists():
+            raise ValueError(f"{name} must be a checkpoint (got an adapter, for `--adapter` of `generate`)") from error
+        if isinstance(error, ValueError) and str(name) in str(error) and not is_bare:  # names the file already
             raise
         from ..hub.doctor import check_checkpoint
 
@@ -142,10 +147,16 @@ def load_model(name: str, device: str | None = None, adapter: str | None = None)
 
     Returns:
         [`DimpleForConditionalGeneration`]: In the dtype of its file, ready to generate.
+
+    Raises:
+        ValueError: If this machine has no such device, or the checkpoint does not load.
+        OSError: If there is no such checkpoint or adapter.
     """
     from transformers import AutoModelForImageTextToText
 
     device = find_device(device)
+    if adapter is not None:
+        find_checkpoint(adapter, "adapter_config.json")
     with explain_failure(name):
         model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
     if adapter is not None:

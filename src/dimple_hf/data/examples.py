@@ -308,7 +308,7 @@ def _decode_base64(data: Any, index: int) -> Any:
     if not isinstance(data, str):
         return data
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode("".join(data.split()), validate=True)  # the `base64` command breaks lines
     except ValueError as error:
         raise BadExampleError(f"image {index} must be readable (got text as `bytes`: {error})") from error
 

@@ -28,14 +28,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import numpy as np
 from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..modeling.generation_config_dimple import nearest_name
 from .examples import READ_ERROR
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+#: What `save_to_disk` writes, of a data set and of several splits.
+SAVED_NAMES = ("dataset_info.json", "dataset_dict.json")
+
+#: Seconds that the Hub has to answer whether it is there.
+HUB_TIMEOUT = 5
 
 
 class JsonLines:
@@ -190,11 +200,10 @@ class Source:
         elif kind == "function":
             self._check_arguments(self._function(recipe_dir))
         elif kind == "directory":
-            names = ("dataset_info.json", "dataset_dict.json")
-            if not any((Path(self.location) / name).is_file() for name in names) and not self._is_image_folder:
+            if not _is_saved(self.location) and not self._is_image_folder:
                 raise ValueError(
                     f"{self.location} must hold a data set saved by `save_to_disk`, or images with their metadata "
-                    f"(got no {names[0]}, and no metadata.jsonl, metadata.csv or metadata.parquet)"
+                    f"(got no {SAVED_NAMES[0]}, and no metadata.jsonl, metadata.csv or metadata.parquet)"
                 )
         elif not _HUB_ID.fullmatch(self.location):
             raise ValueError(
@@ -223,7 +232,7 @@ class Source:
         """
         examples = self._load_examples(recipe_dir)
         if isinstance(examples, DatasetDict):
-            examples = self._choose_split(examples)
+            examples = _choose_split(examples, self.split, self.location)
         if isinstance(examples, (Dataset, IterableDataset)):
             examples = _undecoded(examples)
         if self.streaming:
@@ -247,7 +256,7 @@ class Source:
             return self._function(recipe_dir)(**self.arguments)
         if self.kind == "hub":
             options = {"streaming": True} if self.streaming else {}
-            return load_dataset(self.location, split=self.split or "train", **options)
+            return load_named_dataset(self.location, self.split or "train", **options)
         if self.kind == "directory":
             if self._is_image_folder:
                 return load_dataset("imagefolder", data_dir=self.location, split=self.split or "train")
@@ -257,11 +266,6 @@ class Source:
     @property
     def _is_image_folder(self) -> bool:
         return any(Path(self.location).glob("**/metadata.[cjp]*"))
-
-    def _choose_split(self, examples: DatasetDict) -> Dataset:
-        if self.split is None or self.split not in examples:
-            raise ValueError(f"`split` must be one of {', '.join(examples)} for {self.location} (got {self.split!r})")
-        return examples[self.split]
 
     def _function(self, recipe_dir: Path) -> Callable[..., Any]:
         module_name, _, name = self.location.partition(":")
@@ -287,6 +291,57 @@ class Source:
             raise ValueError(f"`arguments` must be those of {self.location} (got an error: {error})") from error
 
 
+def load_named_dataset(name: str, split: str, **options: Any) -> Any:
+    """
+    `datasets.load_dataset`, which takes no data set saved by `save_to_disk` and would try a Hub that cannot be reached
+    for half a minute.
+
+    Args:
+        name (`str`):
+            Directory, or data set on the Hub.
+        split (`str`):
+            Its split; ignored for a saved data set without splits.
+        **options:
+            As for `load_dataset`.
+
+    Returns:
+        `Dataset` or `IterableDataset`
+
+    Raises:
+        ValueError: If there is no such split.
+        OSError: If the Hub cannot be reached and the cache has no such data set.
+    """
+    if _is_saved(name):
+        saved = load_from_disk(name)
+        return _choose_split(saved, split, name) if isinstance(saved, DatasetDict) else saved
+    if Path(name).exists():
+        return load_dataset(name, split=split, **options)
+    try:
+        url = huggingface_hub.hf_hub_url(name, "README.md", repo_type="dataset")
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:  # it is reached; what is wrong with the data set is not told by its README
+        pass
+    except Exception:  # of the HTTP library, which is not the same in all versions of huggingface_hub
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return load_dataset(name, split=split, **options)
+    except ConnectionError as error:
+        raise OSError(
+            f"{name} must be a directory, or a data set in the cache while the Hub cannot be reached (got neither)"
+        ) from error
+
+
+def _is_saved(folder: str) -> bool:
+    """Whether `datasets` has saved what is in a folder."""
+    return any((Path(folder) / name).is_file() for name in SAVED_NAMES)
+
+
+def _choose_split(splits: DatasetDict, split: str | None, location: str) -> Dataset:
+    if split is None or split not in splits:
+        raise ValueError(f"`split` must be one of {', '.join(splits)} for {location} (got {split!r})")
+    return splits[split]
+
+
 def _undecoded(examples: Any) -> Any:
     """Leaves images as bytes and paths, for the collator to open: so that a damaged one is that example's fault."""
     for name, feature in (examples.features or {}).items():
@@ -300,7 +355,7 @@ def _undecoded(examples: Any) -> Any:
 def _read_json(path: Path) -> list[Any]:
     """A list of examples, or the list that is the only one in an object, as some tools write it."""
     try:
-        examples = json.loads(path.read_text(encoding="utf-8"))
+        examples = json.loads(path.read_bytes())  # of bytes, as Windows writes a byte order mark
     except ValueError as error:
         raise ValueError(f"{path} must be JSON (got an error: {error})") from error
     if isinstance(examples, dict) and len(examples) == 1:
@@ -311,7 +366,7 @@ def _read_json(path: Path) -> list[Any]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
         return [{name: value or None for name, value in example.items()} for example in csv.DictReader(file)]
 
 

@@ -90,9 +90,15 @@ class Calibration:
             ValueError: If the file is not what `save_pretrained` writes.
             OSError: If there is none.
         """
-        path = cached_file(pretrained_model_name_or_path, CALIBRATION_NAME)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            path = cached_file(pretrained_model_name_or_path, CALIBRATION_NAME)
+        except OSError as error:
+            raise OSError(
+                "a calibration must be beside the model, as `dimple-hf calibrate` saves it "
+                f"(got no {CALIBRATION_NAME} in {pretrained_model_name_or_path})"
+            ) from error
+        try:
+            content = json.loads(Path(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"{path} must be JSON ({error})") from error
         if not isinstance(content, dict) or set(content) != {"temperatures"}:

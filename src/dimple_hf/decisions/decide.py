@@ -34,6 +34,7 @@ import torch
 
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
+from ..processing.messages_dimple import check_conversation
 from .answers import Answer, answer_of
 from .calibration import Calibration
 from .layout import lay_out
@@ -89,8 +90,10 @@ def decide(
         `list[Answer]` in the order of the questions for one input; a list of these for a list of inputs.
 
     Raises:
-        ValueError: If there are no or too many questions, a text holds a special token, a question has more options
-            than the tokenizer has labels of one token, or the mode cannot answer several questions on one canvas.
+        ValueError: If there are no or too many questions, or a question or message is none; if a text holds a special
+            token, a question has more options than the tokenizer has labels of one token, or the mode cannot answer
+            several questions on one canvas; or if an input with its questions has more tokens than the model has
+            positions.
 
     Example:
 
@@ -102,6 +105,8 @@ def decide(
     >>> price.probability, largest.choice, largest.confidence
     ```
     """
+    if not isinstance(questions, Sequence) or not all(isinstance(question, Question) for question in questions):
+        raise ValueError(f"`questions` must be a list of Predicate, Choice and Score (got {questions!r})")
     if not 1 <= len(questions) <= MAX_QUESTIONS:
         raise ValueError(f"`questions` must hold 1 to {MAX_QUESTIONS} questions (got {len(questions)})")
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -131,6 +136,7 @@ def _is_conversation(value: Any) -> bool:
 
 def _as_conversation(item: Any) -> Conversation:
     if _is_conversation(item):
+        check_conversation(item)
         return list(item)
     if isinstance(item, str):
         if os.path.isfile(item):

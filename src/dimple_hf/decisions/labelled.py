@@ -159,8 +159,8 @@ def read_log_probs(
         `(num_options,)`.
 
     Raises:
-        ValueError: If a text holds a special token, or a question has more options than the tokenizer has labels of
-            one token.
+        ValueError: If a text holds a special token, a question has more options than the tokenizer has labels of one
+            token, or an example has more tokens than the model has positions.
     """
     layouts = [layout_of(model, processor, example, independent, reading) for example in examples]
     canvases = [canvas for index, layout in enumerate(layouts) for canvas in layout.canvases(index)]

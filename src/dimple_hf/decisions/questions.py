@@ -155,10 +155,15 @@ def _as_options(values: Sequence[str | bool | Option]) -> tuple[Option, ...]:
 def _check_text(name: str, text: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"`{name}` must be a text that is not blank (got {text!r})")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half characters, which JSON can spell and no tokenizer takes
+        raise ValueError(f"`{name}` must be valid Unicode (got {text!r})") from error
 
 
 def _check_options(name: str, values: Sequence[str | bool | Option]) -> None:
-    if isinstance(values, str) or len(values) < 2:
+    # A set has no order, and what a mapping holds beside its keys would be lost.
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
         raise ValueError(f"`{name}` must be a list of at least 2 options (got {values!r})")
     seen = set()
     for option in _as_options(values):

@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling import DimpleForConditionalGeneration
+from ..modeling.generation_inputs_dimple import check_length
 from ..processing import DimpleProcessor
 
 Conversation = list[dict[str, Any]]
@@ -133,7 +134,13 @@ class CanvasReader:
         Returns:
             `list[list[torch.FloatTensor]]`: For each canvas and read, the log-probabilities of the candidates, float32
             on the CPU, under the distribution over the whole vocabulary without the mask token.
+
+        Raises:
+            ValueError: If a prompt and its canvas have more tokens than the model has positions.
         """
+        prompt_lengths = prompts["attention_mask"].sum(dim=1).tolist()
+        for canvas, length in zip(canvases, prompt_lengths, strict=True):
+            check_length(length, len(canvas.token_ids), self.model.config.max_position_embeddings)
         prompts = {name: tensor.to(self.model.device) for name, tensor in prompts.items()}
         log_probs = self._forward(canvases, prompts, self._image_features(canvases, prompts, num_images))
         rows = iter(log_probs)

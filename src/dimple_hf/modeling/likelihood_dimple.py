@@ -25,6 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .diffusion_dimple import token_cross_entropy
+from .generation_inputs_dimple import check_length
 
 ESTIMATORS = ("elbo", "one_step")
 
@@ -118,10 +119,12 @@ class DimpleLikelihoodMixin:
             `torch.FloatTensor` of shape `(batch_size,)`: In nats, float32.
 
         Raises:
-            ValueError: If an argument is out of range or of another shape, or inputs are unknown.
+            ValueError: If an argument is out of range or of another shape, inputs are unknown, or prompt and answer
+                have more tokens than the model has positions.
         """
         inputs = dict(inputs)
         answer_mask = _checked_answer(inputs, answer_ids, answer_attention_mask, self.config.mask_token_id)
+        check_length(inputs["input_ids"].shape[1], answer_ids.shape[1], self.config.max_position_embeddings)
         _check_options(estimator, num_samples, antithetic, prompt_mask_probability, batch_size)
         answer_ids, answer_mask = answer_ids.to(self.device), answer_mask.to(self.device)
         is_causal = not self.config.full_attn_mask

@@ -147,7 +147,8 @@ class Slot:
             if isinstance(self.choices, str) or not self.choices:
                 raise ValueError(f"`choices` must be a list of at least one text (got {self.choices!r})")
             for choice in self.choices:
-                if not isinstance(choice, str) or not choice:
+                _check_text(choice, "a choice")
+                if not choice:
                     raise ValueError(f"`choices` must be texts that are not empty (got {choice!r})")
             if len(set(self.choices)) < len(self.choices):
                 raise ValueError(f"`choices` must differ from each other (got {list(self.choices)!r})")
@@ -301,11 +302,13 @@ class StructurePrior:
         built: list[Part] = []
         for part in parts:
             prefix: tuple[str, ...] = (part.name,) if isinstance(part, RepeatedPart) else ()
-            template = part if isinstance(part, str) else part.template
+            template = part.template if isinstance(part, (OptionalPart, RepeatedPart)) else part
+            _check_text(template, "a template")
             content = _template_part(template, given, prefix, found, unused)
             if isinstance(part, OptionalPart):
                 content = Alternation((content, EMPTY))
             if isinstance(part, RepeatedPart):
+                _check_text(part.separator, "`separator`")
                 if (part.name,) in found:
                     raise ValueError(f"each name must come once (got {part.name!r} twice)")
                 if not any(path[0] == part.name for path in found):
@@ -353,6 +356,7 @@ class StructurePrior:
             absolute = position + length if position < 0 else position
             if not 0 <= absolute < length or absolute in placed:
                 raise ValueError(f"`anchors` must lie on different positions of {length} (got {position})")
+            _check_text(text, "an anchor")
             placed[absolute] = text
         parts: list[Part] = []
         slots: dict[tuple[str, ...], Slot] = {}
@@ -785,6 +789,16 @@ def _checked_priors(
     if all(prior is None for prior in rows):
         raise ValueError("`structure_prior` must hold at least one prior (got None for each row)")
     return rows
+
+
+def _check_text(text: Any, name: str) -> None:
+    """Refuses what is no text, and half characters, which no tokenizer takes."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be text (got {text!r})")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be valid Unicode (got {text!r})") from error
 
 
 def _slot_of(name: str, arguments: dict[str, Any]) -> Slot:

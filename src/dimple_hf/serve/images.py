@@ -31,7 +31,7 @@ def data_url_bytes(url: str, max_bytes: int) -> bytes:
     """
     Args:
         url (`str`):
-            A URL such as `data:image/png;base64,iVBORw0KGgo...`.
+            A URL such as `data:image/png;base64,iVBORw0KGgo...`. White space in the base64 is ignored.
         max_bytes (`int`):
             Most bytes.
 
@@ -47,7 +47,7 @@ def data_url_bytes(url: str, max_bytes: int) -> bytes:
     if len(text) // 4 * 3 > max_bytes + 2:  # up to two bytes are padding
         raise too_large(max_bytes)
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # the `base64` command breaks lines
     except ValueError as error:
         raise RefusedRequest(f"an image must be base64 ({error})", "messages") from error
 

@@ -18,6 +18,7 @@ the adapter's own `adapter_config.json`, where `PeftModel.save_pretrained` and `
 themselves.
 """
 
+import warnings
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -92,7 +93,11 @@ def load_adapter(model: DimpleForConditionalGeneration, adapter: str, is_trainab
     Raises:
         ValueError: If the adapter's weights are damaged.
     """
-    with refuse_damaged_files(adapter, config_name="adapter_config.json"):
+    with refuse_damaged_files(adapter, config_name="adapter_config.json"), warnings.catch_warnings():
+        # PEFT reads a switch of transformers by its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # The attention mode is stored under a name that no layer has.
+        warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match", RuntimeWarning)
         return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 
