@@ -251,6 +251,39 @@ def test_free_values_are_as_deep_as_the_budget_allows(tokenizer: DimpleTokenizer
     assert re.search("at most [01] deep", prior.bounds["free values"])
 
 
+def test_free_values_of_arrays_hold_objects_in_objects(tokenizer: DimpleTokenizer) -> None:
+    """As the fields of Kubernetes do, which no schema describes; arrays further inside hold few levels."""
+    schema = {"type": "object", "properties": {"kind": {"type": "string"}}}
+    fields = {"f:metadata": {"f:labels": {".": {}}}}
+    assert can_write(tokenizer, schema, {"kind": "a", "managedFields": [{"fieldsV1": fields}]})
+    assert can_write(tokenizer, schema, {"kind": "a", "terms": [{"match": [{"key": "b", "values": ["c", "d"]}]}]})
+    assert not can_write(tokenizer, schema, {"kind": "a", "managedFields": [{"fieldsV1": {"f": {"g": fields}}}]})
+
+
+def test_alternatives_that_end_alike_share_their_states(tokenizer: DimpleTokenizer) -> None:
+    """An expression of many operators nests as deep as one of few; without that it would nest in one level only."""
+    both = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"$ref": "#"}}
+    values: dict[str, Any] = {name: {"$ref": "#"} for name in ("exp", "log", "not", "neg", "abs")}
+    values |= dict.fromkeys(("add", "mul", "div", "sub", "pow"), both)
+    calls = [
+        {"type": "object", "required": [name], "additionalProperties": False, "properties": {name: value}}
+        for name, value in values.items()
+    ]
+    schema = {"anyOf": [{"type": "number"}, {"type": "string"}, *calls]}
+    assert can_write(tokenizer, schema, {"pow": [{"exp": 2}, {"log": {"neg": {"not": "x"}}}]})
+    assert not can_write(tokenizer, schema, {"pow": [{"exp": 2}]})
+    assert not can_write(
+        tokenizer, schema, {"pow": [{"exp": 2}, {"log": {"neg": {"not": {"abs": {"exp": {"abs": 1}}}}}}]}
+    )
+
+
+def test_string_that_is_the_whole_answer_has_more_positions(tokenizer: DimpleTokenizer) -> None:
+    """It shares them with no other value; in the padded layout `max_string_tokens` is what it can have."""
+    assert len(StructurePrior.from_json_schema({"type": "string"}).canvas(tokenizer).ids) >= 32
+    padded = StructurePrior.from_json_schema({"type": "string"}, layout="padded").canvas(tokenizer)
+    assert len(padded.ids) == 2 + 16  # with its quotation marks
+
+
 def test_unmentioned_properties_inside_objects_are_less_deep(tokenizer: DimpleTokenizer) -> None:
     """Of the answer itself they have some levels, further inside fewer, so that many open objects stay small."""
     inner = {"type": "object", "properties": {"n": {"type": "integer"}}}
@@ -359,6 +392,14 @@ def test_unique_strings_differ_by_their_first_or_last_letter(tokenizer: DimpleTo
     assert not can_write(tokenizer, schema, ["mc:stone", "mc:plate"])  # these are not told apart
     assert can_write(tokenizer, schema, ["mc:stone", "mc:deepslate"])
     assert not can_write(tokenizer, schema, [".js", ".js"])
+
+
+def test_pairs_of_unique_strings_take_few_states(tokenizer: DimpleTokenizer) -> None:
+    """Where sets of more kinds would need too many, two items of different kinds may still come."""
+    schema = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    assert can_write(tokenizer, schema, ["1234567890", "9876543210"])
+    assert not can_write(tokenizer, schema, ["1234567890", "9876543210", "5678901230"])
+    assert not can_write(tokenizer, schema, ["10", "10"])
 
 
 @pytest.mark.parametrize(

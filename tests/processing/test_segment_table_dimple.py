@@ -16,11 +16,11 @@
 import numpy as np
 import pytest
 
-from dimple_hf.processing import DimpleTokenizer
+from dimple_hf.processing import DimpleTokenizer, segment_table_dimple
 from dimple_hf.processing.byte_dfa_dimple import ByteDFA, written
 from dimple_hf.processing.char_dfa_dimple import CharDFA, free_text
 from dimple_hf.processing.patterns_dimple import pattern_dfa
-from dimple_hf.processing.segment_table_dimple import _classes, _classes_beside_free_text
+from dimple_hf.processing.segment_table_dimple import SegmentTable, _classes, _classes_beside_free_text
 from dimple_hf.processing.vocabulary_dimple import Vocabulary
 
 
@@ -67,3 +67,17 @@ def test_segment_that_allows_more_than_free_text_is_walked_whole(tokenizer: Dimp
     accepting = np.append(free.accepting, True)
     dfa = ByteDFA(table, np.arange(256, dtype=np.uint8), accepting, np.append(free.is_char_start, True), True)
     assert _classes_beside_free_text(dfa, Vocabulary.of(tokenizer)) is None
+
+
+def test_tables_of_a_vocabulary_take_bounded_memory(
+    tokenizer: DimpleTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those used least recently go; the one that is made stays, however large it is."""
+    vocabulary = Vocabulary(tokenizer)
+    dfas = [written(pattern_dfa(pattern)[0]) for pattern in ("[a-c]+", "[d-f]+", "[g-i]+")]
+    first, second = (SegmentTable.of(dfa, vocabulary) for dfa in dfas[:2])
+    assert SegmentTable.of(dfas[0], vocabulary) is first  # the control: there is room for both
+    monkeypatch.setattr(segment_table_dimple, "MAX_TABLE_BYTES", 1)
+    third = SegmentTable.of(dfas[2], vocabulary)
+    assert list(vocabulary.memory.values()) == [third]
+    assert SegmentTable.of(dfas[1], vocabulary) is not second

@@ -15,7 +15,17 @@
 
 from .answer_parts_dimple import Alternation, Choices, Concat, Literal, Members, Part, Repeat, ValueSlot
 from .byte_dfa_dimple import written
-from .byte_nfa_dimple import ByteNFA
+from .byte_nfa_dimple import ByteNFA, TooLargeError
+
+
+def fits(part: Part, max_states: int) -> bool:
+    """Whether the network of a part has at most so many states; it is made until it has more."""
+    nfa = ByteNFA(max_states)
+    try:
+        NetworkBuilder(nfa).build(part, nfa.end)
+    except TooLargeError:
+        return False
+    return True
 
 
 class NetworkBuilder:
@@ -111,16 +121,17 @@ class _MemberBuilder:
                 return self._separated([nfa.literal(b'"', nfa.either(keys))], count) if keys else nfa.either(())
         # No named member has to come any more.
         ends = [self.target] if count >= members.min_members else []
-        node = nfa.placeholder()
         nexts = [nfa.literal(b'"', nfa.either(keys))] if keys else []
-        if members.generated and not is_full:
-            after = (
-                node
-                if count == self.top and start == len(members.named)
-                else self.nodes.get((len(members.named), following), node)
-            )
-            nexts += [self.builder.build(Concat(pair), after) for pair in members.generated]
-        nfa.close(node, (*ends, *([self._separated(nexts, count)] if nexts else ())))
+        if not members.generated or is_full:  # told by what follows, so that objects that end alike share their ends
+            return nfa.either((*ends, *([self._separated(nexts, count)] if nexts else ())))
+        node = nfa.placeholder()
+        after = (
+            node
+            if count == self.top and start == len(members.named)
+            else self.nodes.get((len(members.named), following), node)
+        )
+        nexts += [self.builder.build(Concat(pair), after) for pair in members.generated]
+        nfa.close(node, (*ends, self._separated(nexts, count)))
         return node
 
     def _key(self, index: int, following: int) -> int:

@@ -58,7 +58,7 @@ MAX_DEPTH = 64
 USUAL_FREE_LEVELS = 2
 
 #: Levels inside the arrays there.
-MAX_LEVELS_IN_ARRAY = 3
+MAX_LEVELS_IN_ARRAY = 4
 
 #: Numbers there, and their most characters.
 FREE_NUMBER = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
@@ -278,7 +278,8 @@ class SchemaReader:
             self.bounds["free values"] = (
                 f"arrays and objects nested at most {most} deep, numbers of at most {MAX_FREE_NUMBER_CHARS} characters"
             )
-            options: list[Part] = [self._string_slot(Language(free_text(), None, True), Shape(), "$")]
+            usual_text = Shape(max_tokens=self.options.max_string_tokens)
+            options: list[Part] = [self._string_slot(Language(free_text(), None, True), usual_text, "$")]
             number = ValueSlot(Language(format_dfa(FREE_NUMBER), MAX_FREE_NUMBER_CHARS), "$", 8)
             words = ("true", "false", "null") if levels else ("true", "false", "null", "[]", "{}")
             options += [number, ValueSlot(Choices(words), "$")]
@@ -352,7 +353,8 @@ class SchemaReader:
     def _string_slot(self, language: Language, shape: Shape, path: str) -> Part:
         if language.longest == 0:
             return Literal('""')
-        usual = self.options.max_string_tokens
+        # A string that is the whole answer shares its positions with no other.
+        usual = self.options.max_string_tokens * (2 if path == "$" and self.options.is_shared else 1)
         bounds = [bound for bound in (language.longest,) if bound is not None]
         if not (shape.patterns or shape.formats) or not bounds:
             # A quarter of the most characters, where that is more: words have about four.
@@ -525,17 +527,23 @@ class SchemaReader:
         for chosen in partitions(sums):
             kinds = [[self._sum(*one, path) for one in zip(kind, depths, strict=True)] for kind in chosen]
             kinds = [kind for kind in kinds if any(kind)]
-            arrays = self._of_kinds(kinds, num_named, shape)
-            is_wanted = is_exact or (must and not num_kinds)
-            if arrays is not None and (
-                is_wanted or num_states(Alternation((*options, arrays)), self.sizes) <= self.limits.unique
-            ):
-                options, num_kinds = [*options, arrays], max(num_kinds, len(kinds))
+            # Of two items, those that come second share their states; of more, each set of kinds has its own.
+            for most in dict.fromkeys((len(kinds), min(len(kinds), 2))):
+                arrays = self._of_kinds(kinds, num_named, shape, most)
+                is_wanted = is_exact or (must and not num_kinds)
+                if arrays is not None and (
+                    is_wanted or num_states(Alternation((*options, arrays)), self.sizes) <= self.limits.unique
+                ):
+                    options, num_kinds = [*options, arrays], max(num_kinds, most)
+                    break
         return _one_of(options), num_kinds
 
-    def _of_kinds(self, kinds: list[list[Part | None]], num_named: int, shape: Shape) -> Part | None:
-        """Arrays of items of different kinds. Each kind has a part for each of the first items, and for all others."""
-        least, most = shape.min_items, len(kinds) if shape.max_items is None else min(shape.max_items, len(kinds))
+    def _of_kinds(self, kinds: list[list[Part | None]], num_named: int, shape: Shape, max_items: int) -> Part | None:
+        """
+        Arrays of at most `max_items` items of different kinds. Each kind has a part for each of the first items, and
+        for all others.
+        """
+        least, most = shape.min_items, max_items if shape.max_items is None else min(shape.max_items, max_items)
         known: dict[int, Part | None] = {}
         for used in range((1 << len(kinds)) - 1, -1, -1):
             count = used.bit_count()
@@ -544,7 +552,8 @@ class SchemaReader:
                 item = own[min(count, num_named)]
                 rest = known.get(used | 1 << number) if not used >> number & 1 and count < most else None
                 if item is not None and rest is not None:
-                    options.append(Concat((Literal(self.comma if count else ""), item, rest)))
+                    parts = (Literal(self.comma if count else ""), item, rest)
+                    options.append(Concat(parts[: 2 if rest is EMPTY else 3]))
             known[used] = _one_of(options)
         return known[0]
 

@@ -34,8 +34,9 @@ MAX_TABLE = 1 << 22
 #: Pairs that are stepped on together.
 MAX_AT_ONCE = 1 << 18
 
-#: Most tables that a vocabulary remembers.
+#: Most tables that a vocabulary remembers, and most bytes that they take.
 MAX_TABLES = 96
+MAX_TABLE_BYTES = 1 << 26
 
 #: Most texts on the way of exceptions to free text that are looked at one by one.
 MAX_NEAR = 4096
@@ -51,9 +52,9 @@ class SegmentTable:
         dfa (`ByteDFA`):
             The segment.
         targets (`np.ndarray`):
-            int32 of shape `(num_classes, num_states)`: the state after a text of each class, -1 where there is none.
+            int16 of shape `(num_classes, num_states)`: the state after a text of each class, -1 where there is none.
         counts (`np.ndarray`):
-            int32 of the same shape: how many characters the text begins on the way.
+            int8 of the same shape: how many characters the text begins on the way.
         tokens, token_class (`np.ndarray`):
             int32 of shape `(num_tokens,)`: the tokens, sorted, and their classes: 0 if they have no way on.
         split_tokens, split_class, split_rest (`np.ndarray`):
@@ -62,7 +63,7 @@ class SegmentTable:
         entry_class, entry_pair (`np.ndarray`):
             int32 of shape `(num_entries,)`: for each class and state inside, the class and the pair of states.
         entry_count (`np.ndarray`):
-            int32 of shape `(num_entries,)`: and the characters.
+            int8 of shape `(num_entries,)`: and the characters.
         pair_source, pair_target, pair_count (`np.ndarray`):
             int32 of shape `(num_pairs,)`: the pairs of states that a token leads between, and its fewest characters.
     """
@@ -106,12 +107,13 @@ class SegmentTable:
         used = np.zeros(len(targets), dtype=bool)
         used[token_class] = True
         used[0] = False
-        entry_class, entry_source = np.nonzero((targets >= 0) & used[:, None])
-        entry_count = counts[entry_class, entry_source]
-        pairs, entry_pair = np.unique(
-            entry_source * num_states + targets[entry_class, entry_source], return_inverse=True
-        )
-        entry_class, entry_pair = entry_class.astype(np.int32), entry_pair.reshape(-1).astype(np.int32)
+        entries = np.flatnonzero((targets >= 0) & used[:, None]).astype(np.int32)
+        entry_class, entry_source = np.divmod(entries, np.int32(num_states))
+        entry_count = counts.reshape(-1)[entries]
+        keys = entry_source * np.int32(num_states) + targets.reshape(-1)[entries]
+        del entries, entry_source
+        pairs = np.unique(keys)
+        entry_pair = np.searchsorted(pairs, keys).astype(np.int32)
         pair_count = np.full(len(pairs), np.iinfo(np.int32).max, dtype=np.int32)
         np.minimum.at(pair_count, entry_pair, entry_count)
         return cls(
@@ -132,7 +134,8 @@ _ClassArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def _classes(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
     """The classes of any segment, by walking down the tree of tokens, a level at a time."""
     rows, node_class = _walk(dfa, vocabulary)
-    targets, counts = np.where(rows < 0, -1, rows >> _COUNT_BITS), rows & ((1 << _COUNT_BITS) - 1)
+    targets = np.where(rows < 0, -1, rows >> _COUNT_BITS).astype(np.int16)
+    counts = (rows & ((1 << _COUNT_BITS) - 1)).astype(np.int8)
     node_class = node_class.astype(_class_dtype(len(rows)))
     return targets, counts, node_class[vocabulary.token_nodes], node_class[vocabulary.splits[dfa.is_quoted][1]]
 
@@ -184,7 +187,7 @@ def _classes_beside_free_text(dfa: ByteDFA, vocabulary: Vocabulary) -> _ClassArr
     targets, counts = base_targets[rows][:, like], base_counts[rows][:, like]
     targets = np.where(targets < 0, -1, own[targets])
     targets[num_base + index, source] = target
-    return targets.astype(np.int32), counts, token_class, split_class
+    return targets.astype(np.int16), counts, token_class, split_class
 
 
 def _classes_of_free_text(free: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays:
@@ -198,10 +201,20 @@ def _remembered(vocabulary: Vocabulary, key: Any, make: Callable[[], Any]) -> An
     found = memory.pop(key, None)
     if found is None:
         found = make()
-        while len(memory) >= MAX_TABLES:
-            memory.pop(next(iter(memory)), None)
+        sizes = {one: _num_bytes(value) for one, value in list(memory.items())}  # other threads may add to it
+        total = sum(sizes.values()) + _num_bytes(found)
+        while memory and (len(memory) >= MAX_TABLES or total > MAX_TABLE_BYTES):
+            oldest = next(iter(memory))
+            total -= sizes.get(oldest, 0)
+            memory.pop(oldest, None)
     memory[key] = found
     return found
+
+
+def _num_bytes(found: "SegmentTable | _ClassArrays") -> int:
+    """What a table, or the classes of one, takes."""
+    arrays = found if isinstance(found, tuple) else vars(found).values()
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def _likeness(dfa: ByteDFA, free: ByteDFA) -> tuple[np.ndarray, np.ndarray] | None:
@@ -282,24 +295,22 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
     classes = _Classes(num_states)
     node_class = np.zeros(len(vocabulary.tree.byte), dtype=np.int32)
     node_class[0] = 1
-    column = dfa.column.astype(np.int32)
-    tree, nodes = vocabulary.tree, np.zeros(1, dtype=np.int32)
-    while len(nodes):
-        index, child = ranges(tree.first_child[nodes], tree.first_child[nodes + 1])
-        keys = node_class[nodes][index] * num_columns + column[tree.byte[child]]
+    column, tree = dfa.column.astype(np.int32), vocabulary.tree
+    for first, last in tree.levels:
+        keys = node_class[tree.parents[first:last]] * num_columns + column[tree.byte[first:last]]
         is_present = np.zeros(len(classes) * num_columns, dtype=bool)
         is_present[keys] = True
+        is_present[:num_columns] = False  # after no way on there is none
         present = np.flatnonzero(is_present)
+        if not len(present):
+            break
         number_of = np.zeros(len(is_present), dtype=np.int32)
         for some in np.array_split(present, 1 + len(present) * num_states // MAX_AT_ONCE):
             before = classes.rows[some // num_columns]
             steps = table[np.where(before < 0, num_states, before >> _COUNT_BITS), some[:, None] % num_columns]
             after = np.where(steps < 0, -1, steps + (before & ((1 << _COUNT_BITS) - 1)))
             number_of[some] = classes.numbers_of(after)
-        after_class = number_of[keys]
-        kept = np.flatnonzero(after_class)
-        nodes = child[kept]
-        node_class[nodes] = after_class[kept]
+        node_class[first:last] = number_of[keys]
     return classes.rows[: len(classes)].copy(), node_class
 
 

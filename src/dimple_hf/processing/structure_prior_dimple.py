@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from .answer_canvas_dimple import compact_canvas, padded_canvas
 from .answer_confidence_dimple import confidences_of_json, confidences_of_slots
 from .answer_layout_dimple import Canvas, CanvasConstraint
+from .answer_network_dimple import fits
 from .answer_order_dimple import text_in_order
 from .answer_parts_dimple import (
     EMPTY,
@@ -60,8 +61,10 @@ LAYOUTS = {"padded": padded_canvas, "compact": compact_canvas}
 
 #: Bounds of values that a schema leaves open, and the most states that they may take: the first that are few enough.
 DEPTHS = (
-    (Depth(5, 6, 4), 8_000),
-    (Depth(3, 5, 4), 13_000),
+    (Depth(5, 6, 5), 16_500),
+    (Depth(4, 5, 4), 16_500),
+    (Depth(3, 5, 4), 16_500),
+    (Depth(3, 4, 4), 21_000),
     (Depth(2, 4, 3, unique=1_000), 16_500),
     (Depth(2, 3, 2, unique=1_000), 16_500),
     (Depth(1, 2, 1, unique=500), 16_500),
@@ -82,6 +85,9 @@ UNORDERED_DEPTHS = (
 
 #: The same in the padded layout, where every value has positions of its own.
 PADDED_DEPTHS = ((Depth(5, 4, 3), MAX_NODES), (Depth(3, 2, 2), MAX_NODES), (Depth(1, 1, 1), MAX_NODES))
+
+#: How many times fewer states an answer of a schema that refers to itself is hoped to have than are estimated.
+MAX_SHARING = 500
 
 #: Priors of schemas that are remembered.
 MAX_REMEMBERED = 16
@@ -391,7 +397,8 @@ class StructurePrior:
                 Positions of a compact canvas; when missing, as many as the values usually need, at most 2048.
             max_string_tokens (`int`, *optional*, defaults to 16):
                 Tokens that a canvas has for a string whose length the schema does not bound. In the padded layout
-                that is the most it can have; in the compact one values share their positions, so it may be longer.
+                that is the most it can have; in the compact one values share their positions, so it may be longer,
+                and a string that is the whole answer has twice as many.
                 The keyword `x-max-tokens` beside a value's type sets it for that value.
             max_items (`int`, *optional*, defaults to 4):
                 The same for the items of an array without `maxItems`.
@@ -499,9 +506,14 @@ class StructurePrior:
         least = 0
         for depth, max_states in depths:
             if max_states < MAX_NODES and max_states >= least:
-                if num_states(reader.part(depth), {}) <= max_states:
+                part = reader.part(depth)
+                estimate = num_states(part, {})
+                if estimate > max_states:
+                    least = least or num_states(reader.part(depths[-1][0]), {})
+                # Alternatives that end alike share their ends, which counts where a schema refers to itself.
+                is_doubtful = bool(reader.recursive) and max(least, estimate / MAX_SHARING) <= max_states
+                if estimate <= max_states or (is_doubtful and fits(part, max_states)):
                     return self._first_canvas(vocabulary, [(depth, max_states), *depths[-2:]])
-                least = least or num_states(reader.part(depths[-1][0]), {})
         if least > 2 * MAX_NODES:  # the number is about right
             raise TooLargeError(f"the answer must need at most {MAX_NODES} states (it needs more)")
         return self._first_canvas(vocabulary, depths[-2:])

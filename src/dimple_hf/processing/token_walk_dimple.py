@@ -104,7 +104,7 @@ class FlatNFA:
 
     def _read_nodes(self) -> None:
         """The bytes of all states that are nodes; finds the other states on the way."""
-        nodes, sources, byte_of, targets = [], [], [], []
+        nodes, sources, lows, highs, targets = [], [], [], [], []
         exits: list[int] = []
         exit_counts: list[int] = []
         for core in self._queue:  # grows meanwhile
@@ -119,14 +119,15 @@ class FlatNFA:
             nodes.append(state)
             for low, high, target in self.nfa.edges[core]:
                 for after_state in self.states_at(target):
-                    for byte in range(low, high + 1):
-                        sources.append(state)
-                        byte_of.append(byte)
-                        targets.append(after_state)
+                    sources.append(state)
+                    lows.append(low)
+                    highs.append(high)
+                    targets.append(after_state)
         self.nodes = np.array(nodes, dtype=np.int32)
-        self._edge_first = np.searchsorted(np.array(sources, dtype=np.int32), np.arange(self.num_states + 1))
-        self._edge_byte = np.array(byte_of, dtype=np.int32)
-        self._edge_target = np.array(targets, dtype=np.int32)
+        index, self._edge_byte = ranges(np.array(lows, dtype=np.int32), np.array(highs, dtype=np.int32) + 1)
+        sources_of = np.array(sources, dtype=np.int32)[index]
+        self._edge_first = np.searchsorted(sources_of, np.arange(self.num_states + 1, dtype=np.int32))
+        self._edge_target = np.array(targets, dtype=np.int32)[index]
         self._exit_state = np.array(exits, dtype=np.int32)
         self._exit_first = np.concatenate([[0], np.cumsum(exit_counts, dtype=np.int64)])
 

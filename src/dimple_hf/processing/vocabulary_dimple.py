@@ -75,6 +75,15 @@ class TokenTree:
         return np.append(np.int32(0), parents)
 
     @cached_property
+    def levels(self) -> list[tuple[int, int]]:
+        """The first node of each level below the root, and the one after its last."""
+        levels, first, last = [], 0, 1
+        while first < last:
+            first, last = int(self.first_child[first]), int(self.first_child[last])
+            levels.append((first, last))
+        return levels[:-1]
+
+    @cached_property
     def _keys(self) -> np.ndarray:
         """Of each node but the root, its parent and byte in one number: they ascend."""
         return (self.parents[1:] << 8) + self.byte[1:]
