@@ -50,19 +50,20 @@ def test_device_that_is_none_is_one_line(capsys: pytest.CaptureFixture) -> None:
     )
 
 
+@pytest.mark.parametrize("command", [["generate", "What?", "--model"], ["serve"]])
 def test_checkpoint_of_the_hub_without_a_network_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """At once, also where nobody has said that the Hub is to be left alone."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     start = time.monotonic()
-    assert main(["generate", "--model", "rp-yu/Dimple-7B", "What?"]) == 1
+    assert main([*command, "rp-yu/Dimple-7B"]) == 1
     assert time.monotonic() - start < 10
     assert capsys.readouterr().err == (
-        "dimple-hf generate: rp-yu/Dimple-7B must be a directory, or a model in the cache while the Hub cannot be "
-        "reached (got neither)\n"
+        f"dimple-hf {command[0]}: rp-yu/Dimple-7B must be a directory, or a model in the cache while the Hub cannot "
+        "be reached (got neither)\n"
     )
 
 
@@ -99,3 +100,18 @@ def test_folder_that_is_no_checkpoint_is_named_for_what_it_lacks(
     (tmp_path / file).write_text("{}")
     assert main(["generate", "--model", str(tmp_path), "What?"]) == 1
     assert capsys.readouterr().err == f"dimple-hf generate: {tmp_path} must be a checkpoint{reason}\n"
+
+
+def test_data_check_without_a_network_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """For the model whose processor it takes by default, too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "hi", "completion": "you"}\n')
+    assert main(["data", "check", str(tmp_path / "rows.jsonl")]) == 1
+    assert capsys.readouterr().err == (
+        "dimple-hf data: rp-yu/Dimple-7B must be a directory, or a model in the cache while the Hub cannot be "
+        "reached (got neither)\n"
+    )

@@ -136,6 +136,7 @@ def test_read_example_image_of_each_kind_is_taken(tmp_path: Path) -> None:
 
 BAD_ROWS = {
     "it must have `messages`, `conversations` or `prompt` and `completion` (got text;": {"text": "hello"},
+    "(got text, None;": {"text": "hello", None: []},
     "(got nothing; `Trainer` drops columns without `remove_unused_columns=False`)": {},
     "a line that is no JSON": {READ_ERROR: "a line that is no JSON"},
     "roles must be one of system, user, human, assistant, gpt (got 'bot')": {

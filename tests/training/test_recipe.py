@@ -397,6 +397,19 @@ def test_source_file_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str)
     assert Source(str(tmp_path / name)).load(tmp_path)[0] == {"id": f"{name}[0]", "prompt": "größe", "completion": "1"}
 
 
+def test_source_csv_with_cells_beyond_its_columns_is_a_bad_example(tmp_path: Path) -> None:
+    """As a text with a comma that is not quoted. The other rows are read; another encoding is named with the file."""
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"Well, what?",1\nWell, what?,1\n')
+    rows = Source(str(path)).load(tmp_path)
+    assert rows[0]["prompt"] == "Well, what?"
+    with pytest.raises(BadExampleError, match=r"must have a column for each cell \(got \['1'\] beyond\)"):
+        read_example(rows[1])
+    path.write_bytes("prompt\ngröße\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="rows.csv must be in UTF-8"):
+        Source(str(path)).load(tmp_path)
+
+
 def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:
     """With several splits one must be chosen."""
     Dataset.from_dict({"a": [1, 2]}).save_to_disk(tmp_path / "one")

@@ -44,14 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; prints a report of each data set. 1 if an example is bad."""
-    from transformers import AutoProcessor
-
     from ..training.collator import DimpleDataCollator
     from ..training.data_check import check_examples
+    from .loading import load_processor
 
     num_bad = 0
     for name, source, model, options in _data_sets(args):
-        collator = DimpleDataCollator(AutoProcessor.from_pretrained(model), **options)
+        collator = DimpleDataCollator(load_processor(model), **options)
         report = check_examples(source.load(_folder(args)), collator, args.limit)
         print(f"{name}: {report}\n")
         num_bad += len(report.bad)

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from ..serve import load_app
     from ..serve.limits import MIB, Limits
     from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
-    from .loading import find_device
+    from .loading import find_checkpoint, find_device
 
     limits = Limits(
         max_requests=args.max_requests,
@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         max_image_pixels=args.max_image_pixels,
         max_images=args.max_images,
     )
+    find_checkpoint(args.model)
     # Of uvicorn too, whose own configuration writes to stdout.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:

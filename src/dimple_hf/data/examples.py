@@ -200,9 +200,10 @@ def _read_turns(example: Mapping[str, Any]) -> list[tuple[str, Any]]:
             for turn in _read_side(example.get(name), name, role)
         ]
     else:
+        names = ", ".join(map(str, example)) or "nothing"
         raise BadExampleError(
             "it must have `messages`, `conversations` or `prompt` and `completion` "
-            f"(got {', '.join(example) or 'nothing'}; `Trainer` drops columns without `remove_unused_columns=False`)"
+            f"(got {names}; `Trainer` drops columns without `remove_unused_columns=False`)"
         )
     system = example.get("system")
     if system and not any(role == "system" for role, _ in turns):

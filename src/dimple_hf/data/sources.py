@@ -44,6 +44,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: What `save_to_disk` writes, of a data set and of several splits.
 SAVED_NAMES = ("dataset_info.json", "dataset_dict.json")
 
+#: The name of cells beyond the columns of a CSV file.
+SURPLUS_CELLS = "surplus cells"
+
 #: Seconds that the Hub has to answer whether it is there.
 HUB_TIMEOUT = 5
 
@@ -366,8 +369,15 @@ def _read_json(path: Path) -> list[Any]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-        return [{name: value or None for name, value in example.items()} for example in csv.DictReader(file)]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
+            examples = list(csv.DictReader(file, restkey=SURPLUS_CELLS))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be in UTF-8 (got an error: {error})") from error
+    for example in examples:
+        if SURPLUS_CELLS in example:  # as of a text with commas that is not quoted: its end would be lost
+            example[READ_ERROR] = f"it must have a column for each cell (got {example.pop(SURPLUS_CELLS)!r} beyond)"
+    return [{name: value or None for name, value in example.items()} for example in examples]
 
 
 def _read_parquet(path: Path) -> Dataset:
