@@ -77,11 +77,12 @@ class Segment:
 
     def can_hold(self, tokens: Tokens) -> bool:
         """Whether the positions can still be completed; `tokens` has one entry a position, `None` where masked."""
-        self.automaton.trim()
         states = self.automaton.start
         for offset, token in enumerate(tokens):
             states = self.forward(states, offset, token)
-        return self.automaton.meet(states, self.automaton.accepting)
+        is_possible = self.automaton.meet(states, self.automaton.accepting)
+        self.automaton.trim()
+        return is_possible
 
     def shortest(self, limit: int) -> int | None:
         """The fewest positions, counted from the canvas's first, that can be completed; `None` if over `limit`."""

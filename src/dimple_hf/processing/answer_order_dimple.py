@@ -55,6 +55,8 @@ def text_in_order(canvas: Canvas, text: str, separators: tuple[str, str]) -> str
         return next((found for found, _ in _Search(canvas, separators).value(value)), None)
     except (ValueError, RecursionError):
         return None
+    finally:
+        canvas.segments[0].automaton.trim()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
