@@ -278,6 +278,15 @@ def test_training_with_label_smoothing_and_no_callback_is_refused(tmp_path: Path
         trainer.train()
 
 
+def test_neftune_noise_is_added_in_both_phases(tmp_path: Path) -> None:
+    """Its hook on the embedding takes whole sequences; the mask token has to be embedded as such."""
+    losses = {}
+    for alpha in (None, 5.0):
+        trainer, _ = train(tmp_path / str(alpha), neftune_noise_alpha=alpha)
+        losses[alpha] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(plain != noisy for plain, noisy in zip(losses[None], losses[5.0], strict=True))
+
+
 def test_evaluate_three_times_gives_one_loss(tmp_path: Path) -> None:
     """Without any callback, and whatever was drawn meanwhile."""
     trainer = make_trainer(tmp_path, without_phases=True)

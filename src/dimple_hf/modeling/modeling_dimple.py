@@ -610,15 +610,16 @@ class DimpleForConditionalGeneration(DimplePreTrainedModel, DimpleLikelihoodMixi
     ) -> dict[str, Any]:
         """Embeddings with the mask token's at masked positions, attention mask and positions of noisy sequences."""
         index = noisy.index
-        mask_token = torch.full((1,), self.config.mask_token_id, device=inputs_embeds.device)
-        mask_embedding = self.get_input_embeddings()(mask_token).to(inputs_embeds.dtype)
-        is_masked = noisy.is_masked[..., None].to(inputs_embeds.device)
+        is_masked = noisy.is_masked.to(inputs_embeds.device)
+        # One for each position, so that hooks of the embedding (NEFTune) see whole sequences.
+        mask_tokens = torch.full_like(is_masked, self.config.mask_token_id, dtype=torch.long)
+        mask_embeds = self.get_input_embeddings()(mask_tokens).to(inputs_embeds.dtype)
         if not index.are_rows:
             attention_mask = index.is_token.long()
         elif isinstance(attention_mask, torch.Tensor):
             attention_mask = attention_mask[index.rows[:, 0]]
         return {
-            "inputs_embeds": torch.where(is_masked, mask_embedding, index.take(inputs_embeds)),
+            "inputs_embeds": torch.where(is_masked[..., None], mask_embeds, index.take(inputs_embeds)),
             "attention_mask": attention_mask,
             "position_ids": position_ids[:, index.rows, index.positions],
         }
