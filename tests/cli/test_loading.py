@@ -50,7 +50,7 @@ def test_device_that_is_none_is_one_line(capsys: pytest.CaptureFixture) -> None:
     )
 
 
-@pytest.mark.parametrize("command", [["generate", "What?", "--model"], ["serve"]])
+@pytest.mark.parametrize("command", [["generate", "What?", "--model"], ["serve"], ["doctor", "--model"]])
 def test_checkpoint_of_the_hub_without_a_network_is_one_line(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -411,7 +411,7 @@ def test_locate_checkpoint_from_the_hub_downloads_only_the_shards_it_needs(
         asked.append([pattern for pattern in allow_patterns if pattern.startswith("model")])
         return str(tmp_path)
 
-    monkeypatch.setattr(initialization, "snapshot_download", download)
+    monkeypatch.setattr("dimple_hf.hub.files.snapshot_download", download)
     assert locate_checkpoint("owner/name", vision_name) == tmp_path
     assert asked == [[], ["model.safetensors" if num_shards == 1 else "model-00001.safetensors"]]
 

@@ -354,5 +354,5 @@ def test_problem_of_a_checkpoint_on_the_hub_is_found_before_it_is_downloaded(hub
     ((subject, problem),) = with_status("problem", check_checkpoint("team/tiny"))
     assert subject == "weights"
     assert SHARD in problem
-    with pytest.raises(OSError, match="Repository Not Found"):
+    with pytest.raises(OSError, match="team/none must be a directory or a model on the Hub"):
         check_checkpoint("team/none")

@@ -24,20 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, get_local_safetensors_metadata, snapshot_download
+from huggingface_hub import HfApi, constants, get_local_safetensors_metadata
 from huggingface_hub.utils import SafetensorsRepoMetadata
 
 from ..modeling import DimpleConfig, DimpleGenerationConfig
 from ..modeling.weight_files_dimple import INDEX, read_header, read_index, read_json
 from ..processing import DimpleProcessor
+from .files import find_files
 from .findings import Finding
 from .init import SPECIAL_TOKENS
 from .weights import DTYPES, StoredTensor, check_tensors, expected_shapes
 
 WEIGHTS = "model.safetensors"
-
-#: What is downloaded of a repository: everything but weights and code.
-SMALL_FILES = ("*.json", "*.txt", "*.jinja")
 
 #: Files that run code when they are read.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -88,13 +86,11 @@ def open_checkpoint(source: str) -> Checkpoint:
 
     Raises:
         ValueError: If `source` is neither.
+        OSError: If there is no such checkpoint.
     """
-    directory = Path(source)
-    if directory.is_dir():
+    directory = find_files(source)
+    if Path(source).is_dir():
         return Checkpoint(source, directory, _names(directory))
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"a checkpoint must be a directory or a Hub id such as 'owner/name' (got {source!r})")
-    directory = Path(snapshot_download(source, allow_patterns=list(SMALL_FILES)))
     offline = constants.HF_HUB_OFFLINE
     return Checkpoint(source, directory, _names(directory) if offline else frozenset(HfApi().list_repo_files(source)))
 

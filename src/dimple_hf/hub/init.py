@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import save_torch_state_dict
 from huggingface_hub.dataclasses import StrictDataclassFieldValidationError
 from safetensors import safe_open
 
 from ..modeling import DimpleConfig, DimpleForConditionalGeneration, DimpleGenerationConfig, DimpleVisionConfig
 from ..modeling.weight_files_dimple import INDEX, read_header, read_index, read_json
 from ..processing import DimpleImageProcessor, DimpleProcessor, DimpleTokenizer
+from .files import find_files
 from .weights import DTYPES, MAX_SHARD_BYTES, StoredTensor, check_tensors, expected_shapes
 
 #: Area of the largest image in training (336 x 336 pixels, Dimple, section 4), the image processor's upper bound.
@@ -130,17 +131,16 @@ def locate_checkpoint(source: str, rename: Callable[[str], str | None]) -> Path:
 
     Raises:
         ValueError: If `source` is a path without a directory.
+        OSError: If there is no such checkpoint.
     """
+    directory = find_files(source)
     if Path(source).is_dir():
-        return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"a checkpoint must be a directory or a Hub id such as 'owner/name' (got {source!r})")
-    directory = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja"]))
+        return directory
     index = directory / INDEX
     patterns = ["model.safetensors"]
     if index.is_file():
         patterns = sorted({file for name, file in read_index(index).items() if rename(name) is not None})
-    return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja", *patterns]))
+    return find_files(source, patterns)
 
 
 def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[str, StoredTensor]:
