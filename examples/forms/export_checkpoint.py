@@ -13,9 +13,8 @@
 # limitations under the License.
 """Puts the trained forms model into the package: weights in bfloat16, processor, generation options, model card.
 
-Of several stages the weights are averaged, which is at least as good as the last of them (`docs/results.md`). The
-card's scores are those of the weights that are written, on held-out forms. The old checkpoint stays until the new one
-is whole.
+Of several checkpoints the weights are averaged (`docs/results.md`). The card's scores are those of the weights that
+are written, on held-out forms. The old checkpoint stays until the new one is whole.
 
 Command:
     python examples/forms/export_checkpoint.py runs/forms/extended/{words,decide} [--rows 500]
@@ -60,17 +59,23 @@ and nothing else can be expected of it:
 | about a label that is not there, or anything else | `not on the form` |
 | about an image without a form | `no form` |
 
+It decides, by the labels of options, whether a label is on the form, whether there are more than a number of rows, how
+many rows there are, and how many digits a number has: four such questions on one canvas, more with
+`independent=True`. By the texts of options (`reading="text"`) it also says which row comes first or last, and which of
+several numbers stands next to a label.
+
 In the scores, `schema` is JSON under the form's schema (layout `"padded"`), `shuffled` the same with the labels in
 another order, and `nullable` with labels that are not on the form. `worked` and `add` are sums whose terms are given
 by a prior. `rich` forms also have amounts, dates and checkboxes. `held-out words` are wordings that training never
 used. Learned in part only, as the scores show: several numbers in an order of one's own (`fields`; use a schema), rich
-forms, and lists of labels. Not learned: decisions, with labels (`decide`) or in words (`freely`).
+forms, lists of labels, other decisions (`decide_one` and `decide` ask all types), such as comparing a number with
+another. Not learned: choices whose options change by their labels.
 
 The handwriting is that of the UCI data set "Optical Recognition of Handwritten Digits" (1,797 digits, as in
 scikit-learn's `load_digits`). 1,400 of the digits were used in training, the other 397 in the images of the scores
 below. Trained by `examples/forms` of dimple_hf: a vision stage instead of a public pretrained tower, autoregressive
-training, then diffusion (`recipe.yaml`); and more of both vision and diffusion (`recipe_extend.yaml`). The weights are
-the mean of those after its last stages."""
+training, then diffusion (`recipe.yaml`); more of both vision and diffusion (`recipe_extend.yaml`); and a curriculum of
+decisions with reading beside them, in earlier forms of `train_decisions.py`."""
 
 
 def average_models(trained: Sequence[Path], dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:

@@ -170,12 +170,19 @@ def ask_group(
 
 
 def evaluate(
-    model: PreTrainedModel, processor: ProcessorMixin, num_rows: int, batch_size: int, seed: int = 0, **options: Any
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    num_rows: int,
+    batch_size: int,
+    seed: int = 0,
+    groups: Sequence[str] = tuple(GROUPS),
+    **options: Any,
 ) -> tuple[Points, dict[str, float]]:
     """Scores the first held-out forms of every group of questions.
 
     Args:
         model, processor, num_rows, batch_size, seed: See [`ask_group`].
+        groups (`Sequence[str]`, defaults to all of `GROUPS`): Names of the groups to ask about.
         options: Of `generate`.
 
     Returns:
@@ -183,9 +190,9 @@ def evaluate(
     """
     points: Points = {}
     passes: dict[str, float] = {}
-    for group, row_arguments in GROUPS.items():
+    for group in groups:
         found, passes_per_token = ask_group(
-            model, processor, num_rows, batch_size, seed, group, options, **row_arguments
+            model, processor, num_rows, batch_size, seed, group, options, **GROUPS[group]
         )
         points |= {f"{group}/{name}": value for name, value in found.items()}
         passes[f"{group}/passes_per_token"] = passes_per_token
@@ -257,6 +264,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, help="positions of the answer (default: the checkpoint's)")
     parser.add_argument("--decodings", nargs="+", choices=DECODINGS, default=list(DECODINGS))
+    parser.add_argument(
+        "--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of questions (default: all)"
+    )
     parser.add_argument("--by-wording", action="store_true", help="score each wording of a question by itself")
     parser.add_argument("--output", type=Path, help="JSON file for the scores")
     args = parser.parse_args(arguments)
@@ -271,7 +281,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print("\n\n".join(format_wordings(scores) for scores in wordings.values()))
         report = settings | {"wordings": wordings}
     else:
-        reports = {name: evaluate(*common, **DECODINGS[name], **length) for name in args.decodings}
+        reports = {name: evaluate(*common, args.groups, **DECODINGS[name], **length) for name in args.decodings}
         shares = {
             name: {score: right / possible for score, (right, possible) in points.items()} | passes
             for name, (points, passes) in reports.items()

@@ -30,10 +30,10 @@ def test_decisions_page_runs_as_it_stands(
     for snippet in snippets:
         exec(compile(snippet, "decisions.md", "exec"), namespace)
     printed = capsys.readouterr().out.splitlines()
-    probability, choice, confidence, score = printed[0].split()
-    assert 0 <= float(probability) <= 1
-    assert choice in ("price", "floor", "table", "qty")
-    assert 0.25 <= float(confidence) <= 1
-    assert 0 <= float(score) <= 3
+    has_price, rows, digits = map(float, printed[0].split())
+    assert has_price > 0.9
+    assert rows == pytest.approx(2, abs=0.2)  # four
+    assert digits > 0.8
+    assert "92" in printed  # the floor
     assert printed[-1].startswith("tensor([")
     assert (tmp_path / "calibrated" / "decision_calibration.json").exists()

@@ -83,6 +83,8 @@ def test_main_asks_the_forms_of_a_seed_in_a_dtype(parity_dir: Path, monkeypatch:
     assert first == [forms_row("test", 0, **group)["fields"] for group in GROUPS.values()]
     assert other == [forms_row("test", 0, 1, **group)["fields"] for group in GROUPS.values()]
     assert first != other  # control
+    report = forms_evaluation.main([*arguments, "--groups", "held-out words sum"])
+    assert list(report["cases"]) == ["held-out words sum/exact"]
 
 
 def test_main_scores_each_wording_by_itself(
