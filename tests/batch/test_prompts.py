@@ -67,7 +67,7 @@ BAD_ROWS: dict[str, Any] = {
         "messages": [ASK],
         "images": [{"bytes": png()[:90]}],
     },
-    "image 0 must be readable (got text as `bytes`": {"messages": [ASK], "images": [{"bytes": "no base64"}]},
+    "image 0 must be readable (got text as `bytes`": {"messages": [ASK], "images": [{"bytes": "no base64!"}]},
     "image 0 (of 4 bytes) must be a PNG, JPEG": {"messages": [ASK], "images": [b"junk"]},
     "roles must be one of system, user, human, assistant, gpt (got 'bot')": {
         "messages": [{"role": "bot", "content": "hi"}]

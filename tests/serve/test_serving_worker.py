@@ -290,7 +290,8 @@ def test_answers_of_rows_that_join_and_leave_are_those_of_generate(
     drawn = {"do_sample": True, "temperature": 2.0}
     specs: list[tuple[Any, int, dict[str, Any], int | None]] = [
         (None, 20, SLOWLY, None), (prior, len(prior.canvas(forms_processor.tokenizer).ids), {}, None),
-        (None, 8, {}, None), (None, 24, drawn, 3), (None, 30, {}, None), (None, 40, {}, None), (None, 16, drawn, 3),
+        (None, 8, SLOWLY, None), (None, 24, drawn, 3), (None, 30, {}, None), (None, 40, {}, None),
+        (None, 16, drawn, 3),
     ]  # fmt: skip
     watched = [
         Watched(Job(row(forms_processor, chat(index)), prior, length, options, seed))
