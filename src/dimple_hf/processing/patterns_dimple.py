@@ -210,6 +210,8 @@ class _Reader:
             return start
         if operation == "AT":
             return self._anchor(str(argument), target, flags)
+        if operation == "FAILURE":  # `(?!)`, as later versions of Python read it
+            return self.nfa.either([])
         names = {"GROUPREF": "back references", "GROUPREF_EXISTS": "back references", "ATOMIC_GROUP": "atomic groups"}
         name = names.get(operation, operation.lower().replace("_", " "))
         raise UnsupportedPatternError(f"the pattern must not use {name}")
