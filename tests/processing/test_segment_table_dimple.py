@@ -81,3 +81,15 @@ def test_tables_of_a_vocabulary_take_bounded_memory(
     third = SegmentTable.of(dfas[2], vocabulary)
     assert list(vocabulary.memory.values()) == [third]
     assert SegmentTable.of(dfas[1], vocabulary) is not second
+
+
+def test_segment_of_more_states_than_tables_can_hold_is_refused(
+    tokenizer: DimpleTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers would wrap around, and lead elsewhere."""
+    dfa = written(pattern_dfa("[a-c]{8}")[0])
+    monkeypatch.setattr(segment_table_dimple, "MAX_STATES", len(dfa.table) - 1)
+    with pytest.raises(ValueError, match="must need at most .* states"):
+        SegmentTable.of(dfa, Vocabulary(tokenizer))
+    monkeypatch.setattr(segment_table_dimple, "MAX_STATES", len(dfa.table))
+    assert SegmentTable.of(dfa, Vocabulary(tokenizer))  # the control

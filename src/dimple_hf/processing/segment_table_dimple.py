@@ -28,6 +28,9 @@ from .byte_dfa_dimple import ByteDFA, written
 from .char_dfa_dimple import free_text
 from .vocabulary_dimple import Vocabulary, ranges
 
+#: Most states of a segment, which tables hold in 16 bits.
+MAX_STATES = (1 << 15) - 1
+
 #: Most pairs of a state and a class.
 MAX_TABLE = 1 << 22
 
@@ -93,7 +96,12 @@ class SegmentTable:
         """
         1. Find the classes of the tokens: texts that lead everywhere to the same are one class.
         2. Order what was found by pairs of states.
+
+        Raises:
+            ValueError: If the segment has too many states, or too many in combination with the tokens.
         """
+        if len(dfa.table) > MAX_STATES:
+            raise ValueError(f"a text must need at most {MAX_STATES} states (it needs {len(dfa.table)})")
         # 1.
         found = _classes_beside_free_text(dfa, vocabulary) or _classes(dfa, vocabulary)
         targets, counts, token_class, split_class = found
