@@ -243,7 +243,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
         (["--max-new-tokens", "0"], "`max_new_tokens` must be greater than 0"),
         (["--confidence-threshold", "1.5"], "`confidence_threshold` must lie in (0, 1] (got 1.5)"),
         (["--schema", "rows.jsonl"], "`--schema` must be a file with JSON"),
-        (["--schema", "example.json"], "`--schema` must have a keyword of JSON Schema"),
+        (["--schema", "example.json"], "`schema` must have a keyword of JSON Schema"),
         (["--any-order"], "`--any-order` must be given with `--schema` only"),
         (["--schema", "s.json", "--max-new-tokens", "8"], "`--max-new-tokens` must not be given with `--schema`"),
         (["--output", "missing/a.jsonl"], "`--output` must be a file in a folder that exists (got missing/a.jsonl)"),

@@ -261,7 +261,7 @@ def test_extract_reads_a_data_set(
         ('{"type": "strin"}', "`schema` must have a type or a list of types at $.type (got 'strin')"),
         ('{"type": "string", "pattern": "^x{99}$", "x-max-tokens": 9}', "$ must be longer"),
         ("[]", "`schema` must be a dict or a pydantic model class (got list)"),
-        ('{"price": 5, "qty": 1}', '`--schema` must have a keyword of JSON Schema, such as "type" or "properties"'),
+        ('{"price": 5, "qty": 1}', '`schema` must have a keyword of JSON Schema, such as "type" or "properties"'),
     ],
 )
 def test_extract_with_bad_schema_returns_one_before_the_model_is_loaded(

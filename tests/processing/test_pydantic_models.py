@@ -94,7 +94,7 @@ MODELS: dict[str, Any] = {
     "enum": Colour, "literal": Literal["a", 1, True], "list": list[int], "models": list[Item], "set": set[int],
     "frozenset": frozenset[str], "tuple": tuple[int, str], "tuples": tuple[int, ...], "dict": dict[str, int],
     "dict of models": dict[str, Item], "any": Any, "dict of any": dict[str, Any], "union": Cat | Dog,
-    "deque": deque[int],
+    "deque": deque[int], "dict of numbers": dict[int, bool],
     "discriminated": Annotated[Cat | Dog, pydantic.Field(discriminator="kind")], "recursive": Node, "strict": Strict,
     "open": Open, "typed dict": Typed, "dataclass": Plain, "named tuple": Pair, "40 optional fields": MANY,
     "constrained": Annotated[int, pydantic.Field(ge=0, multiple_of=5)],

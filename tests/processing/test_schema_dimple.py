@@ -171,6 +171,16 @@ def test_schema_allows_these_values_and_not_those(
     assert [can_write(tokenizer, schema, value) for value in invalid] == [False] * len(invalid)
 
 
+@pytest.mark.parametrize("example", [{"price": 5, "qty": 1}, {"name": "form", "schema": {"type": "object"}}])
+def test_schema_without_any_keyword_is_refused_with_its_keys(example: dict[str, Any]) -> None:
+    """An example of the answer, or a schema one level too deep: any JSON would be valid. `{}` says so on purpose."""
+    keys = ", ".join(example)
+    with pytest.raises(ValueError, match=rf"`schema` must have a keyword .* or be {{}} .* \(got the keys {keys}\)"):
+        StructurePrior.from_json_schema(example)
+    for schema in ({}, {"title": "Any"}, {"type": "object", "properties": {"price": {"x-note": 1}, "qty": {}}}):
+        assert StructurePrior.from_json_schema(schema).ignored in ([], ["$.properties.price.x-note"])
+
+
 def test_canvas_of_a_free_value_is_short(tokenizer: DimpleTokenizer) -> None:
     """A value may nest deeper and hold more than usual; every answer would pay for a canvas that has room for it."""
     assert 100 < len(StructurePrior.from_json_schema({}).canvas(tokenizer).ids) < 300

@@ -245,6 +245,16 @@ def test_schema_of_a_call_keeps_the_references_of_each_function() -> None:
     optional = call_schema(parse_request(body(tools=[TOOL])), 8)
     assert optional["anyOf"][-1]["properties"]["content"] == {"type": "string", "x-max-tokens": 8}
     assert call_schema(parse_request(body()), 8) is None
+    assert schema["$defs"]["f1"]["type"] == "object"  # the client reads arguments by name
+
+
+def test_parameters_that_are_an_example_are_refused_with_their_function() -> None:
+    """Else the arguments could be any JSON; `{}` and no parameters at all mean something."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"city": "Rome"}}}
+    with pytest.raises(RefusedRequest, match=r"'f': `parameters` must have a keyword .* \(got the keys city\)"):
+        call_schema(parse_request(body(tools=[TOOL, tool])), 8)
+    tool["function"] = {"name": "f", "parameters": {}}
+    assert call_schema(parse_request(body(tools=[tool])), 8)
 
 
 def test_calls_are_read_and_written_in_one_form() -> None:

@@ -119,26 +119,6 @@ def read_json(path: Path, option: str) -> Any:
         raise ValueError(f"`{option}` must be a file with JSON ({path}: {error})") from error
 
 
-def check_schema(schema: Any, prior: "StructurePrior", path: Path) -> None:
-    """
-    Args:
-        schema (`Any`):
-            What `--schema` holds.
-        prior ([`StructurePrior`]):
-            Its prior.
-        path (`Path`):
-            Its file.
-
-    Raises:
-        ValueError: If it has keys but no keyword, as an example of the answer does: any JSON would be valid for it.
-    """
-    if isinstance(schema, dict) and schema and all(f"$.{key}" in prior.ignored for key in schema):
-        raise ValueError(
-            f'`--schema` must have a keyword of JSON Schema, such as "type" or "properties" '
-            f"({path}: got {', '.join(schema)[:80]})"
-        )
-
-
 def model_settings(model: str) -> dict[str, str]:
     """
     Args:

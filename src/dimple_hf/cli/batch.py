@@ -28,7 +28,6 @@ from .answering import (
     add_form_arguments,
     answer_into,
     check_batch_size,
-    check_schema,
     model_settings,
     read_json,
     this_process,
@@ -70,8 +69,6 @@ def run(args: argparse.Namespace) -> int:
     schema = None if args.schema is None else read_json(args.schema, "--schema")
     form = {name: getattr(args, name) for name in FORM_OPTIONS}
     prior = None if schema is None else StructurePrior.from_json_schema(schema, **form)
-    if prior is not None:
-        check_schema(schema, prior, args.schema)
     rows, image_folder = open_rows(source)
     options = generation_options(args)
     settings = {"dataset": args.dataset, "split": args.split, "rows": len(rows), "schema": schema}

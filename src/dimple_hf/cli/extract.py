@@ -28,7 +28,6 @@ from .answering import (
     add_form_arguments,
     answer_into,
     check_batch_size,
-    check_schema,
     check_threshold,
     model_settings,
     read_json,
@@ -76,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     schema = read_json(args.schema, "--schema")
     form = {name: getattr(args, name) for name in FORM_OPTIONS}
     prior = StructurePrior.from_json_schema(schema, **form)
-    check_schema(schema, prior, args.schema)
     question = args.question or default_question(args.model, "Read the form as JSON.", "Read the image as JSON.")
     if args.verbose:
         prior.canvas(load_processor(args.model).tokenizer)  # bounds the length of the answer

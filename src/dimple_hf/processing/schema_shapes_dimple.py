@@ -183,6 +183,8 @@ SILENT = frozenset(
 #: Keywords that would change what is valid, and that are not supported.
 REFUSED = frozenset(("$dynamicRef", "$recursiveRef", "extends", "disallow", "divisibleBy"))
 
+KEYWORD_GROUPS = (KEYWORDS, SILENT, REFUSED)
+
 
 def same(left: Any, right: Any) -> bool:
     """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not."""
@@ -303,6 +305,18 @@ def refuse_large(schema: Any) -> None:
         if num_values > MAX_VALUES:
             raise ValueError(f"`schema` must have at most {MAX_VALUES} values (it has more)")
         stack += inner
+
+
+def refuse_example(schema: Any, name: str = "schema") -> None:
+    """
+    Raises `ValueError` if a schema, the argument `name`, has keys but no keyword, as an example of the answer does: by
+    the standard, which takes unknown keys for annotations, any JSON would be valid for it.
+    """
+    if isinstance(schema, dict) and schema and not any(key in names for key in schema for names in KEYWORD_GROUPS):
+        raise ValueError(
+            f'`{name}` must have a keyword of JSON Schema, such as "type" or "properties", or be {{}} for any JSON '
+            f"(got the keys {', '.join(map(str, schema))[:80]})"
+        )
 
 
 class SchemaReferences:

@@ -52,7 +52,7 @@ from .byte_nfa_dimple import MAX_NODES, TooLargeError
 from .char_dfa_dimple import free_text
 from .patterns_dimple import pattern_dfa
 from .schema_dimple import Depth, ReaderOptions, SchemaReader
-from .schema_shapes_dimple import refuse_large
+from .schema_shapes_dimple import refuse_example, refuse_large
 from .value_languages_dimple import FORMATS, MAX_DIGITS
 from .vocabulary_dimple import Vocabulary
 
@@ -419,8 +419,8 @@ class StructurePrior:
             [`StructurePrior`]. It is read as what the JSON text stands for, or as an object of the pydantic class.
 
         Raises:
-            ValueError: If the schema is malformed, uses what is not supported, or allows nothing; the message names
-                the JSON path.
+            ValueError: If the schema is malformed, has keys but no keyword, uses what is not supported, or allows
+                nothing; the message names the JSON path.
         """
         for name, value in (
             ("max_string_tokens", max_string_tokens),
@@ -667,6 +667,7 @@ def _put(values: dict[str, Any], label: tuple[Any, ...], value: Any) -> None:
 def _schema_of(schema: Any) -> tuple[Any, Any]:
     """What reads the answer (`None`: it stays as `json` reads it), and the JSON schema."""
     if isinstance(schema, (dict, bool)):
+        refuse_example(schema)
         return None, schema
     try:
         from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
@@ -676,8 +677,8 @@ def _schema_of(schema: Any) -> tuple[Any, Any]:
     if isinstance(schema, (list, tuple, str, int, float)) or schema is None:
         raise ValueError(f"`schema` must be a dict or a pydantic model class (got {type(schema).__name__})")
 
-    class WithDecimalsAsNumbers(GenerateJsonSchema):
-        """Pydantic's own schemas of decimals and of JSON in strings take any string, but its validators do not."""
+    class AsValidated(GenerateJsonSchema):
+        """Pydantic's own schemas of decimals, JSON in strings and keys take any string, but its validators do not."""
 
         def json_schema(self, schema: Any) -> dict[str, Any]:
             raise PydanticInvalidForJsonSchema("a string that holds JSON is not supported")
@@ -686,9 +687,15 @@ def _schema_of(schema: Any) -> tuple[Any, Any]:
             options = super().decimal_schema(schema)
             return next((one for one in options.get("anyOf", []) if one.get("type") == "number"), options)
 
+        def dict_schema(self, schema: Any) -> dict[str, Any]:
+            made = super().dict_schema(schema)
+            if schema.get("keys_schema", {}).get("type") == "int":
+                made["propertyNames"] = {"pattern": "^(0|-?[1-9][0-9]{0,8})$"}
+            return made
+
     try:
         adapter = schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
-        return adapter, adapter.json_schema(mode="validation", schema_generator=WithDecimalsAsNumbers)
+        return adapter, adapter.json_schema(mode="validation", schema_generator=AsValidated)
     except (PydanticUserError, TypeError) as error:
         raise ValueError(f"`schema` must be a dict or what pydantic has a JSON schema for ({error})") from error
 

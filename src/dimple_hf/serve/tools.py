@@ -21,6 +21,8 @@ import json
 import uuid
 from typing import Any
 
+from ..processing.schema_shapes_dimple import refuse_example
+from .limits import RefusedRequest
 from .requests import ChatRequest, Message
 
 _INSTRUCTIONS = """# Functions
@@ -78,13 +80,21 @@ def call_schema(request: ChatRequest, message_length: int) -> dict[str, Any] | N
 
     Returns:
         `dict`, *optional*: The JSON schema of an answer that may, or must, call a function; `None` without functions.
+
+    Raises:
+        RefusedRequest: If the parameters of a function are an example instead of a schema.
     """
     functions = request.callable_functions
     if not functions:
         return None
     forms, definitions = [], {}
     for index, function in enumerate(functions):
-        definitions[f"f{index}"] = _moved(function.parameters or _object(), f"#/$defs/f{index}")
+        try:
+            refuse_example(function.parameters, "parameters")
+        except ValueError as error:
+            raise RefusedRequest(f"the function {function.name!r}: {error}", "tools") from error
+        parameters = {"type": "object"} | (function.parameters or _object())  # arguments are always an object
+        definitions[f"f{index}"] = _moved(parameters, f"#/$defs/f{index}")
         forms.append(_object(name={"const": function.name}, arguments={"$ref": f"#/$defs/f{index}"}))
     if not request.must_call:
         forms.append(_object(content={"type": "string", "x-max-tokens": message_length}))
