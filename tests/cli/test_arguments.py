@@ -52,6 +52,18 @@ def test_known_options_and_words_too_many_are_as_ever(capsys: pytest.CaptureFixt
     assert "unrecognized arguments: twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", [str(2**70), str(2**64), "-1", "1.5", "", "9" * 5000, "²"])
+@pytest.mark.parametrize("command", [["generate"], ["init", "out", "--vision-model", "owner/name"]])
+def test_seed_out_of_range_is_refused_with_the_range(
+    command: list[str], seed: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Before anything is loaded; torch would only tell of an overflow."""
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*command, f"--seed={seed}"])
+    assert "argument --seed: must be an integer from 0 to 2**64 - 1 (got " in capsys.readouterr().err
+    assert build_parser().parse_args([*command, f"--seed={2**64 - 1}"]).seed == 2**64 - 1  # control
+
+
 def test_checkpoint_is_a_directory_or_what_may_be_on_the_hub(tmp_path: Path) -> None:
     for name in (str(tmp_path), "rp-yu/Dimple-7B", "dimple"):
         assert checkpoint_name(name) == name

@@ -243,6 +243,15 @@ def test_initialize_interrupted_while_writing_leaves_nothing_that_looks_finished
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5, True])
+def test_initialize_with_a_seed_out_of_range_writes_nothing(tmp_path: Path, seed: object) -> None:
+    """torch refuses it too, but only when files are written."""
+    tiny_parts.write_qwen(tmp_path / "qwen")
+    with pytest.raises(ValueError, match=r"`seed` must be an integer from 0 to 2\*\*64 - 1"):
+        initialize_dimple(tmp_path / "out", str(tmp_path / "qwen"), seed=seed)
+    assert [path.name for path in tmp_path.iterdir()] == ["qwen"]
+
+
 def test_initialize_into_a_directory_with_files_is_refused(tmp_path: Path) -> None:
     """Nothing of the user's is overwritten; an empty directory is welcome."""
     tiny_parts.write_qwen(tmp_path / "qwen")
@@ -406,11 +415,12 @@ def test_locate_checkpoint_from_the_hub_downloads_only_the_shards_it_needs(
     if num_shards > 1:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
-    def download(repo_id: str, allow_patterns: list[str]) -> str:
+    def download(repo_id: str, allow_patterns: list[str], local_files_only: bool) -> str:
         assert repo_id == "owner/name"
         asked.append([pattern for pattern in allow_patterns if pattern.startswith("model")])
         return str(tmp_path)
 
+    monkeypatch.setattr("dimple_hf.hub.files.find_commit", lambda *_: "0" * 40)
     monkeypatch.setattr("dimple_hf.hub.files.snapshot_download", download)
     assert locate_checkpoint("owner/name", vision_name) == tmp_path
     assert asked == [[], ["model.safetensors" if num_shards == 1 else "model-00001.safetensors"]]

@@ -74,6 +74,18 @@ def checkpoint_name(text: str) -> str:
     return text
 
 
+def seed_number(text: str) -> int:
+    """
+    A seed that torch takes; for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    if not text.isdecimal() or len(text) > 20 or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**64 - 1 (got {text[:40]!r})")
+    return int(text)
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--model`: a checkpoint, by default the one of the package."""
     parser.add_argument(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import FORMS_CHECKPOINT, FORMS_SAMPLE
-from .arguments import add_device_argument, add_model_argument, checkpoint_name, default_question
+from .arguments import add_device_argument, add_model_argument, checkpoint_name, default_question, seed_number
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help="rule that unmasks positions; see docs/decoding.md")
     parser.add_argument("--block-length", type=int, help="denoise the answer in blocks, from left to right")
     parser.add_argument("--temperature", type=float, help="draw tokens; 0 (default) takes the most probable ones")
-    parser.add_argument("--seed", type=int, help="of the tokens that are drawn")
+    parser.add_argument("--seed", type=seed_number, help="of the tokens that are drawn")
     parser.add_argument("--slow", action="store_true", help="in a terminal: show each step long enough to be seen")
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -16,6 +16,8 @@
 import argparse
 from pathlib import Path
 
+from .arguments import seed_number
+
 HELP = "build an untrained Dimple from public parts"
 
 
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory or Hub id of a Dream or Qwen2, such as Dream-org/Dream-v0-Instruct-7B; the vision model's own "
         "language model when missing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the projector's weights")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the projector's weights")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,9 +22,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-#: Seconds that the Hub has to answer whether it has a checkpoint.
-HUB_TIMEOUT = 5
-
 
 def find_device(name: str | None) -> str:
     """
@@ -67,21 +64,20 @@ def find_checkpoint(name: str, config_name: str = "config.json") -> str:
     """
     if Path(name).is_dir():
         return name
-    import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from ..hub.files import find_commit, no_model
 
     try:
-        url = huggingface_hub.hf_hub_url(name, config_name)
-        return str(huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT).commit_hash)
-    except HfHubHTTPError as error:
-        raise OSError(f"{name} must be a directory or a model on the Hub that you may read (got neither)") from error
-    except Exception as error:  # of the HTTP library, which is not the same in all versions of huggingface_hub
-        cached = huggingface_hub.try_to_load_from_cache(name, config_name)
-        if not isinstance(cached, str):
-            raise OSError(
-                f"{name} must be a directory, or a model in the cache while the Hub cannot be reached (got neither)"
-            ) from error
+        commit = find_commit(name, config_name)
+    except EntryNotFoundError as error:
+        raise OSError(f"{name} must be a checkpoint (its files on the Hub have no {config_name})") from error
+    if commit is not None:
+        return commit
+    cached = try_to_load_from_cache(name, config_name)
+    if not isinstance(cached, str):
+        raise no_model(name)
     constants.HF_HUB_OFFLINE = True  # for each further file, libraries would try to reach the Hub for a minute
     return Path(cached).parent.name
 

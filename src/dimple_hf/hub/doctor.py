@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, get_local_safetensors_metadata
+from huggingface_hub import HfApi, get_local_safetensors_metadata
 from huggingface_hub.utils import SafetensorsRepoMetadata
 
 from ..modeling import DimpleConfig, DimpleGenerationConfig
@@ -66,11 +66,14 @@ class Checkpoint:
             Where the small files lie, and for a directory all others, too.
         files (`frozenset[str]`):
             Names of all its files, also of those that were not downloaded.
+        is_cached (`bool`, defaults to `False`):
+            Whether `files` are only those in the cache, because the Hub cannot be reached.
     """
 
     source: str
     directory: Path
     files: frozenset[str]
+    is_cached: bool = False
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -88,11 +91,10 @@ def open_checkpoint(source: str) -> Checkpoint:
         ValueError: If `source` is neither.
         OSError: If there is no such checkpoint.
     """
-    directory = find_files(source)
-    if Path(source).is_dir():
-        return Checkpoint(source, directory, _names(directory))
-    offline = constants.HF_HUB_OFFLINE
-    return Checkpoint(source, directory, _names(directory) if offline else frozenset(HfApi().list_repo_files(source)))
+    directory, is_cached = find_files(source)
+    is_here = is_cached or Path(source).is_dir()
+    files = _names(directory) if is_here else frozenset(HfApi().list_repo_files(source))
+    return Checkpoint(source, directory, files, is_cached)
 
 
 def check_checkpoint(source: str) -> list[Finding]:
@@ -120,6 +122,9 @@ def check_checkpoint(source: str) -> list[Finding]:
         return [Finding("files", "problem", "this is an adapter; check the base model that it was trained on")]
     # 1.
     findings = check_files(checkpoint)
+    if checkpoint.is_cached:
+        message = "the Hub cannot be reached: only what is in the cache is checked, and what is not counts as missing"
+        findings.insert(0, Finding("files", "warning", message))
     # 2.
     config, finding = _load(
         "configuration", "config.json", lambda: load_config(checkpoint.directory), _describe_config

@@ -133,14 +133,14 @@ def locate_checkpoint(source: str, rename: Callable[[str], str | None]) -> Path:
         ValueError: If `source` is a path without a directory.
         OSError: If there is no such checkpoint.
     """
-    directory = find_files(source)
+    directory, _ = find_files(source)
     if Path(source).is_dir():
         return directory
     index = directory / INDEX
     patterns = ["model.safetensors"]
     if index.is_file():
         patterns = sorted({file for name, file in read_index(index).items() if rename(name) is not None})
-    return find_files(source, patterns)
+    return find_files(source, patterns)[0]
 
 
 def find_tensors(directory: Path, rename: Callable[[str], str | None]) -> dict[str, StoredTensor]:
@@ -371,7 +371,7 @@ def initialize_dimple(
             Directory or Hub id of a Dream, Qwen2 or Qwen2.5-VL, which gives the language model and the tokenizer;
             `vision_model` when missing.
         seed (`int`, defaults to 0):
-            Seed of the projector.
+            Seed of the projector, below 2**64.
         max_shard_bytes (`int`, defaults to 4 GiB):
             Largest file, and about the memory that is needed.
 
@@ -379,9 +379,11 @@ def initialize_dimple(
         `Path`: `output_dir`.
 
     Raises:
-        ValueError: If `output_dir` holds files, or a checkpoint lacks required weights; see [`find_tensors`],
-            [`build_config`] and [`check_tensors`].
+        ValueError: If `output_dir` holds files, `seed` is out of range, or a checkpoint lacks required weights; see
+            [`find_tensors`], [`build_config`] and [`check_tensors`].
     """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"`seed` must be an integer from 0 to 2**64 - 1 (got {seed!r})")
     output_dir = Path(output_dir).absolute()
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"the output directory must be new or empty (got {output_dir}, which is not)")
