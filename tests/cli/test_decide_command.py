@@ -108,6 +108,19 @@ def test_decide_reads_as_it_is_asked_to(
     assert main([*command, "--batch-size", "4"]) == 1  # other settings
 
 
+def test_batch_that_takes_long_shows_how_many_canvases_are_read(
+    questions_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Texts of options take a canvas for each token: one image may take minutes. A short batch shows nothing more."""
+    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE), "--reading", "text"]
+    monkeypatch.setattr("dimple_hf.batch.decisions.PROGRESS_DELAY", 600.0)
+    assert main(command) == 0
+    assert "canvases: " not in capsys.readouterr().err
+    monkeypatch.setattr("dimple_hf.batch.decisions.PROGRESS_DELAY", 0.0)
+    assert main(command) == 0
+    assert "canvases: " in capsys.readouterr().err
+
+
 def dicts_of(answers: list[list[Any]]) -> list[list[dict[str, Any]]]:
     return [[answer.to_dict() for answer in of_image] for of_image in answers]
 

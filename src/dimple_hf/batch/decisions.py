@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..decisions.decide import answer_from, refuse_shared_canvases
@@ -24,12 +25,15 @@ from ..decisions.layout import LabelLayout, TextLayout
 from ..decisions.reading import Canvas, CanvasReader, with_prompt
 from .answers import Answerer
 
+#: Seconds after which the canvases of a batch get a progress bar of their own: long texts of options are many.
+PROGRESS_DELAY = 2.0
+
 
 class DecisionAnswerer(Answerer):
     """
     Answers typed questions about each row, which has one image. `options` holds `layout` (see [`lay_out`]; the prompt
-    of its first canvas ends each row's chat), `questions`, `calibration`, and `batch_size`, the most canvases of one
-    forward pass.
+    of its first canvas ends each row's chat), `questions`, `calibration`, `batch_size`, the most canvases of one
+    forward pass, and `shows_progress`, whether a batch that takes long shows how many of its canvases are read.
 
     Raises:
         ValueError: If the model is in causal mode and a canvas has several questions.
@@ -74,9 +78,14 @@ class DecisionAnswerer(Answerer):
         """See [`CanvasReader.read`]; for each canvas in turn."""
         reader = CanvasReader(self.model, self.processor.tokenizer.pad_token_id)
         size = self.options["batch_size"]
-        for start in range(0, len(canvases), size):
-            batch = canvases[start : start + size]
-            yield from reader.read(batch, self._prompts(batch, inputs), [1] * len(batch))
+        is_quiet = not self.options.get("shows_progress")
+        with tqdm(
+            total=len(canvases), desc="canvases", unit="canvas", leave=False, delay=PROGRESS_DELAY, disable=is_quiet
+        ) as progress:
+            for start in range(0, len(canvases), size):
+                batch = canvases[start : start + size]
+                yield from reader.read(batch, self._prompts(batch, inputs), [1] * len(batch))
+                progress.update(len(batch))
 
     def _prompts(self, canvases: Sequence[Canvas], inputs: BatchFeature) -> dict[str, torch.Tensor]:
         """The inputs of canvases: the beginning of their row up to the end of the image, then their own ending."""

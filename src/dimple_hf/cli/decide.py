@@ -26,6 +26,7 @@ from .answering import (
     check_batch_size,
     model_settings,
     read_json,
+    this_process,
 )
 from .extract import ImageRows, add_image_arguments, dataset_images, file_images
 
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {"command": "decide", "questions": values, "temperatures": temperatures} | reading
     results = open_results(args.output, sources, settings | model_settings(args.model), key_name="source")
     options = {"layout": layout, "questions": questions, "calibration": calibration, "batch_size": args.batch_size}
+    options["shows_progress"] = this_process()[0] == 0
     rows = ImageRows(images, layout.canvases(0)[0].prompt)
     return answer_into(results, rows, args, partial(DecisionAnswerer, options=options), sources=sources)
 
