@@ -109,6 +109,62 @@ def test_input_becomes_a_chat_with_the_questions_at_its_end() -> None:
 
 
 @pytest.mark.parametrize(
+    "ways",
+    [{"independent": True}, {"permutations": 3}, {"independent": True, "permutations": 2}, {"reading": "text"}],
+)
+def test_decisions_are_read_as_the_request_says(
+    client: openai.OpenAI, forms_model: Any, forms_processor: Any, ways: dict[str, Any]
+) -> None:
+    """As by `decide` with the same arguments, on more canvases than a batch holds; images in two messages."""
+    times = 3 if ways == {"independent": True} else 1
+    asked = [*image_input(5), {"role": "assistant", "content": "Yes."}, *image_input(6)]
+    decision = client.decisions.create(model="forms", input=asked, questions=QUESTIONS * times, extra_body=ways)
+    together = client.decisions.create(model="forms", input=asked, questions=QUESTIONS * times)
+    conversation = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": noise_image(seed)}, {"type": "text", "text": "A form."}],
+        }
+        for seed in (5, 6)
+    ]
+    conversation.insert(1, {"role": "assistant", "content": "Yes."})
+    expected = decide(forms_model, forms_processor, conversation, SAME * times, **ways)
+    for found, own, other in zip(decision.answers, expected, together.answers, strict=True):
+        assert figures(found.model_dump()) == pytest.approx(figures(own.to_dict()), abs=1e-4)
+        assert figures(found.model_dump()) != pytest.approx(figures(other.model_dump()), abs=1e-4)  # control
+    assert decision.usage.output_tokens == len(decision.answers)
+    assert decision.usage.input_tokens > together.usage.input_tokens
+
+
+def figures(answer: dict[str, Any]) -> list[float]:
+    """The probabilities of an answer, and their mass."""
+    options = [option["probability"] for option in answer.get("probabilities") or ()]
+    return [*options, answer["label_mass"], answer.get("probability") or 0.0]
+
+
+def test_long_requests_let_others_in_between_their_batches(client: openai.OpenAI) -> None:
+    """80 questions alone are 10 batches; a client that comes later does not wait for all of them."""
+    began = threading.Event()
+    ends: list[str] = []
+
+    def ask_much() -> None:
+        began.set()
+        decision = client.decisions.create(
+            model="forms", input=image_input(7), questions=[PREDICATE] * 80, extra_body={"independent": True}
+        )
+        assert len({round(answer.probability, 4) for answer in decision.answers}) == 1
+        ends.append("much")
+
+    thread = threading.Thread(target=ask_much)
+    thread.start()
+    began.wait(60)
+    client.decisions.create(model="forms", input="A text.", questions=[PREDICATE])
+    ends.append("little")
+    thread.join()
+    assert ends == ["little", "much"]
+
+
+@pytest.mark.parametrize(
     ("changes", "param", "message"),
     [
         ({"questions": []}, "questions", "must be a list of 1 to 400 questions"),
@@ -121,6 +177,21 @@ def test_input_becomes_a_chat_with_the_questions_at_its_end() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "no"}]}]}, None, "image"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, None, "input"),
         ({"temperature": 0.5}, "temperature", "not supported"),
+        ({"independent": "yes"}, "independent", "boolean"),
+        ({"permutations": 0}, "permutations", "greater than or equal to 1"),
+        ({"permutations": 2, "reading": "text"}, "permutations", "must be 1 for `reading"),
+        ({"reading": "words"}, "reading", "'label' or 'text'"),
+        ({"questions": [PREDICATE] * 400, "independent": True, "permutations": 3}, "questions", "(got 1200)"),
+        (
+            {"questions": [CHOICE | {"choices": [{"value": "a" * 9000}, {"value": "b" * 9000}]}], "reading": "text"},
+            "questions",
+            "at most 16384 characters",
+        ),
+        (
+            {"questions": [CHOICE | {"choices": [{"value": "a b" * 900}, {"value": "b"}]}], "reading": "text"},
+            "questions",
+            "send fewer at a time",
+        ),
     ],
 )
 def test_malformed_requests_are_refused_with_their_path(

@@ -118,7 +118,7 @@ class CanvasReader:
 
     @torch.no_grad()
     def read(
-        self, canvases: Sequence[Canvas], prompts: Mapping[str, torch.Tensor], num_images: Sequence[int]
+        self, canvases: Sequence[Canvas], prompts: Mapping[str, Any], num_images: Sequence[int] = ()
     ) -> list[list[torch.Tensor]]:
         """
         Runs one forward pass.
@@ -127,9 +127,10 @@ class CanvasReader:
             canvases (`Sequence[Canvas]`):
                 Rows, ordered by `input_index` within a call and from call to call.
             prompts (`Mapping[str, torch.Tensor]`):
-                Their prompts, as the processor makes them, padded on the left.
+                Their prompts, as the processor makes them, padded on the left; with `mm_encoder_outputs` instead of
+                `pixel_values`, images are encoded already.
             num_images (`Sequence[int]`):
-                Images in each prompt.
+                Images in each prompt; used only with `pixel_values`.
 
         Returns:
             `list[list[torch.FloatTensor]]`: For each canvas and read, the log-probabilities of the candidates, float32
@@ -141,8 +142,13 @@ class CanvasReader:
         prompt_lengths = prompts["attention_mask"].sum(dim=1).tolist()
         for canvas, length in zip(canvases, prompt_lengths, strict=True):
             check_length(length, len(canvas.token_ids), self.model.config.max_position_embeddings)
-        prompts = {name: tensor.to(self.model.device) for name, tensor in prompts.items()}
-        log_probs = self._forward(canvases, prompts, self._image_features(canvases, prompts, num_images))
+        encoded = prompts.get("mm_encoder_outputs")
+        prompts = {name: tensor.to(self.model.device) for name, tensor in prompts.items() if tensor is not encoded}
+        if encoded is None:
+            features = self._image_features(canvases, prompts, num_images)
+            if features is not None:
+                encoded = {"image": BaseModelOutputWithPooling(pooler_output=(features,))}
+        log_probs = self._forward(canvases, prompts, encoded)
         rows = iter(log_probs)
         return [[next(rows)[list(read.token_ids)].cpu() for read in canvas.reads] for canvas in canvases]
 
@@ -175,7 +181,7 @@ class CanvasReader:
         self,
         canvases: Sequence[Canvas],
         prompts: Mapping[str, torch.Tensor],
-        image_features: torch.Tensor | None,
+        images: Mapping[str, BaseModelOutputWithPooling] | None,
     ) -> torch.Tensor:
         """Log-probabilities over the vocabulary at the reads of all rows, `(num_reads, vocab_size)` in float32."""
         device = self.model.device
@@ -190,9 +196,6 @@ class CanvasReader:
         )
         # The logits of a position predict the token after it.
         rows, before = read_at[:, 0], read_at[:, 1] + prompts["input_ids"].shape[1] - 1
-        images = None
-        if image_features is not None:
-            images = {"image": BaseModelOutputWithPooling(pooler_output=(image_features,))}
         logits = self.model(
             input_ids,
             attention_mask=attention_mask,

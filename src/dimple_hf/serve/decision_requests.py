@@ -25,6 +25,9 @@ from ..decisions import Question, questions_from_json
 from .limits import RefusedRequest
 from .requests import ANY, MAX_ITEMS, ChatRequest, Fields, parse_body
 
+#: Most canvases of a request, each a row of a forward pass.
+MAX_CANVASES = 1024
+
 
 class InputText(Fields):
     """Text of the input; `output_text` and `refusal` are what the assistant said."""
@@ -121,7 +124,7 @@ Items = Annotated[
 
 
 class DecisionRequest(Fields):
-    """A request for decisions."""
+    """A request for decisions; `permutations`, `independent` and `reading` are arguments of [`decide`]."""
 
     ignored: ClassVar[dict[str, tuple[Any, ...]]] = {
         "prompt_cache_key": (ANY,),
@@ -135,6 +138,26 @@ class DecisionRequest(Fields):
     model: str
     input: Items
     questions: list[Any]
+    permutations: Annotated[int, Field(ge=1, le=MAX_CANVASES)] | None = None
+    independent: bool | None = None
+    reading: Literal["label", "text"] | None = None
+
+    @property
+    def ways(self) -> dict[str, Any]:
+        """Those arguments of [`decide`] that are given, by name."""
+        names = ("permutations", "independent", "reading")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def without_images(self) -> "DecisionRequest":
+        """The same with empty images, which are megabytes."""
+        items: list[InputMessage | InputCall | InputCallOutput] = []
+        for item in self.input:
+            if isinstance(item, InputMessage):
+                item = item.model_copy(update={"content": [_emptied(part) for part in item.content]})
+            elif isinstance(item, InputCallOutput):
+                item = item.model_copy(update={"output": [_emptied(part) for part in item.output]})
+            items.append(item)
+        return self.model_copy(update={"input": items})
 
     def read_questions(self) -> list[Question]:
         """
@@ -180,6 +203,10 @@ def _message(item: InputMessage | InputCall | InputCallOutput) -> dict[str, Any]
     called = item.arguments if item.arguments is not None else json.dumps(item.input)
     text = json.dumps({"name": item.name}, ensure_ascii=False)[:-1] + f', "arguments": {called}}}'
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def _emptied(part: InputText | InputRefusal | InputImage | InputJSON) -> Any:
+    return part.model_copy(update={"image_url": ""}) if isinstance(part, InputImage) else part
 
 
 def _part(part: InputText | InputRefusal | InputImage | InputJSON) -> dict[str, Any]:

@@ -16,23 +16,22 @@
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import anyio.to_thread
-import numpy as np
 import torch
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from ..decisions.calibration import Calibration
 from ..decisions.decide import answer_from
-from ..decisions.layout import QUESTIONS_PER_CANVAS, LabelLayout
+from ..decisions.layout import LabelLayout, TextLayout, lay_out
+from ..decisions.questions import Question
 from ..decisions.reading import Canvas, CanvasReader
 from .chat import ChatCompletions, failed, model_not_found, read_body
-from .decision_requests import DecisionRequest, chat_about, parse_decision_request
+from .decision_requests import MAX_CANVASES, DecisionRequest, chat_about, parse_decision_request
 from .jobs import Job, ServerFault, collate
 from .limits import RefusedRequest
 
@@ -41,7 +40,6 @@ from .limits import RefusedRequest
 class _Row:
     """A canvas that waits for its forward pass, with its prepared prompt."""
 
-    request: int
     canvas: Canvas
     prompt: Mapping[str, torch.Tensor]
     result: "asyncio.Future[list[torch.Tensor]]"
@@ -61,7 +59,6 @@ class DecisionReader:
         self.tokenizer = chat.preparation.processor.tokenizer
         self.max_batch_size = chat.limits.max_batch_size
         self.waiting: list[_Row] = []
-        self.num_requests = 0
         self.lock = threading.Lock()
 
     async def read(
@@ -80,10 +77,7 @@ class DecisionReader:
         """
         loop = asyncio.get_running_loop()
         with self.lock:
-            rows = [
-                _Row(self.num_requests, *pair, loop.create_future()) for pair in zip(canvases, prompts, strict=True)
-            ]
-            self.num_requests += 1
+            rows = [_Row(*pair, loop.create_future()) for pair in zip(canvases, prompts, strict=True)]
             self.waiting += rows
         for _ in rows:
             self.worker.run(self._read_waiting, self._fail_waiting)
@@ -102,9 +96,8 @@ class DecisionReader:
         try:
             reader = CanvasReader(self.worker.model, self.tokenizer.pad_token_id)
             prompts = collate([Job(dict(row.prompt), None, len(row.canvas.token_ids)) for row in rows], self.tokenizer)
-            canvases = [replace(row.canvas, input_index=row.request) for row in rows]
-            num_images = [len(row.prompt.get("image_grid_thw", ())) for row in rows]
-            for row, reads in zip(rows, reader.read(canvases, prompts, num_images), strict=True):
+            encoded = self.worker.features.encode(prompts)  # several canvases and requests may share images
+            for row, reads in zip(rows, reader.read([row.canvas for row in rows], encoded), strict=True):
                 _resolve(row.result, reads)
         except Exception as error:
             for row in rows:
@@ -158,15 +151,9 @@ class Decisions:
         if asked.model != chat.name:
             raise model_not_found(chat.name, asked.model)
         questions = asked.read_questions()
-        processor = chat.preparation.processor
+        layout, canvases = await anyio.to_thread.run_sync(self._lay_out, asked, questions, limiter=chat.parsing)
         try:
-            layout = LabelLayout(
-                processor.tokenizer, self.reader.worker.model.config.mask_token_id, questions, 1, QUESTIONS_PER_CANVAS
-            )
-        except ValueError as error:
-            raise RefusedRequest(str(error), "questions") from error
-        try:
-            reads, num_tokens = await self._read(asked, layout)
+            reads, num_tokens = await self._read(request, asked, canvases)
         except ServerFault as fault:
             await failed(fault)(scope, receive, send)
             return
@@ -181,20 +168,59 @@ class Decisions:
         }
         await JSONResponse(reply)(scope, receive, send)
 
-    async def _read(self, asked: DecisionRequest, layout: LabelLayout) -> tuple[list[list[torch.Tensor]], int]:
-        """What is read from the request's canvases, and the tokens of their prompts."""
-        canvases = layout.canvases(0)
-        chats = [chat_about(asked, canvas.prompt) for canvas in canvases]
-        fetched = await self.chat.fetch_images(chats[0])
-        async with self.chat.prepared, AsyncExitStack() as inputs:
-            prompts = []
-            for chat, canvas in zip(chats, canvases, strict=True):
-                arrays: dict[str, np.ndarray] = await inputs.enter_async_context(
-                    self.chat.preparation.inputs(chat, fetched, len(canvas.token_ids))
-                )
-                prompts.append({name: torch.from_numpy(array) for name, array in arrays.items()})
-            num_tokens = sum(prompt["input_ids"].shape[1] for prompt in prompts)
-            return await self.reader.read(canvases, prompts), num_tokens
+    def _lay_out(
+        self, asked: DecisionRequest, questions: Sequence[Question]
+    ) -> tuple[LabelLayout | TextLayout, list[Canvas]]:
+        preparation = self.chat.preparation
+        num_characters = sum(len(option.text) for question in questions for option in question.options)
+        if num_characters > preparation.max_characters:  # not even cut into tokens
+            raise RefusedRequest(f"options must have at most {preparation.max_characters} characters", "questions")
+        tokenizer = preparation.processor.tokenizer
+        try:
+            layout = lay_out(tokenizer, self.reader.worker.model.config.mask_token_id, questions, **asked.ways)
+        except ValueError as error:
+            name = next((name for name in asked.ways if str(error).startswith(f"`{name}`")), "questions")
+            raise RefusedRequest(str(error), name) from error
+        if layout.num_canvases > MAX_CANVASES:
+            raise RefusedRequest(
+                f"`questions` must need at most {MAX_CANVASES} canvases, one for 16 questions, with `independent` for "
+                'each, times `permutations`, with `reading` "text" for each token of each option: send fewer at a '
+                f"time (got {layout.num_canvases})",
+                "questions",
+            )
+        return layout, layout.canvases(0)
+
+    async def _read(
+        self, request: Request, asked: DecisionRequest, canvases: Sequence[Canvas]
+    ) -> tuple[list[list[torch.Tensor]], int]:
+        """
+        What is read from the request's canvases, and the tokens of their prompts.
+
+        1. Prepare the first canvas with all images.
+        2. Prepare and read the others too, a batch at a time, so that no request makes others wait for more than that.
+        """
+        preparation = self.chat.preparation
+        first = chat_about(asked, canvases[0].prompt)
+        fetched = await self.chat.fetch_images(first)
+        reads: list[list[torch.Tensor]] = []
+        num_tokens = 0
+        async with self.chat.prepared, preparation.inputs(first, fetched, len(canvases[0].token_ids)) as arrays:
+            # 1.
+            inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            asked = asked.without_images()
+            del first, fetched
+            # 2.
+            for start in range(0, len(canvases), self.reader.max_batch_size):
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                batch = canvases[start : start + self.reader.max_batch_size]
+                prompts = [arrays["input_ids"]]
+                if len(canvases) > 1:
+                    prompts = await preparation.prompts(asked, batch, arrays.get("image_grid_thw"))
+                num_tokens += sum(prompt.shape[1] for prompt in prompts)
+                rows = [inputs | {"input_ids": torch.from_numpy(prompt)} for prompt in prompts]
+                reads += await self.reader.read(batch, rows)
+        return reads, num_tokens
 
 
 def _usage(num_input: int, num_output: int) -> dict[str, Any]:

@@ -19,15 +19,17 @@ Everything that a client can get wrong is refused here, before the job meets tho
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..decisions.reading import Canvas
 from ..modeling.generation_config_dimple import DEFAULT_MAX_NEW_TOKENS
 from ..processing import StructurePrior
+from .decision_requests import DecisionRequest, chat_about
 from .images import read_images
 from .jobs import Job
 from .limits import Limits, RefusedRequest
@@ -81,6 +83,7 @@ class Preparation:
         self.default_length = default_length(model, limits)
         self.draws_by_default = bool(model.generation_config.do_sample)
         self.context_length = model.config.max_position_embeddings
+        self.max_characters = CHARACTERS_PER_TOKEN * self.context_length
         self.priors: OrderedDict[tuple[str, int, Form], asyncio.Task[StructurePrior | RefusedRequest]] = OrderedDict()
 
     @asynccontextmanager
@@ -122,8 +125,7 @@ class Preparation:
 
     def check_texts(self, request: ChatRequest) -> None:
         """See [`check_texts`]."""
-        special_tokens = self.processor.tokenizer.all_special_tokens
-        check_texts(request, special_tokens, CHARACTERS_PER_TOKEN * self.context_length)
+        check_texts(request, self.processor.tokenizer.all_special_tokens, self.max_characters)
 
     @asynccontextmanager
     async def inputs(
@@ -143,14 +145,44 @@ class Preparation:
         """
         self.check_texts(request)
         async with self.processes.result(prepare_inputs, request, fetched, self.limits) as arrays:
-            prompt_length = arrays["input_ids"].shape[1]
-            if prompt_length + answer_length > self.context_length:
-                raise RefusedRequest(
-                    f"prompt and answer must fit {self.context_length} tokens (got {prompt_length} + {answer_length})",
-                    "messages",
-                    code="context_length_exceeded",
-                )
+            self._check_context(arrays["input_ids"].shape[1], answer_length)
             yield arrays
+
+    async def prompts(
+        self, asked: DecisionRequest, canvases: Sequence[Canvas], image_grid_thw: np.ndarray | None
+    ) -> list[np.ndarray]:
+        """
+        The prompts of canvases whose images are prepared already.
+
+        Args:
+            asked ([`DecisionRequest`]):
+                What the client sent, without images.
+            canvases (`Sequence[Canvas]`):
+                Canvases of its questions.
+            image_grid_thw (`np.ndarray` of shape `(num_images, 3)`, *optional*):
+                The patches of its images.
+
+        Returns:
+            `list[np.ndarray]`: For each canvas token ids of shape `(1, length)`.
+
+        Raises:
+            RefusedRequest: As for [`~Preparation.inputs`].
+        """
+        endings = [canvas.prompt for canvas in canvases]
+        async with self.processes.result(
+            prepare_prompts, asked, endings, image_grid_thw, self.max_characters
+        ) as prompts:
+            for canvas, prompt in zip(canvases, prompts, strict=True):
+                self._check_context(prompt.shape[1], len(canvas.token_ids))
+            return prompts
+
+    def _check_context(self, prompt_length: int, answer_length: int) -> None:
+        if prompt_length + answer_length > self.context_length:
+            raise RefusedRequest(
+                f"prompt and answer must fit {self.context_length} tokens (got {prompt_length} + {answer_length})",
+                "messages",
+                code="context_length_exceeded",
+            )
 
     async def _prior(self, schema: str, max_tokens: int, param: str, form: Form = ()) -> StructurePrior:
         """The prior of a JSON schema out of the field `param`, compiled once for all who send the same at a time."""
@@ -323,6 +355,50 @@ def prepare_inputs(
     except ValueError as error:
         raise RefusedRequest(str(error), "messages") from error
     return dict(inputs)
+
+
+def prepare_prompts(
+    processor: Any,
+    asked: DecisionRequest,
+    endings: Sequence[str],
+    image_grid_thw: np.ndarray | None,
+    max_characters: int,
+) -> list[np.ndarray]:
+    """
+    A task: the token ids of a chat with several endings, as [`prepare_inputs`] makes them, without opening an image.
+
+    Args:
+        processor ([`DimpleProcessor`]):
+            The processor.
+        asked ([`DecisionRequest`]):
+            What the client sent, without images.
+        endings (`Sequence[str]`):
+            Texts of questions.
+        image_grid_thw (`np.ndarray` of shape `(num_images, 3)`, *optional*):
+            The patches of its images.
+        max_characters (`int`):
+            Maximum length of all texts of a chat.
+
+    Returns:
+        `list[np.ndarray]`: For each ending an array of shape `(1, length)`.
+
+    Raises:
+        RefusedRequest: If a text is too long, or holds a special token.
+    """
+    grids = () if image_grid_thw is None else range(len(image_grid_thw))
+    features = {"image_grid_thw": image_grid_thw}
+    images = [processor.replace_image_token(features, index) for index in grids]
+    prompts = []
+    for ending in endings:
+        request = chat_about(asked, ending)
+        check_texts(request, processor.tokenizer.all_special_tokens, max_characters)
+        text = processor.apply_chat_template(
+            chat_of(request, [None] * len(images)), add_generation_prompt=True, tokenize=False
+        )
+        parts = text.split(processor.image_token)
+        expanded = parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
+        prompts.append(np.array([processor.tokenizer(expanded)["input_ids"]]))
+    return prompts
 
 
 def chat_of(request: ChatRequest, images: list[Any]) -> list[dict[str, Any]]:
