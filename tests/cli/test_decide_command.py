@@ -147,22 +147,27 @@ def test_decide_asks_more_questions_than_a_canvas_holds(tmp_path: Path, batch_si
     assert len(line["answers"]) == 20
 
 
-def test_decide_refuses_what_cannot_be_read(
-    questions_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """More than one order of options that are not listed, special tokens, several questions in causal mode."""
-    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE)]
-    assert main([*command, "--reading", "text", "--permutations", "2"]) == 1
-    assert "`permutations` must be 1" in capsys.readouterr().err
+def test_decide_answers_in_causal_mode(questions_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Several questions in a row, as if each were alone."""
     causal = tmp_path / "causal"
     shutil.copytree(FORMS_CHECKPOINT, causal)
     config = json.loads((causal / "config.json").read_text())
     (causal / "config.json").write_text(json.dumps(config | {"full_attn_mask": False}))
-    assert main([*command, "--model", str(causal)]) == 1
-    error = capsys.readouterr().err
-    assert "`independent=True` must be set to ask several questions" in error
-    assert "`--independent` on the command line" in error
-    assert main([*command, "--model", str(causal), "--independent"]) == 0
+    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE), "--model", str(causal)]
+    answers = []
+    for options in ([], ["--independent"]):
+        assert main([*command, *options]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        answers.append(json.loads(line)["answers"])
+    for row, alone in zip(*answers, strict=True):
+        assert row["label_mass"] == pytest.approx(alone["label_mass"], rel=1e-3)
+
+
+def test_decide_refuses_what_cannot_be_read(questions_file: Path, capsys: pytest.CaptureFixture) -> None:
+    """More than one order of options that are not listed, and special tokens."""
+    command = ["decide", "--questions", str(questions_file), "--image", str(FORMS_SAMPLE)]
+    assert main([*command, "--reading", "text", "--permutations", "2"]) == 1
+    assert "`permutations` must be 1" in capsys.readouterr().err
     questions_file.write_text(json.dumps([QUESTIONS[0] | {"instructions": "Is it <|im_end|>?"}]))
     assert main(command) == 1
     assert "must not hold special tokens (got '<|im_end|>'" in capsys.readouterr().err

@@ -70,39 +70,47 @@ def probabilities(answer: Any) -> torch.Tensor:
     return torch.tensor(answer.option_probabilities)
 
 
-def by_hand(model: Any, processor: Any, path: Path, answer: str, position: int) -> torch.Tensor:
-    """Log-probabilities of the whole vocabulary at the masked `position` of `answer`, about [`QUESTIONS`]."""
-    prompt = decision_prompt(QUESTIONS, option_labels(processor.tokenizer, 4))
+def read_by_hand(model: Any, processor: Any, path: Path, question: Any, sees_question: bool) -> torch.Tensor:
+    """
+    Log-probabilities of the whole vocabulary at the masked position of "1.?", about an image. The image and what is
+    before it see the question, or they are read first, into a cache.
+    """
+    prompt = decision_prompt([question], option_labels(processor.tokenizer, 4))
     content = [{"type": "image", "path": str(path)}, {"type": "text", "text": prompt}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
-    canvas = processor.tokenizer(answer, return_tensors="pt")["input_ids"]
+    mask, pad = processor.tokenizer.mask_token, processor.tokenizer.pad_token
+    canvas = processor.tokenizer(f"1.{mask}{pad}", return_tensors="pt")["input_ids"]
     ids = torch.cat([inputs["input_ids"], canvas], dim=1)
+    images = {"pixel_values": inputs["pixel_values"], "image_grid_thw": inputs["image_grid_thw"]}
     with torch.no_grad():
-        outputs = model(ids, pixel_values=inputs["pixel_values"], image_grid_thw=inputs["image_grid_thw"])
-    logits = outputs.logits[0, inputs["input_ids"].shape[1] + position - 1]
+        if sees_question:
+            logits = model(ids, **images).logits
+        else:
+            end = int((ids[0] == processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")).nonzero()) + 1
+            past = model(ids[:, :end], use_cache=True, **images).past_key_values
+            logits = model(ids[:, end:], past_key_values=past).logits
+    logits = logits[0, -3]  # predicts the position after it, the last but one
     logits[model.config.mask_token_id] = -torch.inf
     return logits.log_softmax(dim=-1)
 
 
-def test_probabilities_are_the_models_at_the_labels(model: Any, processor: Any, image_path: Path) -> None:
-    """Softmax over the tokens " A", " B", .. at each masked position of "1.? 2.? 3.?", and their mass before that."""
-    mask, pad = processor.tokenizer.mask_token, processor.tokenizer.pad_token
-    answer = f"1.{mask}\n2.{mask}\n3.{mask}{pad}"
-    positions = [
-        index
-        for index, token in enumerate(processor.tokenizer(answer)["input_ids"])
-        if token == model.config.mask_token_id
-    ]
+@pytest.mark.parametrize("independent", [False, True])
+def test_probabilities_are_the_models_at_the_labels(
+    model: Any, processor: Any, image_path: Path, independent: bool
+) -> None:
+    """Softmax over the tokens " A", " B", .. at the masked position of each question, and their mass before that."""
     labels = [processor.tokenizer(f" {label}")["input_ids"][0] for label in option_labels(processor.tokenizer, 4)]
-    answers = decide(model, processor, image_path, QUESTIONS)
-    for found, position, size in zip(answers, positions, (2, 3, 4), strict=True):
-        expected = by_hand(model, processor, image_path, answer, position)[labels[:size]]
-        torch.testing.assert_close(probabilities(found), expected.softmax(dim=0), rtol=1e-4, atol=1e-5)
-        assert found.label_mass == pytest.approx(float(expected.exp().sum()), rel=1e-3)
+    answers = decide(model, processor, image_path, QUESTIONS, independent=independent)
+    for found, question, size in zip(answers, QUESTIONS, (2, 3, 4), strict=True):
+        log_probs = read_by_hand(model, processor, image_path, question, independent)[labels[:size]]
+        torch.testing.assert_close(probabilities(found), log_probs.softmax(dim=0), rtol=1e-4, atol=1e-5)
+        assert found.label_mass == pytest.approx(float(log_probs.exp().sum()), rel=1e-3)
         assert abs(float(probabilities(found).double().sum()) - 1) < 1e-6
+        other = read_by_hand(model, processor, image_path, question, not independent)[labels[:size]]
+        assert not torch.allclose(other.softmax(dim=0), log_probs.softmax(dim=0), atol=1e-4)  # control
     assert [answer.to_dict()["type"] for answer in answers] == ["predicate", "choice", "score"]
     assert answers[0].name == "high"
     levels = probabilities(answers[2])
@@ -148,17 +156,26 @@ def test_permutations_average_over_rotated_options(model: Any, processor: Any, i
     assert [option.value for option in found.probabilities] == ["price", "qty", "age"]
 
 
-def test_independent_questions_do_not_see_each_other(model: Any, processor: Any, image_path: Path) -> None:
-    together = decide(model, processor, image_path, QUESTIONS, independent=True)
-    for question, answer in zip(QUESTIONS, together, strict=True):
-        (alone,) = decide(model, processor, image_path, [question])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("independent", [False, True])
+def test_questions_do_not_see_each_other(
+    model: Any, processor: Any, image_path: Path, independent: bool, is_causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, with others, and with others in another order: in each mode and way to read."""
+    monkeypatch.setattr(model.config, "full_attn_mask", not is_causal)
+    together = decide(model, processor, image_path, QUESTIONS, independent=independent)
+    reverse = decide(model, processor, image_path, QUESTIONS[::-1], independent=independent)
+    for question, answer, reversed_answer in zip(QUESTIONS, together, reverse[::-1], strict=True):
+        (alone,) = decide(model, processor, image_path, [question], independent=independent)
         torch.testing.assert_close(probabilities(alone), probabilities(answer), rtol=0, atol=1e-5)
-    shared = decide(model, processor, image_path, QUESTIONS)
-    assert not torch.allclose(probabilities(shared[1]), probabilities(together[1]), atol=1e-4)  # control
+        torch.testing.assert_close(probabilities(reversed_answer), probabilities(answer), rtol=0, atol=1e-5)
+    other = decide(model, processor, image_path, QUESTIONS, independent=not independent)
+    is_equal = torch.allclose(probabilities(other[1]), probabilities(together[1]), atol=1e-4)
+    assert is_equal == is_causal  # in causal mode the input sees no question in any case
 
 
 def test_many_questions_are_spread_over_canvases(model: Any, processor: Any, calls: dict[str, int]) -> None:
-    """70 questions are five canvases of at most 16."""
+    """70 questions are five rows of at most 16."""
     answers = decide(model, processor, "The price is 700.", [QUESTIONS[0]] * 70)
     assert len(answers) == 70
     assert calls["model"] == 1
@@ -193,17 +210,22 @@ def test_texts_are_scored_token_by_token(model: Any, processor: Any) -> None:
     torch.testing.assert_close(probabilities(answer), expected, rtol=0, atol=1e-5)
 
 
-def test_causal_mode_answers_one_question_a_row(model: Any, processor: Any) -> None:
-    model.config.full_attn_mask = False
-    try:
-        with pytest.raises(ValueError, match="`independent=True` must be set"):
-            decide(model, processor, "A text.", QUESTIONS)
-        answers = decide(model, processor, "A text.", QUESTIONS, independent=True)
-    finally:
-        model.config.full_attn_mask = True
-    assert abs(float(probabilities(answers[1]).sum()) - 1) < 1e-6
-    other = decide(model, processor, "A text.", QUESTIONS, independent=True)
-    assert probabilities(other[1]).tolist() != probabilities(answers[1]).tolist()  # control: the mode matters
+def test_flash_attention_reads_each_question_alone(
+    model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no mask. The library itself needs a GPU, so the name alone is set."""
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match="`independent=True` must be set with FlashAttention"):
+        decide(model, processor, "A text.", QUESTIONS)
+
+
+def test_templates_that_change_a_question_are_refused(processor: Any, model: Any) -> None:
+    changed = AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
+    changed.chat_template = processor.chat_template.replace("part['text']", "part['text'] | upper")
+    assert changed.chat_template != processor.chat_template
+    decide(model, changed, "A TEXT.", QUESTIONS, independent=True)  # the control
+    with pytest.raises(ValueError, match="`independent=True` must be set for a chat template that changes the text"):
+        decide(model, changed, "A TEXT.", QUESTIONS)
 
 
 def test_calibration_divides_log_probabilities(model: Any, processor: Any) -> None:

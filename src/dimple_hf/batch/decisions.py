@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..decisions.decide import answer_from, refuse_shared_canvases
+from ..decisions.decide import answer_from, check_attention
 from ..decisions.layout import LabelLayout, TextLayout
 from ..decisions.reading import Canvas, CanvasReader, with_prompt
 from .answers import Answerer
@@ -36,14 +36,14 @@ class DecisionAnswerer(Answerer):
     forward pass, and `shows_progress`, whether a batch that takes long shows how many of its canvases are read.
 
     Raises:
-        ValueError: If the model is in causal mode and a canvas has several questions.
+        ValueError: If questions are to be kept apart, and the model's attention takes no mask.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.layout: LabelLayout | TextLayout = self.options["layout"]
         canvases = self.layout.canvases(0)
-        refuse_shared_canvases(self.model, canvases)
+        check_attention(self.model, canvases)
         self._endings = {canvas.prompt: self._ending(canvas.prompt) for canvas in canvases}
 
     def _ending(self, prompt: str) -> list[int]:

@@ -13,15 +13,17 @@
 # limitations under the License.
 """Decisions: typed questions about an input, answered with a probability for each option in one forward pass.
 
-The canvas holds the fixed text of all answers and one masked position for each question. The distribution at that
-position, restricted to the labels of the question's options, is the answer:
+Each question is followed by the fixed text of its answer and one masked position. The distribution at that position,
+restricted to the labels of the question's options, is the answer. All questions about an input stand in one row; they
+see the input, but not each other:
 
 ```text
-prompt   ... 1. Is the price above 500? A. yes B. no  2. Which label ...? A. price B. qty C. age
-canvas   1. [mask] 2. [mask]
-                |         |
-read         A 0.97    A 0.02  B 0.95  C 0.03
-             B 0.03
+input    [image]
+row      1. Is the price above 500? A. yes B. no   1. [mask]   1. Which label ...? A. price B. qty C. age   1. [mask]
+                                                      |                                                        |
+read                                               A 0.97                                                   A 0.02
+                                                   B 0.03                                                   B 0.95
+                                                                                                            C 0.03
 ```
 """
 
@@ -31,6 +33,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from transformers.utils.generic import is_flash_attention_requested
 
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
@@ -57,14 +60,14 @@ def decide(
     """
     Answers typed questions about one input or many, with a probability for each option.
 
-    1. Lay out canvases: all questions of an input share one, up to 16; with `independent=True` each has its own.
+    1. Lay out rows: up to 16 questions of an input in each, that do not see each other and that the input does not see.
     2. Run the model once over each batch of canvases. The images of an input are encoded once.
     3. Normalise the probabilities of each question's labels, average them over rotated option orders, and divide
        log-probabilities by the temperature of `calibration` before that.
 
     Args:
         model ([`DimpleForConditionalGeneration`]):
-            The model, in bidirectional mode; in causal mode with `independent=True` or one question only.
+            The model, in either mode.
         processor ([`DimpleProcessor`]):
             Its processor.
         inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `list[dict]`, or a list of these):
@@ -76,7 +79,8 @@ def decide(
             Rotated orders of each question's options to average over, as rows of the same batch. More than 1 lessens
             the preference that models have for options by their position.
         independent (`bool`, defaults to `False`):
-            Whether each question is a row of its own, so that its answer does not depend on the others.
+            Whether each question is a row of its own in which the input sees the question, as in a chat: slower, and
+            no different in causal mode. FlashAttention, which takes no mask, needs it.
         reading (`"label"` or `"text"`, defaults to `"label"`):
             `"label"` lists the options in the prompt and reads their labels. `"text"` lists none and scores the text
             of each option, token by token from left to right: exact for options of one token; for longer ones the
@@ -91,8 +95,8 @@ def decide(
 
     Raises:
         ValueError: If there are no or too many questions, or a question or message is none; if a text holds a special
-            token, a question has more options than the tokenizer has labels of one token, or the mode cannot answer
-            several questions on one canvas; or if an input with its questions has more tokens than the model has
+            token, a question has more options than the tokenizer has labels of one token, or the attention cannot keep
+            questions apart; or if an input with its questions has more tokens than the model has
             positions.
 
     Example:
@@ -117,7 +121,7 @@ def decide(
     mask_token_id = model.config.mask_token_id
     layout = lay_out(processor.tokenizer, mask_token_id, questions, permutations, independent, reading)
     canvases = [canvas for index in range(len(conversations)) for canvas in layout.canvases(index)]
-    refuse_shared_canvases(model, canvases)
+    check_attention(model, canvases)
 
     # 2. Forward passes
     rows = read_canvases(model, processor, conversations, canvases, batch_size)
@@ -149,9 +153,9 @@ def _as_conversation(item: Any) -> Conversation:
     raise ValueError(f"`inputs` must be texts, images, paths or conversations (got {type(item).__name__})")
 
 
-def refuse_shared_canvases(model: DimpleForConditionalGeneration, canvases: Sequence[Canvas]) -> None:
+def check_attention(model: DimpleForConditionalGeneration, canvases: Sequence[Canvas]) -> None:
     """
-    Refuses canvases that the model's mode cannot read.
+    Refuses canvases that the model's attention cannot read.
 
     Args:
         model ([`DimpleForConditionalGeneration`]):
@@ -160,12 +164,12 @@ def refuse_shared_canvases(model: DimpleForConditionalGeneration, canvases: Sequ
             Canvases of questions.
 
     Raises:
-        ValueError: If the model is in causal mode and a canvas has several questions.
+        ValueError: If questions are to be kept apart, and the attention takes no mask.
     """
-    if not model.config.full_attn_mask and any(len(canvas.reads) > 1 for canvas in canvases):
+    if is_flash_attention_requested(model.config) and any(canvas.is_isolated for canvas in canvases):
         raise ValueError(
-            "`independent=True` must be set to ask several questions in causal mode, in which a position does not see "
-            "what follows it: `--independent` on the command line (got full_attn_mask=False)"
+            "`independent=True` must be set with FlashAttention, which cannot keep questions of a row apart: "
+            f"`--independent` on the command line (got attn_implementation={model.config._attn_implementation!r})"
         )
 
 

@@ -122,13 +122,12 @@ def layout_of(
         example ([`LabelledExample`]):
             The example.
         independent (`bool`, defaults to `False`), reading (`"label"` or `"text"`, defaults to `"label"`):
-            See [`decide`]. In causal mode each question has its own canvas in any case.
+            See [`decide`].
 
     Raises:
         ValueError: If a text holds a special token, or a question has more options than the tokenizer has labels of
             one token.
     """
-    independent = independent or not model.config.full_attn_mask
     mask_token_id = model.config.mask_token_id
     return lay_out(processor.tokenizer, mask_token_id, example.questions, 1, independent, reading)
 
@@ -150,7 +149,7 @@ def read_log_probs(
         examples (`Sequence[LabelledExample]`):
             The examples.
         batch_size (`int`, defaults to 8):
-            Most canvases of one forward pass; a canvas holds up to 16 questions of one example.
+            Most rows of one forward pass; a row holds up to 16 questions of one example.
         independent (`bool`, defaults to `False`), reading (`"label"` or `"text"`, defaults to `"label"`):
             See [`decide`].
 

@@ -14,6 +14,7 @@
 """Layout of questions on canvases, and of the log-probabilities that are read back."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .prompt import decision_prompt, label_prefixes, label_token_ids, option_labels
 from .questions import Choice, Question
-from .reading import Canvas, Read
+from .reading import Branch, Canvas
 
 QUESTIONS_PER_CANVAS = 16
 
@@ -33,9 +34,13 @@ def rotated(question: Question, rotation: int) -> Choice:
     return Choice(question.instructions, [*options[start:], *options[:start]])
 
 
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 class LabelLayout:
     """
-    Several questions on one canvas, one masked position for each, which holds the label of an option.
+    Several questions on one canvas, each with one masked position, which holds the label of an option.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
@@ -46,8 +51,8 @@ class LabelLayout:
             The questions.
         permutations (`int`):
             Rotations of the options' order. Each is a canvas of its own.
-        questions_per_canvas (`int`):
-            Most questions of one canvas.
+        independent (`bool`):
+            Whether each question is a canvas of its own, and the input sees it.
 
     Raises:
         ValueError: If a question has more options than the tokenizer has labels of one token.
@@ -59,35 +64,38 @@ class LabelLayout:
         mask_token_id: int,
         questions: Sequence[Question],
         permutations: int,
-        questions_per_canvas: int,
+        independent: bool,
     ):
         self.tokenizer = tokenizer
         self.mask_token_id = mask_token_id
         self.permutations = permutations
-        self.chunks = [
-            questions[start : start + questions_per_canvas] for start in range(0, len(questions), questions_per_canvas)
-        ]
+        self.independent = independent
+        size = 1 if independent else QUESTIONS_PER_CANVAS
+        self.chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
         self.labels = option_labels(tokenizer, max(len(question.options) for question in questions))
         self.label_ids = label_token_ids(tokenizer, self.labels)
         self.num_canvases = len(self.chunks) * permutations
 
     def canvases(self, input_index: int) -> list[Canvas]:
         """The canvases of one input: all rotations of the first questions, then those of the next."""
+        return [Canvas(input_index, branches, is_isolated=not self.independent) for branches in self._rows]
+
+    @cached_property
+    def _rows(self) -> list[tuple[Branch, ...]]:
+        """The branches of each canvas."""
         return [
-            self._canvas(input_index, chunk, rotation)
+            tuple(self._branch(rotated(question, rotation)) for question in chunk)
             for chunk in self.chunks
             for rotation in range(self.permutations)
         ]
 
-    def _canvas(self, input_index: int, questions: Sequence[Question], rotation: int) -> Canvas:
-        token_ids: list[int] = []
-        reads = []
-        for prefix, question in zip(label_prefixes(len(questions)), questions, strict=True):
-            token_ids += [*self.tokenizer(prefix, add_special_tokens=False)["input_ids"], self.mask_token_id]
-            reads.append(Read(len(token_ids) - 1, tuple(self.label_ids[: len(question.options)])))
-        token_ids.append(self.tokenizer.pad_token_id)  # the end of an answer, as in training
-        prompt = decision_prompt([rotated(question, rotation) for question in questions], self.labels)
-        return Canvas(input_index, prompt, tuple(token_ids), tuple(reads))
+    def _branch(self, question: Question) -> Branch:
+        prompt = decision_prompt([question], self.labels)
+        (prefix,) = label_prefixes(1)
+        prefix_ids = _token_ids(self.tokenizer, prefix)
+        answer_ids = (*prefix_ids, self.mask_token_id, self.tokenizer.pad_token_id)  # ends as in training
+        candidates = tuple(self.label_ids[: len(question.options)])
+        return Branch(prompt, _token_ids(self.tokenizer, prompt), answer_ids, len(prefix_ids), candidates)
 
     def log_probs(self, reads: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
         """
@@ -124,10 +132,7 @@ class TextLayout:
         self.mask_token_id = mask_token_id
         self.questions = questions
         self.texts = [
-            [
-                [*tokenizer(option.text, add_special_tokens=False)["input_ids"], tokenizer.pad_token_id]
-                for option in question.options
-            ]
+            [(*_token_ids(tokenizer, option.text), tokenizer.pad_token_id) for option in question.options]
             for question in questions
         ]
         self.num_canvases = sum(len(tokens) for texts in self.texts for tokens in texts)
@@ -135,16 +140,15 @@ class TextLayout:
     def canvases(self, input_index: int) -> list[Canvas]:
         """The canvases of one input: question by question, option by option, token by token."""
         return [
-            Canvas(
-                input_index,
-                question.instructions,
-                (*tokens[:given], *[self.mask_token_id] * (len(tokens) - given)),
-                (Read(given, (tokens[given],)),),
-            )
+            Canvas(input_index, (self._branch(question, tokens, given),), is_isolated=False)
             for question, texts in zip(self.questions, self.texts, strict=True)
             for tokens in texts
             for given in range(len(tokens))
         ]
+
+    def _branch(self, question: Question, tokens: Sequence[int], given: int) -> Branch:
+        answer_ids = (*tokens[:given], *[self.mask_token_id] * (len(tokens) - given))
+        return Branch(question.instructions, (), answer_ids, given, (tokens[given],))
 
     def log_probs(self, reads: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
         """Log-likelihoods of each question's options, `(1, num_options)`; see [`LabelLayout.log_probs`]."""
@@ -189,8 +193,7 @@ def lay_out(
                 f'`permutations` must be 1 for `reading="text"`, which lists no options (got {permutations})'
             )
         return TextLayout(tokenizer, mask_token_id, questions)
-    per_canvas = 1 if independent else QUESTIONS_PER_CANVAS
-    return LabelLayout(tokenizer, mask_token_id, questions, permutations, per_canvas)
+    return LabelLayout(tokenizer, mask_token_id, questions, permutations, independent)
 
 
 def refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> None:

@@ -16,6 +16,16 @@
 A canvas is an answer whose fixed text is given. At its masked positions the model gives each candidate token a
 probability, given the prompt, the images and the rest of the canvas (Dimple, section 3, arXiv 2505.16990: one step of
 the reverse process). In causal mode a position sees only what precedes it.
+
+Several questions about one input are branches of one row. The input is their trunk: it sees itself only, and each
+branch sees it and itself, at the positions that it would have alone. So no answer depends on the other questions:
+
+```text
+           input   1. Is ..? 1.[mask]   1. Which ..? 1.[mask]
+input        x
+branch 1     x             x
+branch 2     x                                 x
+```
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +38,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling import DimpleForConditionalGeneration
 from ..modeling.generation_inputs_dimple import check_length
+from ..modeling.turns_dimple import branch_offsets
 from ..processing import DimpleProcessor
 
 Conversation = list[dict[str, Any]]
@@ -35,19 +46,28 @@ Conversation = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Read:
+class Branch:
     """
-    A position to read.
+    One question of a canvas: what it adds to the input, and what is read.
 
     Args:
-        position (`int`):
-            Position in the canvas. It must hold the mask token.
+        prompt (`str`):
+            Text that ends the user's turn.
+        prompt_ids (`tuple[int, ...]`):
+            Its tokens; needed where the canvas keeps its questions apart.
         token_ids (`tuple[int, ...]`):
-            Candidate tokens.
+            The answer, with the mask token at positions that are not given.
+        position (`int`):
+            Position in the answer to read. It must hold the mask token.
+        candidates (`tuple[int, ...]`):
+            Candidate tokens there.
     """
 
-    position: int
+    prompt: str
+    prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
+    position: int
+    candidates: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -58,18 +78,76 @@ class Canvas:
     Args:
         input_index (`int`):
             Which input it is about. Rows about one input share its encoded images.
-        prompt (`str`):
-            Text that ends the user's turn.
-        token_ids (`tuple[int, ...]`):
-            The answer, with the mask token at positions that are not given.
-        reads (`tuple[Read, ...]`):
-            What to read.
+        branches (`tuple[Branch, ...]`):
+            Its questions.
+        is_isolated (`bool`):
+            Whether the input does not see the questions: so it must be if they are several.
     """
 
     input_index: int
-    prompt: str
-    token_ids: tuple[int, ...]
-    reads: tuple[Read, ...]
+    branches: tuple[Branch, ...]
+    is_isolated: bool
+
+    @property
+    def prompt(self) -> str:
+        """The text that ends the user's turn in the row's prompt: that of its first question."""
+        return self.branches[0].prompt
+
+    @property
+    def answer_length(self) -> int:
+        """Positions after the row's prompt that the longest question needs."""
+        longest = max(len(branch.prompt_ids) + len(branch.token_ids) for branch in self.branches)
+        return longest - len(self.branches[0].prompt_ids)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """
+    The tokens of a canvas after its prompt, which ends with the first question.
+
+    Args:
+        answer_ids (`list[int]`):
+            The answer to the first question, then the other questions with theirs.
+        branch_ids (`list[int]`):
+            Of the tokens of the prompt without padding and of `answer_ids`: 0 in the trunk, then 1, 2, ...
+        read_at (`list[int]`):
+            Positions in `answer_ids` to read, one for each question.
+    """
+
+    answer_ids: list[int]
+    branch_ids: list[int]
+    read_at: list[int]
+
+
+def _row_of(canvas: Canvas, prompt_ids: list[int]) -> _Row:
+    """
+    Puts the branches of a canvas after its prompt.
+
+    Raises:
+        ValueError: If the chat template does not keep the text of a question as it is.
+    """
+    first, *others = canvas.branches
+    start, end = len(prompt_ids), len(prompt_ids)
+    if canvas.is_isolated:
+        size = len(first.prompt_ids)
+        start = next(
+            (i for i in range(len(prompt_ids) - size, -1, -1) if tuple(prompt_ids[i : i + size]) == first.prompt_ids),
+            -1,
+        )
+        if start < 0:
+            raise ValueError(
+                "`independent=True` must be set for a chat template that changes the text of a question (got "
+                f"{first.prompt!r}, whose tokens are not in the prompt)"
+            )
+        end = start + size
+    answer_ids, read_at = list(first.token_ids), [first.position]
+    branch_ids = [0] * start + [int(canvas.is_isolated)] * (len(prompt_ids) - start + len(answer_ids))
+    for number, branch in enumerate(others, start=2):
+        before = [*branch.prompt_ids, *prompt_ids[end:]]
+        read_at.append(len(answer_ids) + len(before) + branch.position)
+        answer_ids += [*before, *branch.token_ids]
+        branch_ids += [number] * (len(before) + len(branch.token_ids))
+    return _Row(answer_ids, branch_ids, read_at)
 
 
 def with_prompt(conversation: Conversation, prompt: str) -> Conversation:
@@ -133,24 +211,25 @@ class CanvasReader:
                 Images in each prompt; used only with `pixel_values`.
 
         Returns:
-            `list[list[torch.FloatTensor]]`: For each canvas and read, the log-probabilities of the candidates, float32
+            `list[list[torch.FloatTensor]]`: For each canvas and branch, the log-probabilities of the candidates, float32
             on the CPU, under the distribution over the whole vocabulary without the mask token.
 
         Raises:
             ValueError: If a prompt and its canvas have more tokens than the model has positions.
         """
-        prompt_lengths = prompts["attention_mask"].sum(dim=1).tolist()
-        for canvas, length in zip(canvases, prompt_lengths, strict=True):
-            check_length(length, len(canvas.token_ids), self.model.config.max_position_embeddings)
+        masks = prompts["attention_mask"].bool()
+        prompt_ids = [ids[mask].tolist() for ids, mask in zip(prompts["input_ids"], masks, strict=True)]
+        for canvas, ids in zip(canvases, prompt_ids, strict=True):
+            check_length(len(ids), canvas.answer_length, self.model.config.max_position_embeddings)
+        rows = [_row_of(canvas, ids) for canvas, ids in zip(canvases, prompt_ids, strict=True)]
         encoded = prompts.get("mm_encoder_outputs")
         prompts = {name: tensor.to(self.model.device) for name, tensor in prompts.items() if tensor is not encoded}
         if encoded is None:
             features = self._image_features(canvases, prompts, num_images)
             if features is not None:
                 encoded = {"image": BaseModelOutputWithPooling(pooler_output=(features,))}
-        log_probs = self._forward(canvases, prompts, encoded)
-        rows = iter(log_probs)
-        return [[next(rows)[list(read.token_ids)].cpu() for read in canvas.reads] for canvas in canvases]
+        log_probs = iter(self._forward(rows, prompts, encoded))
+        return [[next(log_probs)[list(branch.candidates)].cpu() for branch in canvas.branches] for canvas in canvases]
 
     def _image_features(
         self, canvases: Sequence[Canvas], prompts: Mapping[str, torch.Tensor], num_images: Sequence[int]
@@ -179,33 +258,44 @@ class CanvasReader:
 
     def _forward(
         self,
-        canvases: Sequence[Canvas],
+        rows: Sequence[_Row],
         prompts: Mapping[str, torch.Tensor],
         images: Mapping[str, BaseModelOutputWithPooling] | None,
     ) -> torch.Tensor:
         """Log-probabilities over the vocabulary at the reads of all rows, `(num_reads, vocab_size)` in float32."""
-        device = self.model.device
-        tokens = [torch.tensor(canvas.token_ids, device=device) for canvas in canvases]
-        answer_ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_token_id)
-        answer_mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
+        device, num_prompt_tokens = self.model.device, prompts["input_ids"].shape[1]
+        answers = [torch.tensor(row.answer_ids, device=device) for row in rows]
+        answer_ids = pad_sequence(answers, batch_first=True, padding_value=self.pad_token_id)
+        answer_mask = pad_sequence([torch.ones_like(row) for row in answers], batch_first=True)
         input_ids = torch.cat([prompts["input_ids"], answer_ids], dim=1)
         attention_mask = torch.cat([prompts["attention_mask"], answer_mask], dim=1)
+        branch_ids = torch.zeros_like(input_ids)
+        branch_ids[attention_mask.bool()] = torch.tensor([i for row in rows for i in row.branch_ids], device=device)
         image_grid_thw = prompts.get("image_grid_thw")
-        read_at = torch.tensor(
-            [(row, read.position) for row, canvas in enumerate(canvases) for read in canvas.reads], device=device
-        )
-        # The logits of a position predict the token after it.
-        rows, before = read_at[:, 0], read_at[:, 1] + prompts["input_ids"].shape[1] - 1
+        trunk_mask = attention_mask * (branch_ids == 0)
+        position_ids = self.model.get_rope_index(input_ids, image_grid_thw, trunk_mask) + branch_offsets(branch_ids)
+        read_at = torch.tensor([(i, at) for i, row in enumerate(rows) for at in row.read_at], device=device)
         logits = self.model(
             input_ids,
-            attention_mask=attention_mask,
-            position_ids=self.model.get_rope_index(input_ids, image_grid_thw, attention_mask),
+            attention_mask=self._attention_mask(input_ids, attention_mask, branch_ids),
+            position_ids=position_ids,
             image_grid_thw=image_grid_thw,
             mm_encoder_outputs=images,
-            logits_to_keep=(rows, before),
+            # The logits of a position predict the token after it.
+            logits_to_keep=(read_at[:, 0], num_prompt_tokens + read_at[:, 1] - 1),
         ).logits.float()
         logits[:, self.model.config.mask_token_id] = -torch.inf
         return logits.log_softmax(dim=-1)
+
+    def _attention_mask(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, branch_ids: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor | None]:
+        """What `forward` takes: the mask of padding, or that of branches where there are any."""
+        if not branch_ids.any():
+            return attention_mask
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        is_causal = not self.model.config.full_attn_mask
+        return self.model.model.prepare_attention_mask(embeddings, attention_mask, None, is_causal, branch_ids)
 
 
 def read_canvases(

@@ -28,6 +28,9 @@ from .requests import ANY, MAX_ITEMS, ChatRequest, Fields, parse_body
 #: Most canvases of a request, each a row of a forward pass.
 MAX_CANVASES = 1024
 
+#: Most characters of all questions in all orders of their options, which are cut into tokens in the server's process.
+MAX_CHARACTERS = 1 << 20
+
 
 class InputText(Fields):
     """Text of the input; `output_text` and `refusal` are what the assistant said."""

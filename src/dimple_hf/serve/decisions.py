@@ -31,7 +31,7 @@ from ..decisions.layout import LabelLayout, TextLayout, lay_out
 from ..decisions.questions import Question
 from ..decisions.reading import Canvas, CanvasReader
 from .chat import ChatCompletions, failed, model_not_found, read_body
-from .decision_requests import MAX_CANVASES, DecisionRequest, chat_about, parse_decision_request
+from .decision_requests import MAX_CANVASES, MAX_CHARACTERS, DecisionRequest, chat_about, parse_decision_request
 from .jobs import Job, ServerFault, collate
 from .limits import RefusedRequest
 
@@ -95,7 +95,7 @@ class DecisionReader:
             return
         try:
             reader = CanvasReader(self.worker.model, self.tokenizer.pad_token_id)
-            prompts = collate([Job(dict(row.prompt), None, len(row.canvas.token_ids)) for row in rows], self.tokenizer)
+            prompts = collate([Job(dict(row.prompt), None, row.canvas.answer_length) for row in rows], self.tokenizer)
             encoded = self.worker.features.encode(prompts)  # several canvases and requests may share images
             for row, reads in zip(rows, reader.read([row.canvas for row in rows], encoded), strict=True):
                 _resolve(row.result, reads)
@@ -175,6 +175,12 @@ class Decisions:
         num_characters = sum(len(option.text) for question in questions for option in question.options)
         if num_characters > preparation.max_characters:  # not even cut into tokens
             raise RefusedRequest(f"options must have at most {preparation.max_characters} characters", "questions")
+        num_characters += sum(len(question.instructions) for question in questions)
+        if num_characters * (asked.permutations or 1) > MAX_CHARACTERS:
+            raise RefusedRequest(
+                f"questions must have at most {MAX_CHARACTERS} characters in all orders of their options together",
+                "questions",
+            )
         tokenizer = preparation.processor.tokenizer
         try:
             layout = lay_out(tokenizer, self.reader.worker.model.config.mask_token_id, questions, **asked.ways)
@@ -204,7 +210,7 @@ class Decisions:
         fetched = await self.chat.fetch_images(first)
         reads: list[list[torch.Tensor]] = []
         num_tokens = 0
-        async with self.chat.prepared, preparation.inputs(first, fetched, len(canvases[0].token_ids)) as arrays:
+        async with self.chat.prepared, preparation.inputs(first, fetched, canvases[0].answer_length) as arrays:
             # 1.
             inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
             asked = asked.without_images()

@@ -173,7 +173,7 @@ class Preparation:
             prepare_prompts, asked, endings, image_grid_thw, self.max_characters
         ) as prompts:
             for canvas, prompt in zip(canvases, prompts, strict=True):
-                self._check_context(prompt.shape[1], len(canvas.token_ids))
+                self._check_context(prompt.shape[1], canvas.answer_length)
             return prompts
 
     def _check_context(self, prompt_length: int, answer_length: int) -> None:
