@@ -18,7 +18,8 @@ of an option; lists without an image, which teach what an option's letter is, ar
 learned (`docs/results.md`).
 
 1. Open the tasks that are learned, and the first five in order that are not. A letter comes after the same decision
-   in words, two questions on one canvas after each alone, numbers of one length after numbers of different lengths.
+   in words, numbers of one length after numbers of different lengths. No task has several questions: `decide` keeps
+   those of a row apart.
 2. Draw a batch: a share of reading, the rest from the open tasks, those that are not learned more often.
 3. Update. All answer tokens of a decision are masked, as when it is read; those of a reading at a random level. Each
    row weighs the same.
@@ -80,7 +81,7 @@ MICRO_BATCH = 16
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of `forms_row`, the decisions it draws from (any if none), and the tasks to be learned before it."""
+    """A kind of `forms_row`, the decision it asks for (if any), and the tasks to be learned before it."""
 
     kind: str
     decisions: tuple[str, ...] = ()
@@ -88,9 +89,8 @@ class Task:
 
     @property
     def name(self) -> str:
-        """`"kind"`, `"decision/kind"` or `"some/kind"`."""
-        group = "some" if len(self.decisions) > 1 else "".join(self.decisions)
-        return f"{group}/{self.kind}" if group else self.kind
+        """`"kind"` or `"decision/kind"`."""
+        return "/".join((*self.decisions, self.kind))
 
 
 def _by_letter(decision: str, *after: str) -> Task:
@@ -102,8 +102,6 @@ TASKS = [
     *(task for decision in FIXED_OPTIONS for task in (Task("freely", (decision,)), _by_letter(decision))),
     *(Task("freely", (decision,)) for decision in ("which_row", "which_value")),
     *(Task("openly", (decision,)) for decision in ("which_row", "which_value", "num_rows", "num_digits", "is_there")),
-    Task("decide_two", FIXED_OPTIONS, tuple(f"{decision}/decide_one" for decision in FIXED_OPTIONS)),
-    Task("decide", FIXED_OPTIONS, ("some/decide_two",)),
     Task("freely", ("compare_lengths",)),
     _by_letter("compare_lengths"),
     Task("freely", ("largest_length",)),
@@ -112,7 +110,6 @@ TASKS = [
     *(Task(kind, ("largest",), ("largest_length/freely",)) for kind in ("openly", "freely")),
     Task("freely", ("which_is_there",)),
     *(_by_letter(decision, "choose") for decision in ("which_row", "which_is_there", "which_value", "largest")),
-    Task("decide", after=("some/decide",)),
 ]
 """In the order in which they open."""
 LETTERS = "letters"

@@ -148,7 +148,7 @@ def test_decide_asks_more_questions_than_a_canvas_holds(tmp_path: Path, batch_si
 
 
 def test_decide_answers_in_causal_mode(questions_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Several questions in a row, as if each were alone."""
+    """Several questions in a row, as if each were alone; in bfloat16."""
     causal = tmp_path / "causal"
     shutil.copytree(FORMS_CHECKPOINT, causal)
     config = json.loads((causal / "config.json").read_text())
@@ -160,7 +160,7 @@ def test_decide_answers_in_causal_mode(questions_file: Path, tmp_path: Path, cap
         (line,) = capsys.readouterr().out.splitlines()
         answers.append(json.loads(line)["answers"])
     for row, alone in zip(*answers, strict=True):
-        assert row["label_mass"] == pytest.approx(alone["label_mass"], rel=1e-3)
+        assert row["label_mass"] == pytest.approx(alone["label_mass"], rel=0.02)
 
 
 def test_decide_refuses_what_cannot_be_read(questions_file: Path, capsys: pytest.CaptureFixture) -> None:

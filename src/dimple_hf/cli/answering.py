@@ -68,7 +68,11 @@ def add_confidence_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--independent` and `--reading` of [`decide`]."""
-    parser.add_argument("--independent", action="store_true", help="ask each question alone, in a row of its own")
+    parser.add_argument(
+        "--independent",
+        action="store_true",
+        help="ask each question in a row of its own, in which the image sees it (slower)",
+    )
     parser.add_argument(
         "--reading",
         choices=("label", "text"),

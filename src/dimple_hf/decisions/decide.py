@@ -60,7 +60,7 @@ def decide(
     """
     Answers typed questions about one input or many, with a probability for each option.
 
-    1. Lay out rows: up to 16 questions of an input in each, that do not see each other and that the input does not see.
+    1. Lay out rows: up to 16 questions of an input in each. They do not see each other, nor the input them.
     2. Run the model once over each batch of canvases. The images of an input are encoded once.
     3. Normalise the probabilities of each question's labels, average them over rotated option orders, and divide
        log-probabilities by the temperature of `calibration` before that.
