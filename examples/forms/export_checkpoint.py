@@ -60,8 +60,9 @@ and nothing else can be expected of it:
 | about an image without a form | `no form` |
 
 It decides, by the labels of options, whether a label is on the form, whether there are more than a number of rows, how
-many rows there are, and how many digits a number has; any number of such questions in one call. By the texts of options
-(`reading="text"`) it also says which row comes first or last, and which of several numbers stands next to a label.
+many rows there are, and how many digits a number has; any number of such questions in one call. By the texts of
+options (`reading="text"`) it also says which row comes first or last, and which of several numbers stands next to a
+label.
 
 In the scores, `schema` is JSON under the form's schema (layout `"padded"`), `shuffled` the same with the labels in
 another order, and `nullable` with labels that are not on the form. `worked` and `add` are sums whose terms are given
