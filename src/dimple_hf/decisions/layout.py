@@ -25,6 +25,8 @@ from .questions import Choice, Question
 from .reading import Branch, Canvas
 
 QUESTIONS_PER_CANVAS = 16
+CHARACTERS_PER_CANVAS = 8192
+"""Of several questions: attention costs the square of a row's length."""
 
 
 def rotated(question: Question, rotation: int) -> Choice:
@@ -32,6 +34,20 @@ def rotated(question: Question, rotation: int) -> Choice:
     options = question.options
     start = rotation % len(options)
     return Choice(question.instructions, [*options[start:], *options[:start]])
+
+
+def _chunks(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions in order, as many in each row as it holds."""
+    chunks: list[list[Question]] = []
+    num_characters = 0
+    for question in questions:
+        length = len(question.instructions) + sum(len(option.text) for option in question.options)
+        num_characters += length
+        if not chunks or len(chunks[-1]) == QUESTIONS_PER_CANVAS or num_characters > CHARACTERS_PER_CANVAS:
+            chunks.append([])
+            num_characters = length
+        chunks[-1].append(question)
+    return chunks
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
@@ -70,8 +86,7 @@ class LabelLayout:
         self.mask_token_id = mask_token_id
         self.permutations = permutations
         self.independent = independent
-        size = 1 if independent else QUESTIONS_PER_CANVAS
-        self.chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
+        self.chunks = [[question] for question in questions] if independent else _chunks(questions)
         self.labels = option_labels(tokenizer, max(len(question.options) for question in questions))
         self.label_ids = label_token_ids(tokenizer, self.labels)
         self.num_canvases = len(self.chunks) * permutations

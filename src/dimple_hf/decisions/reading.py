@@ -94,6 +94,11 @@ class Canvas:
         return self.branches[0].prompt
 
     @property
+    def num_more_tokens(self) -> int:
+        """Tokens of the questions after the first."""
+        return sum(len(branch.prompt_ids) for branch in self.branches[1:])
+
+    @property
     def answer_length(self) -> int:
         """Positions after the row's prompt that the longest question needs."""
         longest = max(len(branch.prompt_ids) + len(branch.token_ids) for branch in self.branches)
@@ -211,8 +216,8 @@ class CanvasReader:
                 Images in each prompt; used only with `pixel_values`.
 
         Returns:
-            `list[list[torch.FloatTensor]]`: For each canvas and branch, the log-probabilities of the candidates, float32
-            on the CPU, under the distribution over the whole vocabulary without the mask token.
+            `list[list[torch.FloatTensor]]`: For each canvas and branch, the log-probabilities of the candidates, in
+            float32 on the CPU, under the distribution over the whole vocabulary without the mask token.
 
         Raises:
             ValueError: If a prompt and its canvas have more tokens than the model has positions.

@@ -189,8 +189,8 @@ class Decisions:
             raise RefusedRequest(str(error), name) from error
         if layout.num_canvases > MAX_CANVASES:
             raise RefusedRequest(
-                f"`questions` must need at most {MAX_CANVASES} canvases, one for 16 questions, with `independent` for "
-                'each, times `permutations`, with `reading` "text" for each token of each option: send fewer at a '
+                f"`questions` must need at most {MAX_CANVASES} canvases, one for up to 16 questions, with `independent` "
+                'for each, times `permutations`, with `reading` "text" for each token of each option: send fewer at a '
                 f"time (got {layout.num_canvases})",
                 "questions",
             )
@@ -224,6 +224,7 @@ class Decisions:
                 if len(canvases) > 1:
                     prompts = await preparation.prompts(asked, batch, arrays.get("image_grid_thw"))
                 num_tokens += sum(prompt.shape[1] for prompt in prompts)
+                num_tokens += sum(canvas.num_more_tokens for canvas in batch)
                 rows = [inputs | {"input_ids": torch.from_numpy(prompt)} for prompt in prompts]
                 reads += await self.reader.read(batch, rows)
         return reads, num_tokens
