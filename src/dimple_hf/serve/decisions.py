@@ -189,8 +189,8 @@ class Decisions:
             raise RefusedRequest(str(error), name) from error
         if layout.num_canvases > MAX_CANVASES:
             raise RefusedRequest(
-                f"`questions` must need at most {MAX_CANVASES} canvases, one for up to 16 questions, with `independent` "
-                'for each, times `permutations`, with `reading` "text" for each token of each option: send fewer at a '
+                f"`questions` must need at most {MAX_CANVASES} canvases, one for up to 16 questions, with "
+                '`independent` for each, times `permutations`, with `reading` "text" for each token of each option: send fewer at a '
                 f"time (got {layout.num_canvases})",
                 "questions",
             )
