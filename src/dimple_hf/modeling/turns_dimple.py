@@ -42,7 +42,8 @@ def branch_offsets(branch_ids: torch.Tensor) -> torch.Tensor:
 def sees_branch(branch_ids: torch.Tensor) -> Callable[..., torch.Tensor]:
     """
     Returns:
-        A mask function for `create_causal_mask`: a query sees the trunk, and of the branches its own.
+        A mask function for `create_causal_mask` and `create_bidirectional_mask`: a query sees the trunk, and of the
+        branches its own.
     """
 
     def mask(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -190,8 +190,8 @@ class Decisions:
         if layout.num_canvases > MAX_CANVASES:
             raise RefusedRequest(
                 f"`questions` must need at most {MAX_CANVASES} canvases, one for up to 16 questions, with "
-                '`independent` for each, times `permutations`, with `reading` "text" for each token of each option: send '
-                f"fewer at a time (got {layout.num_canvases})",
+                '`independent` for each, times `permutations`, with `reading` "text" for each token of each option: '
+                f"send fewer at a time (got {layout.num_canvases})",
                 "questions",
             )
         return layout, layout.canvases(0)
