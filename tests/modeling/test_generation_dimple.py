@@ -772,8 +772,10 @@ def refusals() -> Iterator[Any]:
     holes[0, -3] = 0
     only_padding[0] = 0
     with_mask_token[1, -1] = MASK
-    yield "no prompt", {"input_ids": None}, "exactly one of `inputs` and `input_ids`"
-    yield "two prompts", {"inputs": ids}, "exactly one of `inputs` and `input_ids`"
+    yield "no prompt", {"input_ids": None}, r"exactly one of `inputs` and `input_ids` .*\(got neither\)"
+    yield "two prompts", {"inputs": ids}, r"exactly one of `inputs` and `input_ids` .*\(got both\)"
+    embeds = {"input_ids": None, "inputs_embeds": torch.zeros(2, 11, 32)}
+    yield "embeddings", embeds, "`inputs_embeds` must not be given in bidirectional mode: pass .* `input_ids`"
     yield "empty prompt", {"input_ids": ids[:, :0]}, r"`input_ids` must be an integer tensor .*\(2, 0\)"
     yield "flat prompt", {"input_ids": ids[0]}, r"`input_ids` must be an integer tensor .*\(11,\)"
     yield "float prompt", {"input_ids": ids.float()}, "`input_ids` must be an integer tensor .*float32"

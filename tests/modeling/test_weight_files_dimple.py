@@ -172,3 +172,11 @@ def test_checkpoint_in_a_subfolder_is_looked_at_there(parity_dir: Path, tmp_path
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"sub/model-00002-of-00003\.safetensors must be a whole safetensors file"):
         DimpleForConditionalGeneration.from_pretrained(tmp_path, subfolder="sub")
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(parity_dir: Path, tmp_path: Path) -> None:
+    """Also for those who trust their own files."""
+    shutil.copy(parity_dir / "checkpoint" / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"\(got pytorch_model\.bin, .* without secrets, .* save them with `safetens"):
+        DimpleForConditionalGeneration.from_pretrained(tmp_path)

@@ -71,8 +71,11 @@ def take_prompt(inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torc
         if not kwargs.get(name):
             kwargs.pop(name, None)
     input_ids = kwargs.pop("input_ids", None)
+    if kwargs.get("inputs_embeds") is not None:
+        raise ValueError("`inputs_embeds` must not be given in bidirectional mode: pass the prompt as `input_ids`")
     if (inputs is None) == (input_ids is None):
-        raise ValueError("exactly one of `inputs` and `input_ids` must be given")
+        got = "neither" if inputs is None else "both"
+        raise ValueError(f"exactly one of `inputs` and `input_ids` must be given (got {got})")
     inputs = input_ids if inputs is None else inputs
     if inputs.ndim != 2 or inputs.shape[1] == 0 or torch.is_floating_point(inputs):
         raise ValueError(

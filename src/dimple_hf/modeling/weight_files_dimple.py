@@ -168,7 +168,8 @@ def refuse_damaged_files(
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled and not present:
             raise ValueError(
-                f"{folder} must hold safetensors files (got {', '.join(pickled)}, which can run code when it is read)"
+                f"{folder} must hold safetensors files (got {', '.join(pickled)}, which can run code when it is read: "
+                "on a machine without secrets, load the weights with torch and save them with `safetensors`)"
             )
     if folder is not None and present and not (folder / "adapter_config.json").is_file():
         read_json(folder / config_name)  # without it, the class would build its default of 7B
