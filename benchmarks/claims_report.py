@@ -101,12 +101,14 @@ def scores(runs: Runs, *path: str) -> list[str]:
 
 
 def ways_table(runs: Runs) -> str:
+    """Both modes of each way that has been run, and by how many seeds."""
     lines = []
     for way, title in TITLES.items():
+        num_seeds = sum(way in run for run in runs.values())
         decodings = ("token by token", "diffusion") if way in CAUSAL else ("diffusion", "token by token")
-        for decoding, path in zip(decodings, ("default", "other_mode"), strict=True):
-            lines.append([title, decoding, *scores(runs, way, path)])
-    return table(["training", "decoding", "fields", "whole form", "passes per answer"], lines)
+        for decoding, path in zip(decodings, ("default", "other_mode"), strict=True) if num_seeds else ():
+            lines.append([title, decoding, str(num_seeds), *scores(runs, way, path)])
+    return table(["training", "decoding", "seeds", "fields", "whole form", "passes per answer"], lines)
 
 
 def keys_of(runs: Runs, *path: str) -> list[str]:
@@ -119,6 +121,7 @@ def length_table(runs: Runs) -> str:
     lines = [
         [TITLES[way], *(spread(values(runs, way, "length", key, "whole"), percent) for key in lengths)]
         for way in BY_DIFFUSION
+        if any(way in run for run in runs.values())
     ]
     return table(["training", *(f"{key} positions" for key in lengths)], lines)
 
@@ -201,7 +204,7 @@ def section(report: Mapping[str, Any]) -> str:
         f"`{report['command']}`. Each way takes {settings['steps']} steps of {settings['batch_size']} examples on "
         f"{settings['pool']} images, or half as many with both losses; {settings['rows']} held-out ones are asked "
         f"about. Seeds {', '.join(runs)}: mean, and the range in parentheses.",
-        "### Five ways to train",
+        "### Ways to train",
         ways_table(runs),
         "![Fields read right along the training](figures/claims-curve.svg)",
         "### The length of the canvas",
