@@ -146,6 +146,7 @@ def draw_by_way(runs: Runs, file: Path, figure_name: str, score: str, labels: tu
         labels (`tuple[str, str]`): Names of the axes.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    ends = []
     for way, title in TITLES.items():
         keys = sorted(keys_of(runs, way, figure_name), key=int)
         if not keys:
@@ -157,15 +158,18 @@ def draw_by_way(runs: Runs, file: Path, figure_name: str, score: str, labels: tu
         axes.fill_between(
             x, list(map(min, shares)), list(map(max, shares)), color=COLORS[way], alpha=0.15, linewidth=0
         )
-        axes.annotate(f" {title}", (x[-1], means[-1]), color=COLORS[way], fontsize="small", va="center")
+        ends.append((x[-1], means[-1], title, COLORS[way]))
+        axes.set_xticks(x)
     finish(axes, *labels)
     axes.set_xlim(right=axes.get_xlim()[1] * 1.5)
+    name_ends(axes, ends)
     save(figure, file)
 
 
 def draw_decodings(runs: Runs, file: Path) -> None:
     """Whole forms read right against passes, for two ways: a curve of thresholds and one of schedules."""
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    ends = []
     for way in ("diffusion", "autoregressive_then_diffusion"):
         for name, style, title in (("threshold", "o-", "thresholds"), ("fixed", "s--", "schedules")):
             keys = keys_of(runs, way, name)
@@ -174,12 +178,31 @@ def draw_decodings(runs: Runs, file: Path) -> None:
             x = [mean(values(runs, way, name, key, "passes")) for key in keys]
             y = [100 * mean(values(runs, way, name, key, "whole")) for key in keys]
             axes.plot(x, y, style, color=COLORS[way], markersize=4)
-            text = f" {TITLES[way]}: {title}"
-            axes.annotate(text, (x[-1], y[-1]), color=COLORS[way], fontsize="small", va="center")
+            ends.append((x[-1], y[-1], f"{TITLES[way]}: {title}", COLORS[way]))
     axes.set_xscale("log")
     finish(axes, "forward passes for an answer", "whole forms, %")
     axes.set_xlim(right=axes.get_xlim()[1] * 8)
+    name_ends(axes, ends)
     save(figure, file)
+
+
+def name_ends(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
+    """
+    Writes names beside the ends of curves, from the highest on, each low enough below the one before.
+
+    Args:
+        axes (`Axes`):
+            Where the curves are.
+        ends (`list[tuple[float, float, str, str]]`):
+            x, y, name and color of each.
+    """
+    low, high = axes.get_ylim()
+    gap = 0.06 * (high - low)
+    last: dict[float, float] = {}  # of the names that begin at the same x
+    for x, y, name, color in sorted(ends, key=lambda end: -end[1]):
+        height = min(y, last.get(x, float("inf")) - gap)
+        last[x] = height
+        axes.annotate(f"  {name}", (x, height), color=color, fontsize="small", va="center")
 
 
 def finish(axes: Any, x_label: str, y_label: str) -> None:
