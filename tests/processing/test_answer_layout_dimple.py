@@ -15,14 +15,16 @@
 Canvases and their constraint: what a position can take, given what is committed, and what can be committed together.
 """
 
+import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from dimple_hf.processing import DimpleTokenizer, token_automaton_dimple
 from dimple_hf.processing.answer_canvas_dimple import compact_canvas, padded_canvas
-from dimple_hf.processing.answer_layout_dimple import Canvas, CanvasConstraint
+from dimple_hf.processing.answer_layout_dimple import Canvas, CanvasConstraint, Filling, Segment
 from dimple_hf.processing.answer_parts_dimple import (
     EMPTY,
     Alternation,
@@ -185,6 +187,49 @@ def test_accept_unmasks_in_order_of_confidence_what_fits_together(tokenizer: Dim
         torch.tensor([0]), answer, answer == mask, answer, torch.tensor([everywhere]), torch.zeros(1, 3)
     )
     assert free.all()
+
+
+@pytest.mark.parametrize("part", [number(95, 10**8), text("(ab|c)*d{2,5}", 12), Repeat(number(0, 9), ",", 1, 5, 5)])
+def test_filling_after_commits_in_any_order_is_that_of_its_tokens(tokenizer: DimpleTokenizer, part: Part) -> None:
+    """Sets of states are computed when they are read; what was committed before must all be in them."""
+    canvas = canvas_of(tokenizer, part)
+    mask = canvas.vocabulary.mask_id
+    tokens = [None if token == mask else token for token in canvas.ids]
+    filling, seen = Filling(canvas, tokens), set()
+    draw = random.Random(0)
+    for position in draw.sample([index for index, token in enumerate(tokens) if token is None], tokens.count(None)):
+        options = Filling(canvas, tokens).options()
+        if draw.random() < 0.5:  # else several are committed before all sets are read
+            assert filling.copy().options() == options
+        possible = sorted({token for found in options[position] for token in found.ids.tolist()})
+        seen.add(tuple(possible))
+        assert not filling.commit(position, mask)
+        tokens[position] = draw.choice(possible)
+        assert filling.commit(position, tokens[position])
+    assert canvas.can_hold(tokens)
+    assert len(seen) > 2  # control: commits do narrow the options
+
+
+def test_commit_computes_no_more_sets_than_are_read(
+    tokenizer: DimpleTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From left to right, one set on each side a token: not all sets again, which takes minutes on a long canvas."""
+    canvas = canvas_of(tokenizer, text("(ab|c)*", 40))
+    num_computed = 0
+    for name in ("forward", "backward"):
+        compute = getattr(Segment, name)
+
+        def counted(*arguments: Any, compute: Any = compute) -> Any:
+            nonlocal num_computed
+            num_computed += 1
+            return compute(*arguments)
+
+        monkeypatch.setattr(Segment, name, counted)
+    filling = Filling(canvas, [None] * 40)
+    assert num_computed == 80  # control: all sets, once
+    for position in range(40):
+        assert filling.commit(position, canvas.vocabulary.encode("ab"[position % 2])[0])
+    assert num_computed <= 80 + 40
 
 
 def test_canvas_reads_only_complete_answers_of_its_own(tokenizer: DimpleTokenizer) -> None:

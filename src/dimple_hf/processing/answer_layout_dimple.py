@@ -19,6 +19,7 @@ are segments side by side. `CanvasConstraint` serves the denoising loop for a ba
 `AnswerConstraint` in the modeling code).
 """
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,13 @@ class Segment:
 
 
 class _Run:
-    """One segment's positions: the sets of states before and after each."""
+    """
+    One segment's positions: the sets of states before and after each.
+
+    A committed token changes the sets on both of its sides, often up to the ends. They are computed when they are read:
+    a denoising step commits many tokens, and reads two sets for each. Until then `stale_left` has, in order, the
+    offsets whose set on the right may not follow from the one on the left, and `stale_right` those of the reverse.
+    """
 
     def __init__(self, segment: Segment, tokens: Tokens) -> None:
         self.segment = segment
@@ -110,6 +117,8 @@ class _Run:
             self.from_left[offset + 1] = segment.forward(self.from_left[offset], offset, self.tokens[offset])
         for offset in reversed(range(size)):
             self.from_right[offset] = segment.backward(self.from_right[offset + 1], offset, self.tokens[offset])
+        self.stale_left: list[int] = []
+        self.stale_right: list[int] = []
         self.is_possible = segment.automaton.meet(self.from_left[size], segment.automaton.accepting)
 
     def copy(self) -> "_Run":
@@ -117,10 +126,31 @@ class _Run:
         other.segment, other.is_possible = self.segment, self.is_possible
         other.tokens = self.tokens.copy()
         other.from_left, other.from_right = self.from_left.copy(), self.from_right.copy()
+        other.stale_left, other.stale_right = self.stale_left.copy(), self.stale_right.copy()
         return other
+
+    def before(self, offset: int) -> StateSet:
+        """The states, reached from the left, before the position at `offset`."""
+        stale = self.stale_left
+        while stale and stale[0] < offset:
+            index = stale.pop(0)
+            states = self.segment.forward(self.from_left[index], index, self.tokens[index])
+            if states is not self.from_left[index + 1]:  # else nothing changes up to the next stale one
+                self.from_left[index + 1] = states
+                if stale[:1] != [index + 1]:
+                    stale.insert(0, index + 1)
+        return self.from_left[offset]
 
     def after(self, offset: int) -> StateSet:
         """The states, reached from the right, after the position at `offset`."""
+        stale = self.stale_right
+        while stale and stale[-1] > offset:
+            index = stale.pop()
+            states = self.segment.backward(self.from_right[index + 1], index, self.tokens[index])
+            if states is not self.from_right[index]:
+                self.from_right[index] = states
+                if stale[-1:] != [index - 1]:
+                    stale.append(index - 1)
         states = self.from_right[offset + 1]
         if offset < self.segment.min_tokens:
             return self.segment.automaton.unpadded(states, from_left=False)
@@ -130,21 +160,14 @@ class _Run:
         """Whether the position at `offset` can take `token`."""
         if self.tokens[offset] is not None:
             return self.tokens[offset] == token
-        return self.segment.automaton.holds(self.from_left[offset], self.after(offset), token)
+        return self.segment.automaton.holds(self.before(offset), self.after(offset), token)
 
     def commit(self, offset: int, token: int) -> None:
-        """Commits `token`, which the position can take, and updates the sets on both sides as far as they change."""
+        """Commits `token`, which the position can take."""
         self.tokens[offset] = token
-        for index in range(offset, len(self.tokens)):
-            states = self.segment.forward(self.from_left[index], index, self.tokens[index])
-            if states is self.from_left[index + 1]:
-                break
-            self.from_left[index + 1] = states
-        for index in range(offset, -1, -1):
-            states = self.segment.backward(self.from_right[index + 1], index, self.tokens[index])
-            if states is self.from_right[index]:
-                break
-            self.from_right[index] = states
+        for stale in (self.stale_left, self.stale_right):
+            if offset not in stale:
+                insort(stale, offset)
 
 
 class Filling:
@@ -198,7 +221,7 @@ class Filling:
             run = self.runs[index]
             for offset, token in enumerate(run.tokens):
                 if token is None:
-                    found = run.segment.automaton.allowed(run.from_left[offset], run.after(offset))
+                    found = run.segment.automaton.allowed(run.before(offset), run.after(offset))
                     options[run.segment.start + offset].append(found)
         return options
 
