@@ -21,7 +21,7 @@ read from the network. A plain form has numbers only, a rich one also amounts, d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -145,6 +145,11 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
     return np.pad(ink, border), digits.target
 
 
+@cache
+def _glyph(index: int) -> Image.Image:
+    return Image.fromarray(digit_images()[0][index])
+
+
 @lru_cache(maxsize=len(SPLITS))
 def split_indices(split: str) -> np.ndarray:
     """Indices into `load_digits` that `split` may use: 1,400 for `"train"`, the other 397 for `"test"`."""
@@ -206,6 +211,10 @@ def _pick_digits(values: Sequence[int], split: str, rng: np.random.Generator) ->
     )
 
 
+#: The values of a pixel of 8 bits, from 0 to 1.
+_LEVELS = np.arange(256, dtype=np.float32) / 255
+
+
 @lru_cache(maxsize=len(ALL_LABELS))
 def _label_mask(label: str) -> Image.Image:
     """The label in PIL's built-in bitmap font (the same pixels on every system), ink = 255, blank border of 2."""
@@ -216,9 +225,12 @@ def _label_mask(label: str) -> Image.Image:
     return mask
 
 
-def _draw_digit(ink: np.ndarray, glyph: np.ndarray, center: tuple[float, float], size: float, jitter: Jitter,
-                gain: float, rng: np.random.Generator) -> None:  # fmt: skip
-    """Adds one digit to `ink` (`float32`, with a margin) around `center` (x, y); `size` is its height in pixels."""
+def _draw_digit(ink: np.ndarray, glyph: Image.Image, center: tuple[float, float], size: float, jitter: Jitter,
+                darkness: np.ndarray, rng: np.random.Generator) -> None:  # fmt: skip
+    """
+    Adds one digit to `ink` (`float32`, with a margin) around `center` (x, y); `size` is its height in pixels, and
+    `darkness` the ink of each of the 256 values of a glyph's pixel.
+    """
     angle, shear, stretch_x, stretch_y, shift_x, shift_y = rng.uniform(-1, 1, 6) * (
         np.deg2rad(jitter.angle), jitter.shear, jitter.stretch, jitter.stretch, jitter.shift, jitter.shift
     )  # fmt: skip
@@ -231,13 +243,13 @@ def _draw_digit(ink: np.ndarray, glyph: np.ndarray, center: tuple[float, float],
         corners += rng.uniform(-jitter.bend, jitter.bend, (4, 2))
     x = cos * corners[:, 0] + sin * corners[:, 1]
     y = cos * corners[:, 1] - sin * corners[:, 0]
-    scale = (glyph.shape[0] - 2 * _GLYPH_BORDER) / size
+    scale = (glyph.height - 2 * _GLYPH_BORDER) / size
     quad = np.stack(((x - shear * y) * scale / (1 + stretch_x), y * scale / (1 + stretch_y)), axis=1)
-    quad += glyph.shape[0] / 2
-    box = Image.fromarray(glyph).transform(
+    quad += glyph.height / 2
+    box = glyph.transform(
         (_GLYPH_BOX, _GLYPH_BOX), Image.Transform.QUAD, tuple(quad.ravel()), Image.Resampling.BICUBIC
     )
-    strokes = np.clip((np.asarray(box, dtype=np.float32) / 255 - 0.2) * gain, 0, 1)
+    strokes = darkness[np.asarray(box)]
     target = ink[top : top + _GLYPH_BOX, left : left + _GLYPH_BOX]
     np.maximum(target, strokes, out=target)
 
@@ -254,12 +266,12 @@ def render_form(form: Form, split: str, rng: np.random.Generator) -> Image.Image
         `PIL.Image.Image`: RGB, width 168, height 140.
     """
     jitter = JITTER[split]
-    glyphs = digit_images()[0]
     height, width = GRID_ROWS * CELL, GRID_COLUMNS * CELL
     ink = np.zeros((height + 2 * _MARGIN, width + 2 * _MARGIN), dtype=np.float32)
     size, gain = rng.uniform(20, 24), rng.uniform(*jitter.ink)
     label_scale = rng.uniform(1.25, 1.5)
     rule = rng.uniform(0.0, 0.35)
+    darkness = np.clip((_LEVELS - 0.2) * gain, 0, 1)
     for row_number, row in enumerate(form.rows):
         shift_x, shift_y = rng.uniform(-jitter.row_shift, jitter.row_shift, 2)
         center_y = _MARGIN + (form.first_grid_row + row_number + 0.5) * CELL + shift_y
@@ -274,7 +286,7 @@ def render_form(form: Form, split: str, rng: np.random.Generator) -> Image.Image
         np.maximum(target, np.asarray(mask, dtype=np.float32) / 255, out=target)
         for position, index in enumerate(row.digit_indices):
             center_x = _MARGIN + (LABEL_COLUMNS + position + 0.5) * CELL + shift_x
-            _draw_digit(ink, glyphs[index], (center_x, center_y), size, jitter, gain, rng)
+            _draw_digit(ink, _glyph(index), (center_x, center_y), size, jitter, darkness, rng)
         if row.label not in LABELS:
             _draw_printed_marks(ink, row, shift_x, int(center_y), rng)
     ink = ink[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
@@ -317,7 +329,7 @@ def _shade(ink: np.ndarray, jitter: Jitter, rng: np.random.Generator) -> Image.I
     shadow += rng.uniform(0, jitter.noise) * rng.standard_normal(ink.shape, dtype=np.float32)
     pixels = (pen - paper) * np.minimum(ink, 1)[..., None]
     pixels += paper + shadow[..., None]
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 
 def cell_targets(form: Form) -> dict[str, np.ndarray]:

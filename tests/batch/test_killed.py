@@ -145,7 +145,8 @@ def test_full_disk_loses_nothing_and_says_how_to_go_on(
     assert processes.wait(process) == 0, processes.errors.read_text()[-3000:]
     size = whole.stat().st_size
     output = tmp_path / "full.jsonl"
-    for limit in (10, size // 2):
+    settings_size = whole.with_name("whole.jsonl.settings.json").stat().st_size
+    for limit in (10, (settings_size + size) // 2):
         processes.errors.write_text("")
         (process,) = processes.start([*extraction, str(output)], 1, limit)
         assert processes.wait(process) == 1

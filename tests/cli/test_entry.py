@@ -75,11 +75,12 @@ def test_every_command_says_what_it_does_and_takes(capsys: pytest.CaptureFixture
     assert COMMANDS["convert"].QUANTIZATIONS == tuple(QUANTIZATIONS)
 
 
-#: Runs `dimple-hf`, and prints every library that is imported when it has ended.
+#: Runs `dimple-hf`, and prints how many objects garbage collections pass over, and every library that is imported.
 IMPORTS = """
-import sys
+import gc, sys
 from dimple_hf_cli import main
 status = main()
+print("frozen objects:", gc.get_freeze_count() if gc.isenabled() else None, file=sys.stderr)
 print("imported:", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 sys.exit(status)
 """
@@ -89,7 +90,9 @@ def test_generate_without_anything_reads_the_sample_of_the_package() -> None:
     """The shortest first try; nothing but the answer is on stdout, and no optional library is imported."""
     ended = run("generate", code=IMPORTS)
     assert ended.returncode == 0
-    imported = set(ended.stderr.splitlines()[-1].split()[1:])
+    *_, frozen, last = ended.stderr.splitlines()
+    assert int(frozen.split()[-1]) > 100_000  # none is visited by a garbage collection, of which imports cause many
+    imported = set(last.split()[1:])
     assert imported & set(NOT_AT_IMPORT) == set()
     assert {"dimple_hf", "torch"} <= imported  # control
     assert ended.stdout.startswith("price ")

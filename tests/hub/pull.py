@@ -20,7 +20,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from functools import cache
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -52,8 +51,20 @@ trusted = {"trust_remote_code": True}
 # not wait a second before each new attempt.
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 14
 huggingface_hub.file_download.time.sleep = lambda seconds: None
-# Which libraries a file of code needs is read once, not for each class of each checkpoint: a fifth of the time here.
-dynamic_module_utils.get_imports = cache(dynamic_module_utils.get_imports)
+# Which libraries a file of code needs is read once, not for each class of each copy.
+read_imports = dynamic_module_utils.get_imports
+imports_of: dict[bytes, list[str]] = {}
+
+
+def get_imports(filename: str) -> list[str]:
+    with open(filename, "rb") as file:
+        content = file.read()
+    if content not in imports_of:
+        imports_of[content] = read_imports(filename)
+    return imports_of[content]
+
+
+dynamic_module_utils.get_imports = get_imports
 
 
 def mark(name: str) -> None:

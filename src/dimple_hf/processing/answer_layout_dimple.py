@@ -102,8 +102,8 @@ class _Run:
     """
     One segment's positions: the sets of states before and after each.
 
-    A committed token changes the sets on both of its sides, often up to the ends. They are computed when they are read:
-    a denoising step commits many tokens, and reads two sets for each. Until then `stale_left` has, in order, the
+    A committed token changes the sets on both of its sides, often up to the ends. They are computed when they are
+    read: a denoising step commits many tokens, and reads two sets for each. Until then `stale_left` has, in order, the
     offsets whose set on the right may not follow from the one on the left, and `stale_right` those of the reverse.
     """
 
