@@ -19,9 +19,9 @@ Six parts, each a part of the output file, in which other parts stay as they are
   one question. Median of interleaved repetitions, in processor time, which other programs do not change.
 - `recording`: how much of a denoising step it takes to note `token_logprobs` and `commit_steps`: with and without, as
   shares of the time of `generate`, in processor time.
-- `shared`: probabilities of questions that share a canvas against `independent=True`.
-- `accuracy`: typed questions about forms with known answers, read by the labels of options, on a canvas that the
-  questions of a form share and on a canvas each, and by the texts of options. The first half of the forms fits one
+- `shared`: probabilities of questions that share a row against `independent=True`.
+- `accuracy`: typed questions about forms with known answers, read by the labels of options, in a row that the
+  questions of a form share and in a row each, and by the texts of options. The first half of the forms fits one
   temperature for each type of question; the second half is scored with and without it. What is asked is scored over
   all forms.
 - `learned`: the same for the questions that the small model has learned to answer by label (`FIXED_OPTIONS`).

@@ -179,7 +179,7 @@ def test_many_questions_are_spread_over_canvases(model: Any, processor: Any, cal
     answers = decide(model, processor, "The price is 700.", [QUESTIONS[0]] * 70)
     assert len(answers) == 70
     assert calls["model"] == 1
-    long = [Predicate("x" * 5000)] * 2 + [QUESTIONS[0]] * 16  # at most 8,192 characters in a row
+    long = [Predicate("x" * 5000)] * 2 + [QUESTIONS[0]] * 16  # at most 8,192 bytes in a row
     canvases = lay_out(processor.tokenizer, 0, long).canvases(0)
     assert [len(canvas.branches) for canvas in canvases] == [1, 16, 1]
     with pytest.raises(ValueError, match=r"`questions` must hold 1 to 400 questions \(got 401\)"):

@@ -18,6 +18,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -28,6 +29,8 @@ from server_process import ServerProcess, data_url, noise_image
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.decisions import Calibration, Choice, Predicate, Score, decide
 from dimple_hf.serve.decision_requests import chat_about, parse_decision_request
+from dimple_hf.serve.decisions import Decisions
+from dimple_hf.serve.limits import RefusedRequest
 
 PREDICATE = {"type": "predicate", "instructions": "Is the price above 500?", "name": "high"}
 CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": "true"}, {"value": True}]}
@@ -68,8 +71,30 @@ def test_decisions_are_those_of_the_engine(client: openai.OpenAI, forms_model: A
     assert score.score == pytest.approx(expected[2].score, abs=1e-3)
     assert [(option.label, option.value) for option in score.probabilities] == [("empty", 0), ("half", 1), ("full", 2)]
     assert decision.usage.output_tokens == 3
+    first = client.decisions.create(model="forms", input=image_input(3), questions=QUESTIONS[:1])
+    assert first.answers[0].probability == pytest.approx(predicate.probability, abs=1e-5)
+    assert decision.usage.input_tokens > first.usage.input_tokens  # all questions count
     assert decision.usage.total_tokens == decision.usage.input_tokens + 3
     assert 0 <= predicate.label_mass <= 1
+
+
+def test_flash_attention_needs_rows_of_one_question(
+    forms_model: Any, forms_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no mask. The library itself needs a GPU, so the name alone is set, in this process."""
+    monkeypatch.setattr(forms_model.config, "_attn_implementation_internal", "flash_attention_2")
+    chat: Any = SimpleNamespace(
+        worker=SimpleNamespace(model=forms_model),
+        preparation=SimpleNamespace(processor=forms_processor, max_characters=1 << 15),
+        limits=SimpleNamespace(max_batch_size=8),
+    )
+    body = {"model": "forms", "input": "A text.", "questions": QUESTIONS}
+    alone = parse_decision_request(json.dumps(body | {"independent": True}).encode())
+    _, canvases = Decisions(chat)._lay_out(alone, alone.read_questions())
+    assert len(canvases) == 3  # control
+    together = parse_decision_request(json.dumps(body).encode())
+    with pytest.raises(RefusedRequest, match="`independent=True` must be set with FlashAttention"):
+        Decisions(chat)._lay_out(together, together.read_questions())
 
 
 def test_texts_messages_json_and_calls_are_inputs(client: openai.OpenAI) -> None:

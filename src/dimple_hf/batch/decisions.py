@@ -20,9 +20,9 @@ import torch
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..decisions.decide import answer_from, check_attention
+from ..decisions.decide import answer_from
 from ..decisions.layout import LabelLayout, TextLayout
-from ..decisions.reading import Canvas, CanvasReader, with_prompt
+from ..decisions.reading import Canvas, CanvasReader, check_attention, with_prompt
 from .answers import Answerer
 
 #: Seconds after which the canvases of a batch get a progress bar of their own: long texts of options are many.

@@ -33,7 +33,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from transformers.utils.generic import is_flash_attention_requested
 
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
@@ -43,7 +42,7 @@ from .calibration import Calibration
 from .layout import lay_out
 from .parsing import MAX_QUESTIONS
 from .questions import Question
-from .reading import Canvas, Conversation, read_canvases
+from .reading import Conversation, read_canvases
 
 
 def decide(
@@ -121,7 +120,6 @@ def decide(
     mask_token_id = model.config.mask_token_id
     layout = lay_out(processor.tokenizer, mask_token_id, questions, permutations, independent, reading)
     canvases = [canvas for index in range(len(conversations)) for canvas in layout.canvases(index)]
-    check_attention(model, canvases)
 
     # 2. Forward passes
     rows = read_canvases(model, processor, conversations, canvases, batch_size)
@@ -151,26 +149,6 @@ def _as_conversation(item: Any) -> Conversation:
     if isinstance(item, os.PathLike):
         return [{"role": "user", "content": [{"type": "image", "path": os.fspath(item)}]}]
     raise ValueError(f"`inputs` must be texts, images, paths or conversations (got {type(item).__name__})")
-
-
-def check_attention(model: DimpleForConditionalGeneration, canvases: Sequence[Canvas]) -> None:
-    """
-    Refuses canvases that the model's attention cannot read.
-
-    Args:
-        model ([`DimpleForConditionalGeneration`]):
-            The model.
-        canvases (`Sequence[Canvas]`):
-            Canvases of questions.
-
-    Raises:
-        ValueError: If questions are to be kept apart, and the attention takes no mask.
-    """
-    if is_flash_attention_requested(model.config) and any(canvas.is_isolated for canvas in canvases):
-        raise ValueError(
-            "`independent=True` must be set with FlashAttention, which cannot keep questions of a row apart: "
-            f"`--independent` on the command line (got attn_implementation={model.config._attn_implementation!r})"
-        )
 
 
 def answer_from(question: Question, log_probs: torch.Tensor, calibration: Calibration | None = None) -> Answer:

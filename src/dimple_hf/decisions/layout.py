@@ -25,8 +25,8 @@ from .questions import Choice, Question
 from .reading import Branch, Canvas
 
 QUESTIONS_PER_CANVAS = 16
-CHARACTERS_PER_CANVAS = 8192
-"""Of several questions: attention costs the square of a row's length."""
+BYTES_PER_CANVAS = 8192
+"""Of the text of several questions, which has no more tokens: attention costs the square of a row's length."""
 
 
 def rotated(question: Question, rotation: int) -> Choice:
@@ -36,16 +36,16 @@ def rotated(question: Question, rotation: int) -> Choice:
     return Choice(question.instructions, [*options[start:], *options[:start]])
 
 
-def _chunks(questions: Sequence[Question]) -> list[list[Question]]:
+def _chunks(questions: Sequence[Question], labels: Sequence[str]) -> list[list[Question]]:
     """Questions in order, as many in each row as it holds."""
     chunks: list[list[Question]] = []
-    num_characters = 0
+    num_bytes = 0
     for question in questions:
-        length = len(question.instructions) + sum(len(option.text) for option in question.options)
-        num_characters += length
-        if not chunks or len(chunks[-1]) == QUESTIONS_PER_CANVAS or num_characters > CHARACTERS_PER_CANVAS:
+        size = len(decision_prompt([question], labels).encode())
+        num_bytes += size
+        if not chunks or len(chunks[-1]) == QUESTIONS_PER_CANVAS or num_bytes > BYTES_PER_CANVAS:
             chunks.append([])
-            num_characters = length
+            num_bytes = size
         chunks[-1].append(question)
     return chunks
 
@@ -86,8 +86,8 @@ class LabelLayout:
         self.mask_token_id = mask_token_id
         self.permutations = permutations
         self.independent = independent
-        self.chunks = [[question] for question in questions] if independent else _chunks(questions)
         self.labels = option_labels(tokenizer, max(len(question.options) for question in questions))
+        self.chunks = [[question] for question in questions] if independent else _chunks(questions, self.labels)
         self.label_ids = label_token_ids(tokenizer, self.labels)
         self.num_canvases = len(self.chunks) * permutations
 

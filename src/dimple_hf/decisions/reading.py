@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import is_flash_attention_requested
 
 from ..modeling import DimpleForConditionalGeneration
 from ..modeling.generation_inputs_dimple import check_length
@@ -183,6 +184,26 @@ def count_images(conversation: Conversation) -> int:
     return sum(part.get("type") in ("image", "image_url") for content in contents for part in content)
 
 
+def check_attention(model: DimpleForConditionalGeneration, canvases: Sequence[Canvas]) -> None:
+    """
+    Refuses canvases that the model's attention cannot read.
+
+    Args:
+        model ([`DimpleForConditionalGeneration`]):
+            The model.
+        canvases (`Sequence[Canvas]`):
+            Canvases of questions.
+
+    Raises:
+        ValueError: If questions are to be kept apart, and the attention takes no mask.
+    """
+    if is_flash_attention_requested(model.config) and any(canvas.is_isolated for canvas in canvases):
+        raise ValueError(
+            "`independent=True` must be set with FlashAttention, which cannot keep questions of a row apart: "
+            f"`--independent` on the command line (got attn_implementation={model.config._attn_implementation!r})"
+        )
+
+
 class CanvasReader:
     """
     Reads canvases with a model, a batch of rows for each forward pass. The images of an input are encoded once.
@@ -220,8 +241,10 @@ class CanvasReader:
             float32 on the CPU, under the distribution over the whole vocabulary without the mask token.
 
         Raises:
-            ValueError: If a prompt and its canvas have more tokens than the model has positions.
+            ValueError: If a prompt and its canvas have more tokens than the model has positions, or the attention
+                cannot keep questions apart.
         """
+        check_attention(self.model, canvases)
         masks = prompts["attention_mask"].bool()
         prompt_ids = [ids[mask].tolist() for ids, mask in zip(prompts["input_ids"], masks, strict=True)]
         for canvas, ids in zip(canvases, prompt_ids, strict=True):

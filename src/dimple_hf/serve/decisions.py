@@ -29,7 +29,7 @@ from ..decisions.calibration import Calibration
 from ..decisions.decide import answer_from
 from ..decisions.layout import LabelLayout, TextLayout, lay_out
 from ..decisions.questions import Question
-from ..decisions.reading import Canvas, CanvasReader
+from ..decisions.reading import Canvas, CanvasReader, check_attention
 from .chat import ChatCompletions, failed, model_not_found, read_body
 from .decision_requests import MAX_CANVASES, MAX_CHARACTERS, DecisionRequest, chat_about, parse_decision_request
 from .jobs import Job, ServerFault, collate
@@ -194,7 +194,12 @@ class Decisions:
                 f"send fewer at a time (got {layout.num_canvases})",
                 "questions",
             )
-        return layout, layout.canvases(0)
+        canvases = layout.canvases(0)
+        try:
+            check_attention(self.reader.worker.model, canvases)
+        except ValueError as error:
+            raise RefusedRequest(str(error), "independent") from error
+        return layout, canvases
 
     async def _read(
         self, request: Request, asked: DecisionRequest, canvases: Sequence[Canvas]
