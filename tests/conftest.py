@@ -29,6 +29,7 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -71,6 +72,27 @@ def repo_root() -> Path:
 def parity_dir() -> Path:
     """Figures of the original implementation at toy size; its README says what each file holds."""
     return Path(__file__).resolve().parent / "fixtures" / "parity"
+
+
+@pytest.fixture(scope="session")
+def forms_model() -> Any:
+    """The small model of the package in float32; tests leave it as it was."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from dimple_hf.checkpoints import FORMS_CHECKPOINT
+
+    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def forms_processor() -> Any:
+    """Its processor."""
+    from transformers import AutoProcessor
+
+    from dimple_hf.checkpoints import FORMS_CHECKPOINT
+
+    return AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.decisions import decide
 
 pytest.importorskip("sklearn")
@@ -46,16 +43,6 @@ def asked() -> list[tuple[Any, list[Any], list[int]]]:
     return examples
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
-
-
 def share_right(answers: list[list[Any]], rights: list[list[int]]) -> float:
     """Share of questions whose most probable option is the right one."""
     hits = [
@@ -67,20 +54,22 @@ def share_right(answers: list[list[Any]], rights: list[list[int]]) -> float:
 
 
 def test_single_questions_are_answered(
-    model: Any, processor: Any, asked: list[tuple[Any, list[Any], list[int]]]
+    forms_model: Any, forms_processor: Any, asked: list[tuple[Any, list[Any], list[int]]]
 ) -> None:
     """The control: the answers of other forms are often wrong."""
-    answers: Any = [decide(model, processor, image, questions, independent=True) for image, questions, _ in asked]
+    answers: Any = [
+        decide(forms_model, forms_processor, image, questions, independent=True) for image, questions, _ in asked
+    ]
     rights = [right for *_, right in asked]
     assert share_right(answers, rights) >= 0.96
     assert share_right(answers, [*rights[1:], rights[0]]) < 0.8
 
 
 def test_questions_of_a_row_are_answered(
-    model: Any, processor: Any, asked: list[tuple[Any, list[Any], list[int]]]
+    forms_model: Any, forms_processor: Any, asked: list[tuple[Any, list[Any], list[int]]]
 ) -> None:
     """All four at once; the control is that of single questions."""
-    answers: Any = [decide(model, processor, image, questions) for image, questions, _ in asked]
+    answers: Any = [decide(forms_model, forms_processor, image, questions) for image, questions, _ in asked]
     rights = [right for *_, right in asked]
     assert share_right(answers, rights) >= 0.96
     assert share_right(answers, [*rights[1:], rights[0]]) < 0.8

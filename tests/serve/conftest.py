@@ -21,15 +21,12 @@ from typing import Any
 
 import openai
 import pytest
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 for folder in (Path(__file__).parent, Path(__file__).resolve().parents[2] / "benchmarks"):
     sys.path.insert(0, str(folder))
 
 from server_process import ForkedServer  # noqa: E402
 
-from dimple_hf.checkpoints import FORMS_CHECKPOINT  # noqa: E402
 from dimple_hf.serve import app as app_module  # noqa: E402
 from dimple_hf.serve.processes import ByteBudget, TaskLimits, TaskProcesses  # noqa: E402
 
@@ -49,16 +46,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedServer]:
 def client(server: ForkedServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def forms_model() -> Any:
-    return AutoModelForImageTextToText.from_pretrained(FORMS_CHECKPOINT, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="session")
-def forms_processor() -> Any:
-    return AutoProcessor.from_pretrained(FORMS_CHECKPOINT)
 
 
 @pytest.fixture(scope="session")
