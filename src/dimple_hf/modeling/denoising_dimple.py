@@ -61,9 +61,10 @@ class DecodingResult:
         num_forward_passes (`torch.LongTensor` of shape `(batch_size,)`):
             Forward passes of the model over each row.
         token_logprobs (`torch.FloatTensor` of shape `(batch_size, answer_length)`):
-            Log-probability of each token in the distribution that it was committed from; 0 where none was.
+            Log-probability of each token in the distribution that it was committed from; 0 at given tokens, NaN at
+            masked positions.
         commit_steps (`torch.LongTensor` of shape `(batch_size, answer_length)`):
-            The step, from 0, that last committed each position; -1 where none did.
+            The step, from 0, that committed each token; -1 at given tokens and masked positions.
         logits (`torch.FloatTensor` of shape `(batch_size, answer_length, vocab_size)`, *optional*):
             The scores that each position was committed from; NaN where it was not. On request.
         top_logprobs (`torch.FloatTensor` of shape `(batch_size, answer_length, num_top_logprobs)`, *optional*):
@@ -142,7 +143,7 @@ class DecodingState:
             is_final=nothing.clone(),
             finished=torch.zeros_like(nothing[:, 0]),
             num_forward_passes=torch.zeros_like(canvas[:, 0]) if num_forward_passes is None else num_forward_passes,
-            token_logprobs=torch.zeros_like(canvas, dtype=torch.float32),
+            token_logprobs=torch.zeros_like(canvas, dtype=torch.float32).masked_fill(masked, torch.nan),
             commit_steps=torch.full_like(canvas, -1),
         )
         is_finite = torch.ones(1, dtype=torch.bool, device=canvas.device)
@@ -181,23 +182,33 @@ class DecodingState:
             setattr(self, name, getattr(self, name)[rows])
         self.memory = {name: value[rows] for name, value in self.memory.items()}
 
-    def record(self, chosen: torch.Tensor, probability: torch.Tensor, logits: torch.Tensor | None) -> None:
+    def record(
+        self,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor | None,
+        probability: torch.Tensor,
+        logits: torch.Tensor | None,
+    ) -> None:
         """
         Writes the answer into the result, with the probabilities and steps of the positions committed now.
 
         Args:
             chosen (`torch.BoolTensor` of shape `(num_rows, answer_length)`):
                 `True` at these positions.
+            rejected (`torch.BoolTensor` of shape `(num_rows, answer_length)`, *optional*):
+                `True` at positions remasked now.
             probability (`torch.FloatTensor` of shape `(num_rows, answer_length)`):
-                Probability of their tokens.
+                Probability of the tokens committed now.
             logits (`torch.FloatTensor` of shape `(num_positions, vocab_size)`, *optional*):
                 Scores of the positions `scored`, where the result keeps them.
         """
         result, rows = self.result, self.rows
-        logprobs = probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
-        result.answer_ids[rows] = self.answer
-        result.token_logprobs[rows] = torch.where(chosen, logprobs, result.token_logprobs[rows])
-        result.commit_steps[rows] = result.commit_steps[rows].masked_fill(chosen, self.step)
+        new_logprobs = probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+        logprobs = torch.where(chosen, new_logprobs, result.token_logprobs[rows])
+        steps = result.commit_steps[rows].masked_fill(chosen, self.step)
+        if rejected is not None:
+            logprobs, steps = logprobs.masked_fill(rejected, torch.nan), steps.masked_fill(rejected, -1)
+        result.answer_ids[rows], result.token_logprobs[rows], result.commit_steps[rows] = self.answer, logprobs, steps
         if logits is not None:
             if result.logits is None:
                 result.logits = logits.new_full((*result.answer_ids.shape, logits.shape[1]), torch.nan)
@@ -326,7 +337,7 @@ class Sampler:
         masked, is_last = state.masked & state.scored, self.is_last(state.step)
         logits = self.mask_logits(state, logits)
         tokens, confidence, probability = self.choose_tokens(logits)
-        state.is_finite = state.is_finite & confidence.isfinite().all()
+        state.is_finite = state.is_finite & (confidence >= 0).all()  # False where it is NaN
         if self.constraint is not None:  # it waits for the device anyway, and needs possible tokens
             state.sync()
         confidence, probability = scatter(state.scored, confidence), scatter(state.scored, probability)
@@ -344,7 +355,7 @@ class Sampler:
         state.answer = torch.where(chosen, proposed, state.answer)
         if rejected is not None:
             state.answer = state.answer.masked_fill(rejected, self.mask_token_id)
-        state.record(chosen, probability, logits if self.keeps_logits else None)
+        state.record(chosen, rejected, probability, logits if self.keeps_logits else None)
         if self.num_top_logprobs:
             state.record_top(chosen, logits, self.num_top_logprobs)
         return logits

@@ -127,23 +127,21 @@ class PreparedCall:
     def num_generated(self, result: DecodingResult) -> torch.LongTensor:
         """Generated tokens of each row, `(batch_size,)`; an end token that fills a row under a constraint is none."""
         is_end = torch.isin(result.answer_ids, self.sampler.end_token_ids)
-        hidden = torch.where(self._filled_to_end(), is_end, self._after_end(result.answer_ids))
-        return (self._committed(result) & ~hidden).sum(dim=1)
+        hidden = self._after_end(result.answer_ids) | (is_end & self._filled_to_end())
+        return ((result.commit_steps >= 0) & ~hidden).sum(dim=1)
 
     def commits(self, result: DecodingResult) -> tuple[torch.FloatTensor, torch.LongTensor]:
         """`token_logprobs` and `commit_steps` of [`DimpleGenerationOutput`]; as after the end where nothing is
         committed yet."""
-        is_generated = self._committed(result) & ~self._after_end(result.answer_ids)
-        is_given = (self.canvas != self.sampler.mask_token_id) & ~self._after_end(result.answer_ids)
-        logprobs = result.token_logprobs.masked_fill(~is_generated, torch.nan).masked_fill(is_given, 0)
-        return logprobs, result.commit_steps.masked_fill(~is_generated, -1)
-
-    def _committed(self, result: DecodingResult) -> torch.BoolTensor:
-        return (result.commit_steps >= 0) & (result.answer_ids != self.sampler.mask_token_id)
+        hidden = self._after_end(result.answer_ids)
+        if self.initial_length is not None:  # no token is given, and padding follows a shorter canvas
+            hidden = hidden | (result.commit_steps < 0)
+        return result.token_logprobs.masked_fill(hidden, torch.nan), result.commit_steps.masked_fill(hidden, -1)
 
     def _after_end(self, answer_ids: torch.LongTensor) -> torch.BoolTensor:
         """`True` after a row's first end token; both of shape `(batch_size, answer_length)`."""
-        return after_first(torch.isin(answer_ids, self.sampler.end_token_ids)) & ~self._filled_to_end()
+        after_end = after_first(torch.isin(answer_ids, self.sampler.end_token_ids))
+        return after_end if self.sampler.constraint is None else after_end & ~self._filled_to_end()
 
     def _filled_to_end(self) -> torch.BoolTensor:
         """`True`, of shape `(batch_size, 1)`, for rows under a constraint, in which an end token is padding."""

@@ -273,7 +273,7 @@ def adaptive_fraction(
     Which share of a row's masked positions to unmask, by how much of the row is still masked (the original's "dim").
 
     1. The row's own time r is the share of its positions that are masked.
-    2. From the first time below r, but not before this step's, take the first that unmasks at least one position.
+    2. Take the first time after this step's that lies below r and unmasks at least one position.
     3. Unmask down to it: the share 1 - t / r, or all at the last time.
 
     Args:
@@ -291,12 +291,11 @@ def adaptive_fraction(
     """
     # 1.
     row_times = num_masked / num_maskable.clamp(min=1)
-    # 2.
+    # 2. Above r a fraction is negative.
     fractions = 1 - times / row_times[:, None]
     fractions[:, -1] = 1
     index = torch.arange(len(times), device=times.device)
-    unmasks_any = (num_masked[:, None] * fractions).int() >= 1
-    eligible = (times < row_times[:, None]) & (index > steps[:, None]) & unmasks_any
+    eligible = (index > steps[:, None]) & (num_masked[:, None] * fractions >= 1)
     eligible[:, -1] = True
     # 3.
     chosen = eligible.int().argmax(dim=1)
@@ -369,5 +368,4 @@ def finished_rows(answer: torch.Tensor, mask_token_id: int, end_token_ids: torch
 
 def after_first(flags: torch.Tensor) -> torch.Tensor:
     """`True` after the first `True` of each row; both `torch.BoolTensor` of shape `(batch_size, length)`."""
-    counts = flags.long()
-    return counts.cumsum(dim=1) - counts > 0
+    return flags.cumsum(dim=1) > flags
