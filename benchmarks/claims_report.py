@@ -47,6 +47,9 @@ COLORS = {
     "both_at_once": "#55a868",
 }
 
+PASSES_PER_STEP = {"both_at_once": 2}
+"""Forward passes of a training step, where they are not one."""
+
 Runs = Mapping[str, Mapping[str, Any]]
 
 
@@ -136,7 +139,8 @@ def decoding_table(runs: Runs, way: str) -> str:
 
 def draw_by_way(runs: Runs, file: Path, figure_name: str, score: str, labels: tuple[str, str]) -> None:
     """
-    A curve for each way: the mean over seeds, and their range as a band, with its name at its end.
+    A curve for each way: the mean over seeds, and their range as a band, with its name at its end. Training is in
+    forward passes.
 
     Args:
         runs (`Mapping`): Seed to way to figures.
@@ -146,12 +150,14 @@ def draw_by_way(runs: Runs, file: Path, figure_name: str, score: str, labels: tu
         labels (`tuple[str, str]`): Names of the axes.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    ends = []
+    ends, ticks = [], set[int]()
     for way, title in TITLES.items():
         keys = sorted(keys_of(runs, way, figure_name), key=int)
         if not keys:
             continue
-        x = [int(key) for key in keys]
+        scale = PASSES_PER_STEP.get(way, 1) if figure_name == "curve" else 1
+        x = [scale * int(key) for key in keys]
+        ticks.update(x)
         shares = [[100 * share for share in values(runs, way, figure_name, key, score)] for key in keys]
         means = [mean(of_key) for of_key in shares]
         axes.plot(x, means, "o-", color=COLORS[way], markersize=3)
@@ -159,7 +165,7 @@ def draw_by_way(runs: Runs, file: Path, figure_name: str, score: str, labels: tu
             x, list(map(min, shares)), list(map(max, shares)), color=COLORS[way], alpha=0.15, linewidth=0
         )
         ends.append((x[-1], means[-1], title, COLORS[way]))
-        axes.set_xticks(x)
+    axes.set_xticks(sorted(ticks))
     finish(axes, *labels)
     axes.set_xlim(right=axes.get_xlim()[1] * 1.5)
     name_ends(axes, ends)
@@ -263,7 +269,7 @@ def write_report(report: Mapping[str, Any], docs: Path) -> None:
     after = rest.partition(END)[2]
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     figures, runs = docs / "figures", report["runs"]
-    draw_by_way(runs, figures / "claims-curve.svg", "curve", "fields", ("optimizer steps", "fields, %"))
+    draw_by_way(runs, figures / "claims-curve.svg", "curve", "fields", ("forward passes of training", "fields, %"))
     draw_by_way(
         runs, figures / "claims-length.svg", "length", "whole", ("positions of the canvas", "exact answers, %")
     )
