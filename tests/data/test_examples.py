@@ -166,6 +166,8 @@ BAD_ROWS = {
         "images": [{"bytes": [1, 2]}],
     },
     "image 0 must be readable (got text as `bytes`:": {"messages": [ask(IMAGE), ANSWER], "images": [{"bytes": "?"}]},
+    "`prompt` must be text or a list of mappings (got 5)": {"prompt": 5},
+    "(got id, completion; `Trainer`": {"id": 1, "prompt": None, "completion": "a"},
     "image 0 (of 4 bytes) must be a PNG": {"messages": [ask(IMAGE), ANSWER], "images": [b"junk"]},
 }
 
@@ -176,6 +178,14 @@ def test_read_example_bad_example_is_refused_with_its_reason(message: str) -> No
     with pytest.raises(BadExampleError) as error:
         read_example(BAD_ROWS[message])
     assert message in str(error.value)
+
+
+def test_read_example_error_about_a_long_value_is_short() -> None:
+    """A part with an image as base64 under a wrong name would fill the terminal."""
+    with pytest.raises(BadExampleError) as error:
+        read_example({"messages": [ask({"type": "picture", "image": "A" * 100_000}), ANSWER]})
+    assert "picture" in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_read_example_bytes_are_turned_upright() -> None:

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import pyarrow.parquet
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from training_run import CHECKPOINT
 
 from dimple_hf import DimpleForConditionalGeneration
-from dimple_hf.data.examples import BadExampleError, read_example
+from dimple_hf.data.examples import READ_ERROR, BadExampleError, read_example
 from dimple_hf.data.sources import JsonLines, Source, load_named_dataset, read_source
 from dimple_hf.training import recipe as recipe_module
 from dimple_hf.training.recipe import Recipe, load_recipe
@@ -410,6 +411,80 @@ def test_source_csv_with_cells_beyond_its_columns_is_a_bad_example(tmp_path: Pat
         Source(str(path)).load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["ROWS.JSONL", "rows.tsv", "Rows.Csv"])
+def test_source_file_suffix_in_any_case_tells_its_format(tmp_path: Path, name: str) -> None:
+    """Excel exports tabs too, and Windows writes suffixes in capitals."""
+    text = {"ROWS.JSONL": '{"prompt": "What, now?"}\n', "rows.tsv": "prompt\nWhat, now?\n"}
+    (tmp_path / name).write_text(text.get(name, 'prompt\n"What, now?"\n'))
+    source = Source(str(tmp_path / name))
+    source.check(tmp_path)
+    assert source.load(tmp_path)[0]["prompt"] == "What, now?"
+
+
+def test_source_csv_takes_long_cells_and_skips_empty_rows(tmp_path: Path) -> None:
+    """A cell may hold an image; spreadsheets leave empty rows, and columns without a name, at the end."""
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,image,,\nWhat?,{'A' * 200_000},,\n,,,\n")
+    rows = Source(str(path)).load(tmp_path)
+    assert len(rows) == 1
+    assert len(rows[0]["image"]) == 200_000
+    path.write_text(f"prompt,image\nWhat?,data:image/png;base64,{'A' * 200_000}\n")
+    assert len(Source(str(path)).load(tmp_path)[0][READ_ERROR]) < 200
+
+
+BAD_TABLES = {
+    "prompt,completion,completion\n1,2,3\n": "must have columns of different names .got completion more than once",
+    "prompt;completion\n1;2\n": "must have commas between its columns .got the header 'prompt;completion'",
+}
+
+
+@pytest.mark.parametrize("text", BAD_TABLES)
+def test_source_csv_whose_columns_are_not_clear_is_refused(tmp_path: Path, text: str) -> None:
+    """Of two columns of one name the first would be lost; other separators make one column of all."""
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=BAD_TABLES[text]):
+        Source(str(path)).load(tmp_path)
+
+
+def test_source_parquet_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    """`datasets` raises errors of its own, which do not name the file."""
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table([["What?"] * 9], names=["prompt"])
+    pyarrow.parquet.write_table(table, path)
+    assert len(Source(str(path)).load(tmp_path)) == 9
+    damaged = bytearray(path.read_bytes())
+    damaged[4:40] = b"\xff" * 36
+    for content, message in (
+        (b"PAR1", "must be a Parquet file"),
+        (bytes(damaged), "must be readable"),
+        (pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"]), "must have columns of different names"),
+        (table.slice(0, 0), "must give at least one example"),
+    ):
+        path.unlink()
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            pyarrow.parquet.write_table(content, path)
+        with pytest.raises(ValueError, match=f"rows.parquet {message}"):
+            Source(str(path)).load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.json", "[" * 100_000, "must be JSON .got an error: maximum recursion"),
+        ("rows.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "an object on each line is named .jsonl"),
+        ("rows.jsonl", '\ufeff{"prompt": "a"}\n', "must be in UTF-8 .got UTF-16"),
+    ],
+)
+def test_source_json_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    """With what to do about it."""
+    (tmp_path / name).write_text(content, encoding="utf-16-le" if name == "rows.jsonl" else "utf-8")
+    with pytest.raises(ValueError, match=message):
+        Source(str(tmp_path / name)).load(tmp_path)
+
+
 def test_source_directory_is_a_saved_data_set(tmp_path: Path) -> None:
     """With several splits one must be chosen."""
     Dataset.from_dict({"a": [1, 2]}).save_to_disk(tmp_path / "one")
@@ -508,7 +583,9 @@ def test_source_image_that_is_damaged_is_that_examples_fault(tmp_path: Path) -> 
     ("location", "message"),
     [
         ("rows.json", "must be a file"),
-        ("table.xls", "must be a file of .jsonl, .json, .csv, .parquet"),
+        ("table.xls", "must be a file of .jsonl, .json, .csv, .tsv, .parquet"),
+        ("", "data must be a file"),  # not the current directory
+        ("other", "other must hold a data set saved by `save_to_disk`"),
         ("nothing", "data must be a file .*, a directory, 'module:function' or a Hub id"),
         ("a/b/c", "data must be a file"),
     ],
@@ -516,6 +593,8 @@ def test_source_image_that_is_damaged_is_that_examples_fault(tmp_path: Path) -> 
 def test_source_that_is_nothing_is_refused(tmp_path: Path, location: str, message: str) -> None:
     """A mistyped path must not become a question to the Hub."""
     (tmp_path / "table.xls").write_text("a\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metadata.json").write_text("{}")
     with pytest.raises(ValueError, match=message):
         Source(location).check(tmp_path)
 

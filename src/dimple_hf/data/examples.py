@@ -43,6 +43,9 @@ ROLES = {
 #: Stands for an image in plain text.
 IMAGE_PLACEHOLDER = "<image>"
 
+#: Most characters of a value in an error message: an image as base64 has millions.
+MAX_SHOWN = 200
+
 #: Where the parts of a message have their image, in the order in which they are looked for.
 IMAGE_KEYS = ("image", "path", "url", "base64", "bytes")
 
@@ -200,7 +203,7 @@ def _read_turns(example: Mapping[str, Any]) -> list[tuple[str, Any]]:
             for turn in _read_side(example.get(name), name, role)
         ]
     else:
-        names = ", ".join(map(str, example)) or "nothing"
+        names = ", ".join(str(name) for name, value in example.items() if value is not None) or "nothing"
         raise BadExampleError(
             "it must have `messages`, `conversations` or `prompt` and `completion` "
             f"(got {names}; `Trainer` drops columns without `remove_unused_columns=False`)"
@@ -222,9 +225,9 @@ def _read_turn(turn: Mapping[str, Any], column: str) -> tuple[str, Any]:
     if role is None and turn.get("from") is not None:
         role, name, content = turn["from"], "value", turn.get("value")
     if role not in ROLES:
-        raise BadExampleError(f"roles must be one of {', '.join(ROLES)} (got {role!r})")
+        raise BadExampleError(f"roles must be one of {', '.join(ROLES)} (got {_shown(role)})")
     if name == "value" and not isinstance(content, str):
-        raise BadExampleError(f"`value` must be a string (got {content!r})")
+        raise BadExampleError(f"`value` must be a string (got {_shown(content)})")
     return ROLES[role], content
 
 
@@ -234,6 +237,8 @@ def _read_side(side: Any, column: str, role: str) -> list[tuple[str, Any]]:
         return []
     if isinstance(side, str):
         return [(role, side)]
+    if not isinstance(side, (list, tuple)):
+        raise BadExampleError(f"`{column}` must be text or a list of mappings (got {reprlib.repr(side)})")
     return [_read_turn(turn, column) for turn in _list_of_turns(side, column)]
 
 
@@ -258,7 +263,12 @@ def _read_part(part: Any) -> dict[str, Any]:
         return {"type": "image", "source": address}
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    raise BadExampleError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {part!r})")
+    raise BadExampleError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {_shown(part)})")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _split_text(text: str) -> list[dict[str, Any]]:

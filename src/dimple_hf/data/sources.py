@@ -22,8 +22,10 @@ import importlib
 import inspect
 import json
 import re
+import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ from typing import Any
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..modeling.generation_config_dimple import nearest_name
@@ -43,6 +47,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 #: What `save_to_disk` writes, of a data set and of several splits.
 SAVED_NAMES = ("dataset_info.json", "dataset_dict.json")
+
+#: What tells of the images of an ImageFolder.
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+#: What UTF-16 begins with, as Windows writes it.
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+#: Longest cell of a CSV file: an image as base64 is longer than the 128 KiB of Python's default.
+MAX_CELL = (1 << 31) - 1
 
 #: The name of cells beyond the columns of a CSV file.
 SURPLUS_CELLS = "surplus cells"
@@ -62,7 +75,7 @@ class JsonLines:
             The file, UTF-8. Empty lines are skipped.
 
     Raises:
-        ValueError: If the file has no examples; when one is read, if it is not a JSON object.
+        ValueError: If the file has no examples or is in UTF-16; when one is read, if it is not a JSON object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,6 +84,8 @@ class JsonLines:
         with open(path, "rb") as file:
             offset = 0
             for number, line in enumerate(file, start=1):
+                if number == 1 and line.startswith(UTF16_MARKS):
+                    raise ValueError(f"{path} must be in UTF-8 (got UTF-16)")
                 if line.strip():
                     offsets.append(offset)
                     numbers.append(number)
@@ -145,7 +160,8 @@ class Source:
 
     Args:
         location (`str`):
-            - `FILE.jsonl`: one example on each line; `FILE.json`: a list of them; `FILE.csv` and `FILE.parquet`;
+            - `FILE.jsonl`: one example on each line; `FILE.json`: a list of them; `FILE.csv`, `FILE.tsv` and
+              `FILE.parquet`;
             - `DIRECTORY`: what `datasets` saved with `save_to_disk`, or images with a `metadata.csv`, `metadata.jsonl`
               or `metadata.parquet` (an ImageFolder);
             - `module:function`: a function, of a module in the recipe's folder or an installed one, that returns
@@ -174,9 +190,9 @@ class Source:
     @property
     def kind(self) -> str:
         """`"file"`, `"directory"`, `"function"` or `"hub"`."""
-        if Path(self.location).is_dir():
+        if self.location and Path(self.location).is_dir():  # an empty path is the current directory
             return "directory"
-        if self.location.endswith(FILE_SUFFIXES) or Path(self.location).is_file():
+        if self._suffix in FILE_SUFFIXES or Path(self.location).is_file():
             return "file"
         if _FUNCTION.fullmatch(self.location):
             return "function"
@@ -198,7 +214,7 @@ class Source:
         if kind == "file":
             if not Path(self.location).is_file():
                 raise ValueError(f"{self.location} must be a file (got none there)")
-            if not self.location.endswith(FILE_SUFFIXES):
+            if self._suffix not in FILE_SUFFIXES:
                 raise ValueError(f"{self.location} must be a file of {', '.join(FILE_SUFFIXES)}")
         elif kind == "function":
             self._check_arguments(self._function(recipe_dir))
@@ -206,7 +222,7 @@ class Source:
             if not _is_saved(self.location) and not self._is_image_folder:
                 raise ValueError(
                     f"{self.location} must hold a data set saved by `save_to_disk`, or images with their metadata "
-                    f"(got no {SAVED_NAMES[0]}, and no metadata.jsonl, metadata.csv or metadata.parquet)"
+                    f"(got no {SAVED_NAMES[0]}, and no {', '.join(METADATA_NAMES)})"
                 )
         elif not _HUB_ID.fullmatch(self.location):
             raise ValueError(
@@ -231,9 +247,11 @@ class Source:
             [`Examples`], or an `IterableDataset` with `streaming`: what [`DimpleDataCollator`] takes.
 
         Raises:
-            ValueError: If the data set has several splits and none is chosen, or its length is not known.
+            ValueError: If the data set has several splits and none is chosen, its length is not known, or its files
+                cannot be read.
         """
-        examples = self._load_examples(recipe_dir)
+        with _readable(self.location):
+            examples = self._load_examples(recipe_dir)
         if isinstance(examples, DatasetDict):
             examples = _choose_split(examples, self.split, self.location)
         if isinstance(examples, (Dataset, IterableDataset)):
@@ -264,11 +282,15 @@ class Source:
             if self._is_image_folder:
                 return load_dataset("imagefolder", data_dir=self.location, split=self.split or "train")
             return load_from_disk(self.location)
-        return _FILE_READERS[Path(self.location).suffix](Path(self.location))
+        return _FILE_READERS[self._suffix](Path(self.location))
+
+    @property
+    def _suffix(self) -> str:
+        return Path(self.location).suffix.lower()
 
     @property
     def _is_image_folder(self) -> bool:
-        return any(Path(self.location).glob("**/metadata.[cjp]*"))
+        return any(path.name in METADATA_NAMES for path in Path(self.location).glob("**/metadata.*"))
 
     def _function(self, recipe_dir: Path) -> Callable[..., Any]:
         module_name, _, name = self.location.partition(":")
@@ -294,6 +316,16 @@ class Source:
             raise ValueError(f"`arguments` must be those of {self.location} (got an error: {error})") from error
 
 
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what `datasets` raises of files that it cannot read into a `ValueError` that names them."""
+    try:
+        yield
+    except DatasetGenerationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{name} must be readable (got an error: {reason})") from error
+
+
 def load_named_dataset(name: str, split: str, **options: Any) -> Any:
     """
     `datasets.load_dataset`, which takes no data set saved by `save_to_disk` and would try a Hub that cannot be reached
@@ -311,14 +343,15 @@ def load_named_dataset(name: str, split: str, **options: Any) -> Any:
         `Dataset` or `IterableDataset`
 
     Raises:
-        ValueError: If there is no such split.
+        ValueError: If there is no such split, or its files cannot be read.
         OSError: If the Hub cannot be reached and the cache has no such data set.
     """
     if _is_saved(name):
         saved = load_from_disk(name)
         return _choose_split(saved, split, name) if isinstance(saved, DatasetDict) else saved
     if Path(name).exists():
-        return load_dataset(name, split=split, **options)
+        with _readable(name):
+            return load_dataset(name, split=split, **options)
     try:
         url = huggingface_hub.hf_hub_url(name, "README.md", repo_type="dataset")
         huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
@@ -327,7 +360,8 @@ def load_named_dataset(name: str, split: str, **options: Any) -> Any:
     except Exception:  # of the HTTP library, which is not the same in all versions of huggingface_hub
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        return load_dataset(name, split=split, **options)
+        with _readable(name):
+            return load_dataset(name, split=split, **options)
     except ConnectionError as error:
         raise OSError(
             f"{name} must be a directory, or a data set in the cache while the Hub cannot be reached (got neither)"
@@ -359,8 +393,9 @@ def _read_json(path: Path) -> list[Any]:
     """A list of examples, or the list that is the only one in an object, as some tools write it."""
     try:
         examples = json.loads(path.read_bytes())  # of bytes, as Windows writes a byte order mark
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON (got an error: {error})") from error
+    except (ValueError, RecursionError) as error:
+        hint = "; a file with an object on each line is named .jsonl" if str(error).startswith("Extra data") else ""
+        raise ValueError(f"{path} must be JSON (got an error: {error}{hint})") from error
     if isinstance(examples, dict) and len(examples) == 1:
         examples = next(iter(examples.values()))
     if not isinstance(examples, list):
@@ -368,26 +403,54 @@ def _read_json(path: Path) -> list[Any]:
     return examples
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path, delimiter: str = ",") -> list[dict[str, Any]]:
+    csv.field_size_limit(MAX_CELL)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-            examples = list(csv.DictReader(file, restkey=SURPLUS_CELLS))
+            reader = csv.DictReader(file, restkey=SURPLUS_CELLS, delimiter=delimiter)
+            names = list(reader.fieldnames or ())
+            _check_columns(path, [name for name in names if name])  # Excel leaves columns without a name at the end
+            if len(names) == 1 and any(other in names[0] for other in ",;\t" if other != delimiter):
+                wanted = "commas" if delimiter == "," else "tabs"
+                raise ValueError(f"{path} must have {wanted} between its columns (got the header {names[0]!r})")
+            examples = [example for example in reader if any(example.values())]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be in UTF-8 (got an error: {error})") from error
     for example in examples:
         if SURPLUS_CELLS in example:  # as of a text with commas that is not quoted: its end would be lost
-            example[READ_ERROR] = f"it must have a column for each cell (got {example.pop(SURPLUS_CELLS)!r} beyond)"
+            surplus = reprlib.repr(example.pop(SURPLUS_CELLS))
+            example[READ_ERROR] = f"it must have a column for each cell (got {surplus} beyond)"
     return [{name: value or None for name, value in example.items()} for example in examples]
 
 
-def _read_parquet(path: Path) -> Dataset:
+def _read_tsv(path: Path) -> list[dict[str, Any]]:
+    return _read_csv(path, delimiter="\t")
+
+
+def _read_parquet(path: Path) -> Dataset | list[Any]:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except ValueError as error:
+        raise ValueError(f"{path} must be a Parquet file (got an error: {error})") from error
+    with file:
+        _check_columns(path, file.schema_arrow.names)
+        if not file.metadata.num_rows:
+            return []
     return Dataset.from_parquet(str(path), cache_dir=None)
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Refuses two columns of one name, of which only the last would be read."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} must have columns of different names (got {', '.join(repeated)} more than once)")
 
 
 _FILE_READERS: dict[str, Callable[[Path], Any]] = {
     ".jsonl": JsonLines,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }
 
