@@ -236,6 +236,24 @@ def test_extract_passes_over_named_pipes_and_says_what_it_skips(
     assert "pipe" in lines_of(capsys.readouterr().out)[0]["error"]
 
 
+def test_extract_takes_several_images_and_folders_without_what_is_hidden(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """`--image` may be repeated; what an archive of macOS adds is no image, and a link to a folder may lead anywhere."""
+    hidden = folder / "__MACOSX" / "._a.png", folder / ".thumbnails" / "a.png"
+    for path in hidden:
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+    (folder / "linked").symlink_to(folder / "more", target_is_directory=True)
+    image = str(folder / "a.png")
+    assert main([*arguments, "--image", image, "--image", str(folder / "more"), str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert [Path(line["source"]).name for line in lines_of(captured.out)] == ["a.png", "c.png", "b.png", "broken.png"]
+    assert "skipped 4 other files (2 x hidden, 1 x link to a folder, 1 x .txt)" in captured.err
+    assert main([*arguments, "--image", str(hidden[0])]) == 1  # control: one that is named is read
+    assert "._a.png" in lines_of(capsys.readouterr().out)[0]["source"]
+
+
 def test_extract_reads_a_data_set(
     arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

@@ -64,6 +64,17 @@ def test_generate_with_missing_image_returns_one_and_says_so(
     assert "`--image` must be a file (got nowhere.png)" in capsys.readouterr().err
 
 
+def test_generate_takes_a_question_that_is_too_long_for_the_name_of_a_file(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """Names of files have 255 bytes at most, and 100 Chinese characters have 300. The name of a file is refused."""
+    assert main([*arguments, "图" * 100]) == 0
+    assert main([*arguments, arguments[4]]) == 1
+    assert "the question must be text (got the file" in capsys.readouterr().err
+    assert main(["generate", "--image", "图" * 100, "What?"]) == 1
+    assert "`--image` must be a file (got 图" in capsys.readouterr().err
+
+
 def test_generate_with_option_out_of_range_returns_one_and_says_so(
     arguments: list[str], capsys: pytest.CaptureFixture
 ) -> None:

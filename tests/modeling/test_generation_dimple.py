@@ -785,6 +785,7 @@ def refusals() -> Iterator[Any]:
     yield "mask shape", {"attention_mask": mask[:, 1:]}, r"must have the shape of `input_ids`, \(2, 11\) .*\(2, 10\)"
     yield "mask token", {"input_ids": with_mask_token}, r"must not hold the mask token 92.* in row 1\)"
     yield "too long", {"max_new_tokens": 118}, r"must fit `max_position_embeddings`=128 \(got 11 \+ 118 tokens\)"
+    yield "no memory", {"max_new_tokens": 1 << 63}, r"must fit `max_position_embeddings`=128 \(got 11 \+ 9223372"
     yield "no length", {"max_new_tokens": 0}, "`max_new_tokens`"
     yield "no room", {"max_new_tokens": None, "max_length": 11}, "`max_length` must leave room .*11 tokens"
     yield "no grid", {"image_grid_thw": None}, "given together .*no `image_grid_thw`"
@@ -824,6 +825,7 @@ def test_bad_input_is_refused_before_any_pass(
         ({"alg_p_threshold": 0.5}, "`generate` has `confidence_threshold`"),
         ({"num_beams": 2}, "`num_beams` must not be set: diffusion decoding has no such option \\(got 2\\)"),
         ({"repetition_penalty": 1.2}, "`repetition_penalty` must not be set"),
+        ({"do_sample": True, "temperature": float("inf")}, "`temperature` must be positive and finite"),
         ({"num_return_sequences": 2}, "num_return_sequences"),  # greedy: all would be the same
         ({"generation_config": GenerationConfig(min_new_tokens=3)}, "`min_new_tokens` must not be set"),
         (

@@ -16,6 +16,7 @@
 What is wrong with a row never leaves this file as an error: it becomes part of the [`Prompt`].
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -221,10 +222,9 @@ def open_rows(source: Source) -> tuple[Sequence[Mapping[str, Any]], Path | None]
 def _check_files(images: Sequence[Any]) -> None:
     """Refuses what has the name of a file but would never end, such as a named pipe."""
     for image in images:
-        if isinstance(image, str) and len(image) < 4096 and "\0" not in image:
-            path = Path(image)
-            if path.exists() and not path.is_file():
-                raise ValueError(f"the image {image!r} must be a file (got a folder, a named pipe or a device)")
+        # `os.path` finds that a name which is too long for a file, such as base64, is none; `Path` raises.
+        if isinstance(image, str) and os.path.exists(image) and not os.path.isfile(image):
+            raise ValueError(f"the image {image!r} must be a file (got a folder, a named pipe or a device)")
 
 
 def _label(row: Mapping[str, Any]) -> dict[str, Any]:

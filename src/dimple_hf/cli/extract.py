@@ -32,7 +32,7 @@ from .answering import (
     model_settings,
     read_json,
 )
-from .arguments import default_question
+from .arguments import IMAGE_SUFFIXES, default_question
 
 if TYPE_CHECKING:
     from ..processing import StructurePrior
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the images that a command is about: files, folders or a data set."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, nargs="+", help="images, or folders of images")
+    source.add_argument("--image", type=Path, nargs="+", action="extend", help="images, or folders of images")
     source.add_argument("--dataset", help="data set: directory or Hub id")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
     parser.add_argument("--image-column", default="image", help="its column of images (default: %(default)s)")
@@ -129,7 +129,7 @@ def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
     Args:
         paths (`list[Path]`):
             Files, and folders, whose images come in the order of their names, those of inner folders too. What else
-            is in a folder is named on stderr.
+            is in a folder, such as hidden files and links to folders, is named on stderr.
 
     Returns:
         `tuple[list[str], list[str]]`: The path of each image, once, as what names it and as what is opened.
@@ -146,7 +146,8 @@ def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
     skipped: list[Path] = []
     for path in paths:
         for file in _files_in(path) if path.is_dir() else [path]:
-            if not path.is_dir() or (file.suffix.lower() in suffixes and file.is_file()):
+            is_image = file.suffix.lower() in suffixes and file.is_file() and not _is_hidden(file.relative_to(path))
+            if is_image or not path.is_dir():
                 files.append(str(file))
             else:
                 skipped.append(file)
@@ -169,14 +170,26 @@ def describe_skipped(skipped: Sequence[Path]) -> str:
     Returns:
         `str`: How many there are of each kind, the most frequent first, and the name of the first.
     """
-    kinds = Counter(path.suffix.lower() or "no suffix" if path.is_file() else "no file" for path in skipped)
+    kinds = Counter(map(_kind, skipped))
     counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
     return f"{len(skipped)} other file{'' if len(skipped) == 1 else 's'} ({counts}), such as {skipped[0]}"
 
 
+def _kind(path: Path) -> str:
+    """What a file is that was skipped."""
+    if not path.is_file():
+        return "link to a folder" if path.is_dir() else "no file"
+    return "hidden" if path.suffix.lower() in IMAGE_SUFFIXES else path.suffix.lower() or "no suffix"
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or one of its folders has a name with a dot first, as macOS names what it adds to an archive."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _files_in(folder: Path) -> Iterator[Path]:
-    """What is in a folder and those inside it, but the folders themselves."""
-    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    """What is in a folder and those inside it, but the folders themselves. Links to folders are not followed."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
 
 
 def dataset_images(args: argparse.Namespace) -> tuple[list[str], Sequence[Any]]:

@@ -15,6 +15,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -140,9 +141,9 @@ def resolve_question(args: argparse.Namespace) -> tuple[str, list[Path]]:
         FileNotFoundError: If an image is no file.
     """
     for image in args.image:
-        if not image.is_file():
+        if not os.path.isfile(image):  # also of a name that is too long for a file
             raise FileNotFoundError(f"`--image` must be a file (got {image})")
-    if args.question is not None and len(args.question) < 256 and Path(args.question).is_file():
+    if args.question is not None and os.path.isfile(args.question):
         raise ValueError(
             f"the question must be text (got the file {args.question}); an image is given by `--image {args.question}`"
         )

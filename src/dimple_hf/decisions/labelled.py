@@ -14,6 +14,7 @@
 """Labelled examples: questions with known answers about an image or a text, one example a line of JSON."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def _labelled_example(example: Any, folder: Path) -> LabelledExample:
     part = {"type": "text", "text": example[name]}
     if name == "image":
         image = folder / example["image"]
-        if not image.is_file():
+        if not os.path.isfile(image):  # also of a name that is too long for a file
             raise ValueError(f"`image` must be a file (got {image})")
         part = {"type": "image", "path": str(image)}
     questions = questions_from_json(example.get("questions"))

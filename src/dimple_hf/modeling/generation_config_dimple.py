@@ -15,6 +15,7 @@
 
 import copy
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -313,9 +314,10 @@ class DimpleGenerationConfig(GenerationConfig):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
                 raise ValueError(f"`{name}` must lie in (0, 1] (got {value!r})")
-        if self.temperature is not None and not (isinstance(self.temperature, (int, float)) and self.temperature > 0):
+        temperature = self.temperature
+        if temperature is not None and not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
             raise ValueError(
-                f"`temperature` must be positive; for greedy decoding use do_sample=False (got {self.temperature!r})"
+                f"`temperature` must be positive and finite; for greedy decoding use do_sample=False (got {temperature})"
             )
         self._check_sampler()
         self._check_cache_options()

@@ -40,7 +40,14 @@ from .generation_config_dimple import (
     nearest_name,
     set_options,
 )
-from .generation_inputs_dimple import MODEL_INPUTS, GenerationInputs, check_no_video, checked_canvas, take_prompt
+from .generation_inputs_dimple import (
+    MODEL_INPUTS,
+    GenerationInputs,
+    check_length,
+    check_no_video,
+    checked_canvas,
+    take_prompt,
+)
 from .original_dimple import REPLACEMENTS
 from .original_generation_dimple import DimpleOriginalGenerationMixin
 from .prepared_call_dimple import DimpleGenerationOutput, PreparedCall
@@ -235,9 +242,11 @@ class DimpleGenerationMixin(DimpleOriginalGenerationMixin, DimpleCausalGeneratio
         mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
 
         # 2. The canvas, and how long it is at first
+        max_positions = self.config.max_position_embeddings
         canvas, initial_length = checked_canvas(input_ids, given.get("answer_ids")), None
         if canvas is None:
             answer_length = _answer_length(config, input_ids.shape[1])
+            check_length(input_ids.shape[1], answer_length, max_positions)  # before a canvas that fits no memory
             canvas = input_ids.new_full((len(input_ids), answer_length), mask_token_id)
             if config.initial_answer_length is not None and config.initial_answer_length < answer_length:
                 initial_length = config.initial_answer_length
@@ -247,7 +256,6 @@ class DimpleGenerationMixin(DimpleOriginalGenerationMixin, DimpleCausalGeneratio
             )
 
         # 3. Inputs, and what goes together with them
-        max_positions = self.config.max_position_embeddings
         inputs = GenerationInputs.checked(input_ids, canvas, mask_token_id, max_positions, given)
         sampler = self._sampler(config, inputs, mask_token_id, logits_processor)
         _check_sampler(sampler, canvas.shape[1], initial_length)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .generation_inputs_dimple import GenerationInputs, checked_canvas, take_prompt
+from .generation_inputs_dimple import GenerationInputs, check_length, checked_canvas, take_prompt
 from .original_dimple import OriginalOptions, denoise_as_original
 from .prepared_call_dimple import DimpleGenerationOutput
 
@@ -93,9 +93,11 @@ class DimpleOriginalGenerationMixin:
         options = OriginalOptions.collect(generation_config, kwargs)
         mask_token_id = self.config.mask_token_id if options.mask_token_id is None else options.mask_token_id
         canvas = checked_canvas(input_ids, kwargs.pop("answer_ids", None))
-        if canvas is None:
-            canvas = input_ids.new_full((len(input_ids), options.answer_length(input_ids.shape[1])), mask_token_id)
         max_positions = self.config.max_position_embeddings
+        if canvas is None:
+            answer_length = options.answer_length(input_ids.shape[1])
+            check_length(input_ids.shape[1], answer_length, max_positions)  # before a canvas that fits no memory
+            canvas = input_ids.new_full((len(input_ids), answer_length), mask_token_id)
         prepared = GenerationInputs.checked(input_ids, canvas, mask_token_id, max_positions, kwargs)
         runner = prepared.runner(self, options.num_return_sequences, options.policy())
         canvas = canvas.repeat_interleave(options.num_return_sequences, dim=0)
