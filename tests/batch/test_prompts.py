@@ -62,7 +62,10 @@ def test_make_prompt_takes_every_form_of_row_and_image(tmp_path: Path, processor
 
 BAD_ROWS: dict[str, Any] = {
     "must be a readable image (there is no such file": {"messages": [ASK], "images": ["missing.png"]},
-    "图') must be a readable image (there is no": {"messages": [ASK], "images": ["图" * 200]},  # too long for the name of a file
+    "图') must be a readable image (there is no": {
+        "messages": [ASK],
+        "images": ["图" * 200],
+    },  # too long for the name of a file
     "must be a PNG, JPEG, WEBP": {"messages": [ASK], "images": ["text.png"]},
     "image 0 (of 90 bytes) must be a readable image (image file is truncated": {
         "messages": [ASK],

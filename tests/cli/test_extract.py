@@ -239,7 +239,7 @@ def test_extract_passes_over_named_pipes_and_says_what_it_skips(
 def test_extract_takes_several_images_and_folders_without_what_is_hidden(
     arguments: list[str], folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """`--image` may be repeated; what an archive of macOS adds is no image, and a link to a folder may lead anywhere."""
+    """`--image` may be repeated; what an archive of macOS adds is no image; a link to a folder may lead anywhere."""
     hidden = folder / "__MACOSX" / "._a.png", folder / ".thumbnails" / "a.png"
     for path in hidden:
         path.parent.mkdir()

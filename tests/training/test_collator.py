@@ -456,9 +456,13 @@ def test_collator_batch_of_bad_rows_trains_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_length": 1}, "`max_length` must be >= 2 (got 1)"),
-        ({"canvas_length": 0}, "`canvas_length` must be >= 1 (got 0)"),
-        ({"seed": -1}, "`seed` must be >= 0 (got -1)"),
+        ({"max_length": 1}, "`max_length` must be an integer >= 2 (got 1)"),
+        ({"canvas_length": 0}, "`canvas_length` must be an integer >= 1 (got 0)"),
+        ({"seed": -1}, "`seed` must be an integer >= 0 (got -1)"),
+        ({"seed": True}, "`seed` must be an integer >= 0 (got True)"),
+        ({"allow_urls": "no"}, "`allow_urls` must be true or false (got 'no')"),
+        ({"image_folder": 7}, "`image_folder` must be a path (got 7)"),
+        ({"max_bad_share": "all"}, "`max_bad_share` must be in [0, 1] (got 'all')"),
         ({"max_bad_share": 1.5}, "`max_bad_share` must be in [0, 1] (got 1.5)"),
         ({"on_bad_example": "ignore"}, "`on_bad_example` must be 'raise' or 'skip' (got 'ignore')"),
     ],

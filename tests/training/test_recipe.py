@@ -209,7 +209,19 @@ def test_recipe_held_out_follows_evaluation_data(write_recipe: WriteRecipe) -> N
         ({"trainer": {"eval_strategy": "steps"}}, "stages[0]: `trainer.eval_strategy` needs `data.eval` (got none)"),
         ({"collator": {"max_lenght": 1}}, "collator: `max_lenght` is unknown; did you mean `max_length`?"),
         ({"collator": {"processor": 1}}, "collator: `processor` is unknown"),
-        ({"collator": {"max_length": "long"}}, "collator: `max_length` must be an integer (got 'long')"),
+        ({"collator": {"max_length": "long"}}, "collator: `max_length` must be an integer >= 2 (got 'long')"),
+        ({"collator": {"seed": -1}}, "collator: `seed` must be an integer >= 0 (got -1)"),
+        ({"trainer": {"data_seed": -1}}, "trainer: `data_seed` must be an integer from 0 to 2**63 - 1 (got -1)"),
+        (
+            {"trainer": {"per_device_train_batch_size": "2"}},
+            "trainer: `per_device_train_batch_size` must be an integer",
+        ),
+        ({"trainer": {"accelerator_config": "a"}}, "trainer: `accelerator_config` must be a mapping (got 'a')"),
+        ({"output_dir": "rows.jsonl"}, "`output_dir` must be a directory (got the file rows.jsonl)"),
+        (
+            {"data": {"train": {"location": "rows.jsonl", "columns": {"prompt": 1}}}},
+            "data.train: `columns` must be na",
+        ),
         ({"collator": {"image_folder": "nowhere"}}, "collator: `image_folder` must be a directory (got nowhere)"),
         ({"held_out": {"num_examples": 2}}, "held_out: answers are generated from `data.eval`, which must be given"),
         ({"held_out": {"num_examples": -1}}, "held_out: `num_examples` must be an integer >= 0 (got -1)"),
@@ -260,9 +272,10 @@ def test_recipe_that_is_no_yaml_or_no_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     with pytest.raises(ValueError, match="the recipe must be a file"):
         load_recipe(path)
-    path.write_text("stages: [")
-    with pytest.raises(ValueError, match="the recipe must be YAML"):
-        load_recipe(path)
+    for text in ("stages: [", "[1]: 2", "[" * 5000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="the recipe must be YAML"):
+            load_recipe(path)
     path.write_text("- align")
     with pytest.raises(ValueError, match="must be a mapping"):
         load_recipe(path)

@@ -480,4 +480,7 @@ def read_source(value: str | Mapping[str, Any]) -> Source:
         for name in names:
             if not isinstance(getattr(source, name), wanted):
                 raise ValueError(f"`{name}` must be {kind} (got {value[name]!r})")
+    for column in (*source.columns, *source.columns.values()):
+        if not isinstance(column, str):
+            raise ValueError(f"`columns` must be names of columns (got {column!r})")
     return source

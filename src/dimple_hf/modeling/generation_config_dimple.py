@@ -317,7 +317,7 @@ class DimpleGenerationConfig(GenerationConfig):
         temperature = self.temperature
         if temperature is not None and not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
             raise ValueError(
-                f"`temperature` must be positive and finite; for greedy decoding use do_sample=False (got {temperature})"
+                f"`temperature` must be positive and finite (got {temperature!r}); greedy decoding: do_sample=False"
             )
         self._check_sampler()
         self._check_cache_options()

@@ -53,6 +53,37 @@ MIN_SEEN_ROWS = 20
 MAX_REASONS = 20
 
 
+#: Options of the collator that are numbers -> the smallest.
+SMALLEST = {"max_length": 2, "canvas_length": 1, "seed": 0}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """
+    Args:
+        options (`Mapping[str, Any]`):
+            Some of the options of [`DimpleDataCollator`].
+
+    Raises:
+        ValueError: If one of them is of another type or out of range.
+    """
+    for name, smallest in SMALLEST.items():
+        value = options.get(name)
+        is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and not (is_integer and value >= smallest):
+            raise ValueError(f"`{name}` must be an integer >= {smallest} (got {value!r})")
+    for name in ("join_turns", "allow_urls"):
+        if not isinstance(options.get(name, True), bool):
+            raise ValueError(f"`{name}` must be true or false (got {options[name]!r})")
+    if options.get("on_bad_example", "raise") not in ("raise", "skip"):
+        raise ValueError(f"`on_bad_example` must be 'raise' or 'skip' (got {options['on_bad_example']!r})")
+    share = options.get("max_bad_share", 0)
+    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ValueError(f"`max_bad_share` must be in [0, 1] (got {share!r})")
+    folder = options.get("image_folder")
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"`image_folder` must be a path (got {folder!r})")
+
+
 def answer_length_bounds(num_tokens: int) -> tuple[int, int]:
     """
     The range from which an answer's padded length is drawn, so that the model learns to end answers of any length
@@ -234,16 +265,7 @@ class DimpleDataCollator:
         max_bad_share: float = 0.1,
         allow_urls: bool = False,
     ) -> None:
-        if max_length is not None and max_length < 2:
-            raise ValueError(f"`max_length` must be >= 2 (got {max_length})")
-        if canvas_length is not None and canvas_length < 1:
-            raise ValueError(f"`canvas_length` must be >= 1 (got {canvas_length})")
-        if seed < 0:
-            raise ValueError(f"`seed` must be >= 0 (got {seed})")
-        if on_bad_example not in ("raise", "skip"):
-            raise ValueError(f"`on_bad_example` must be 'raise' or 'skip' (got {on_bad_example!r})")
-        if not 0 <= max_bad_share <= 1:
-            raise ValueError(f"`max_bad_share` must be in [0, 1] (got {max_bad_share})")
+        check_options({name: value for name, value in locals().items() if name not in ("self", "processor")})
         self.processor = processor
         self.max_length = max_length
         self.canvas_length = canvas_length

@@ -34,7 +34,7 @@ from transformers.utils import is_bitsandbytes_available
 from ..data.sources import Source, read_source
 from ..modeling.generation_config_dimple import nearest_name
 from .adapters import lora_config
-from .collator import DimpleDataCollator
+from .collator import DimpleDataCollator, check_options
 from .stages import PARTS, STAGE_FIELDS, STAGES, Stage
 
 RECIPE_KEYS = (
@@ -179,6 +179,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{key}` is there twice", key_node.start_mark)
             seen.add(key)
@@ -252,7 +254,7 @@ def _read_yaml(path: Path) -> Any:
         raise ValueError("the recipe must be a file (got none there)")
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the recipe must be YAML (got an error: {error})") from error
 
 
@@ -300,16 +302,21 @@ def _read_trainer(value: Any) -> dict[str, Any]:
         for key in entries:
             if key in MANAGED_ARGUMENTS:
                 raise ValueError(f"`{key}` must not be given here: use {MANAGED_ARGUMENTS[key]}")
+        data_seed = entries.get("data_seed")
+        if data_seed is not None and not (type(data_seed) is int and 0 <= data_seed < 1 << 63):
+            raise ValueError(f"`data_seed` must be an integer from 0 to 2**63 - 1 (got {data_seed!r})")
+        per_device = entries.get("per_device_train_batch_size")
+        if per_device is not None and type(per_device) is not int:
+            raise ValueError(f"`per_device_train_batch_size` must be an integer (got {per_device!r})")
+        if not isinstance(entries.get("accelerator_config") or {}, dict):
+            raise ValueError(f"`accelerator_config` must be a mapping (got {entries['accelerator_config']!r})")
     return entries
 
 
 def _read_collator(value: Any) -> dict[str, Any]:
     with _at("collator"):
         options = _mapping(value, COLLATOR_KEYS)
-        for name in ("seed", "max_length", "canvas_length"):
-            value = options.get(name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise ValueError(f"`{name}` must be an integer (got {value!r})")
+        check_options(options)
         folder = options.get("image_folder")
         if folder is not None and not Path(folder).is_dir():
             raise ValueError(f"`image_folder` must be a directory (got {folder})")
@@ -414,6 +421,8 @@ def _check_whole(recipe: Recipe) -> None:
     """What only shows when the parts are put together."""
     if Path(recipe.model).resolve() == recipe.output_dir.resolve():
         raise ValueError(f"`output_dir` must be another directory than `model` (got {recipe.model} for both)")
+    if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
+        raise ValueError(f"`output_dir` must be a directory (got the file {recipe.output_dir})")
     if recipe.quantization is not None:
         if recipe.peft is None:
             raise ValueError("`quantization` must come with `peft`: quantized weights cannot be trained themselves")

@@ -106,7 +106,7 @@ class Stage:
         if not self.train:
             raise ValueError("`train` must name at least one part (got none)")
         for part in self.train:
-            if part not in PARTS:
+            if not isinstance(part, str) or part not in PARTS:
                 raise ValueError(f"`train` must name parts of {', '.join(PARTS)} (got {part!r}){_hint(part, PARTS)}")
         self._check_numbers()
         if (self.num_epochs is None) == (self.max_steps is None):
@@ -124,6 +124,11 @@ class Stage:
         check_noise_schedule(
             self.noise_schedule or "linear", self.loss_weighting or "uniform", bool(self.complementary_masks)
         )
+        if not isinstance(self.learning_rate_multipliers or {}, dict):
+            raise ValueError(
+                "`learning_rate_multipliers` must be a mapping such as {'vision': 0.1} "
+                f"(got {self.learning_rate_multipliers!r})"
+            )
         for part, multiplier in (self.learning_rate_multipliers or {}).items():
             if part not in self.train:
                 raise ValueError(
@@ -145,6 +150,8 @@ class Stage:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"`{name}` must be an integer >= 1 (got {value!r})")
+        if self.causal_loss_weight is not None and self.causal_loss_weight < 0:
+            raise ValueError(f"`causal_loss_weight` must be >= 0 (got {self.causal_loss_weight})")
         if self.num_epochs is not None and not self.num_epochs > 0:
             raise ValueError(f"`num_epochs` must be > 0 (got {self.num_epochs})")
         self.phase()  # checks the rest
