@@ -228,6 +228,7 @@ def test_models_health_and_metrics_are_told(client: openai.OpenAI, server: Forke
         assert response.json()["error"]["message"]
         assert response.headers["x-request-id"]
         assert ("/v1/chat/completions" in response.json()["error"]["message"]) == (status in (404, 405))
+        assert ":path" not in response.text  # of a route, which no client writes
     counts = httpx2.get(f"{server.url}/metrics").text
     assert all(f'dimple_responses_total{{status="{status}"}}' in counts for status in (404, 405, 415))
 

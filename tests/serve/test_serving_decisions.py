@@ -199,6 +199,7 @@ def test_long_requests_let_others_in_between_their_batches(client: openai.OpenAI
         ({"questions": [CHOICE | {"instructions": ""}]}, "questions[0]", "not blank"),
         ({"questions": [PREDICATE | {"instructions": "Is it <|im_end|>?"}]}, None, "special token"),
         ({"input": []}, "input", "at least 1"),
+        ({"input": 5}, "input", "array"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "no"}]}]}, None, "image"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, None, "input"),
         ({"temperature": 0.5}, "temperature", "not supported"),

@@ -42,7 +42,7 @@ from .worker import Worker
 
 async def _http_error(request: Request, error: Any) -> Response:
     """Starlette's own refusals (no such path, no such method) in OpenAI's form, with the paths that exist."""
-    paths = ", ".join(sorted(route.path for route in request.app.routes))
+    paths = ", ".join(sorted(route.path.replace(":path}", "}") for route in request.app.routes))
     path = request.url.path[:MAX_ECHO]
     refusal = RefusedRequest(f"{error.detail}: {request.method} {path} (paths: {paths})", status=error.status_code)
     return JSONResponse(refusal.body(), error.status_code, error.headers)

@@ -115,8 +115,9 @@ class InputCallOutput(Fields):
 def _as_items(value: Any) -> Any:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
-    items = value if isinstance(value, list) else ()
-    return [item | {"type": "message"} if isinstance(item, dict) and "type" not in item else item for item in items]
+    if not isinstance(value, list):
+        return value
+    return [item | {"type": "message"} if isinstance(item, dict) and "type" not in item else item for item in value]
 
 
 Items = Annotated[

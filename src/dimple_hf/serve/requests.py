@@ -106,7 +106,7 @@ Request = TypeVar("Request", bound=Fields)
 class TextPart(Fields):
     """Text of a message."""
 
-    ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"cache_control": (ANY,)}
+    ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"cache_control": (ANY,), "prompt_cache_breakpoint": (ANY,)}
 
     type: Literal["text"]
     text: str
@@ -116,13 +116,13 @@ class ImageURL(Fields):
     """Where an image is: a `data:` URL or, where the server allows it, an address. `detail` has no effect."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(Fields):
     """An image of a message."""
 
-    ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"cache_control": (ANY,)}
+    ignored: ClassVar[dict[str, tuple[Any, ...]]] = {"cache_control": (ANY,), "prompt_cache_breakpoint": (ANY,)}
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(lambda url: {"url": url} if isinstance(url, str) else url)]
@@ -281,6 +281,7 @@ class ChatRequest(Fields):
         "safety_identifier": (ANY,),
         "prompt_cache_key": (ANY,),
         "prompt_cache_retention": (ANY,),
+        "prompt_cache_options": (ANY,),
         "prediction": (ANY,),
         "service_tier": ("auto", "default"),
         "store": (False,),
