@@ -331,6 +331,12 @@ def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys:
     assert "`--image` must name images, or folders of images (got none in" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*missing, "--dataset", "x"])
+    with pytest.raises(SystemExit):  # an empty path would be the current folder
+        main([*arguments, "--image", ""])
+    assert "argument --image: must not be empty" in capsys.readouterr().err
+    for dataset in ("", str(folder / "notes.txt")):
+        assert main([*arguments, "--dataset", dataset]) == 1
+        assert "a data set must be a directory or a Hub id (got" in capsys.readouterr().err
 
 
 def test_extract_is_a_sub_command_with_help() -> None:

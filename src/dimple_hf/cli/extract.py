@@ -57,10 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the images that a command is about: files, folders or a data set."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, nargs="+", action="extend", help="images, or folders of images")
+    source.add_argument("--image", type=_path, nargs="+", action="extend", help="images, or folders of images")
     source.add_argument("--dataset", help="data set: directory or Hub id")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
     parser.add_argument("--image-column", default="image", help="its column of images (default: %(default)s)")
+
+
+def _path(text: str) -> Path:
+    if not text:  # would be the current folder
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
 
 
 def run(args: argparse.Namespace) -> int:

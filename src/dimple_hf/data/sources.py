@@ -343,9 +343,11 @@ def load_named_dataset(name: str, split: str, **options: Any) -> Any:
         `Dataset` or `IterableDataset`
 
     Raises:
-        ValueError: If there is no such split, or its files cannot be read.
+        ValueError: If `name` is empty or a file, there is no such split, or its files cannot be read.
         OSError: If the Hub cannot be reached and the cache has no such data set.
     """
+    if not name or Path(name).is_file():
+        raise ValueError(f"a data set must be a directory or a Hub id (got {name!r})")
     if _is_saved(name):
         saved = load_from_disk(name)
         return _choose_split(saved, split, name) if isinstance(saved, DatasetDict) else saved

@@ -75,8 +75,8 @@ def decide(
         questions (`Sequence[Predicate | Choice | Score]`):
             1 to 400 questions.
         permutations (`int`, defaults to 1):
-            Rotated orders of each question's options to average over, as rows of the same batch. More than 1 lessens
-            the preference that models have for options by their position.
+            Rotated orders of each question's options to average over, as rows of the same batch, 1 to 255. More than 1
+            lessens the preference that models have for options by their position.
         independent (`bool`, defaults to `False`):
             Whether each question is a row of its own in which the input sees the question, as in a chat: slower, and
             no different in causal mode. FlashAttention, which takes no mask, needs it.

@@ -20,6 +20,7 @@ from itertools import accumulate
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .parsing import MAX_OPTIONS
 from .prompt import decision_prompt, label_prefixes, label_token_ids, option_labels
 from .questions import Choice, Question
 from .reading import Branch, Canvas
@@ -197,8 +198,8 @@ def lay_out(
         ValueError: If an argument is out of its range, `permutations` is more than 1 for `reading="text"`, a text
             holds a special token, or a question has more options than the tokenizer has labels of one token.
     """
-    if not isinstance(permutations, int) or permutations < 1:
-        raise ValueError(f"`permutations` must be an integer >= 1 (got {permutations!r})")
+    if not isinstance(permutations, int) or not 1 <= permutations <= MAX_OPTIONS:  # more orders repeat themselves
+        raise ValueError(f"`permutations` must be an integer from 1 to {MAX_OPTIONS} (got {permutations!r})")
     if reading not in ("label", "text"):
         raise ValueError(f'`reading` must be "label" or "text" (got {reading!r})')
     refuse_special_tokens(tokenizer, questions)

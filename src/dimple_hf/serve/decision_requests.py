@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from ..decisions import Question, questions_from_json
+from ..decisions.parsing import MAX_OPTIONS
 from .limits import RefusedRequest
 from .requests import ANY, MAX_ITEMS, ChatRequest, Fields, parse_body
 
@@ -142,7 +143,7 @@ class DecisionRequest(Fields):
     model: str
     input: Items
     questions: list[Any]
-    permutations: Annotated[int, Field(ge=1, le=MAX_CANVASES)] | None = None
+    permutations: Annotated[int, Field(ge=1, le=MAX_OPTIONS)] | None = None
     independent: bool | None = None
     reading: Literal["label", "text"] | None = None
 
