@@ -38,7 +38,7 @@ def test_convert_and_doctor_take_the_original_layout(
     mark = set_traps(checkpoint)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
     out = tmp_path / "out"
-    assert main(["convert", str(checkpoint), str(out), "--dtype", "bfloat16", "--max-shard-size", "200KB"]) == 0
+    assert main(["convert", str(checkpoint), str(out), "--dtype", "bfloat16", "--max-shard-size", "200000"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert not mark.exists()
     shards = list(out.glob("*.safetensors"))
@@ -59,6 +59,8 @@ def test_convert_refuses_in_one_line(
     command = ["convert", str(checkpoint), str(tmp_path / "out")]
     assert main([*command, "--max-shard-size", "much"]) == 1
     assert "`size` much is not in a valid format" in capsys.readouterr().err
+    assert main([*command, "--max-shard-size", "0"]) == 1
+    assert "`--max-shard-size` must be at least 1 (got 0)" in capsys.readouterr().err
     monkeypatch.setitem(QUANTIZATIONS, "nf4", ("bitsandbytes", lambda: False))
     assert main([*command, "--quantize", "nf4"]) == 1
     assert "needs bitsandbytes: run `pip install 'dimple_hf[quantize]'`" in capsys.readouterr().err

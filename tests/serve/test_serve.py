@@ -565,7 +565,10 @@ def test_memory_of_a_replica_on_the_page_is_that_of_the_configuration(repo_root:
     ("arguments", "message"),
     [
         (["--port", "70000"], "`--port` must lie between 0 and 65535 (got 70000)"),
-        (["--max-requests", "0"], "`max_requests` must be at least 1 (got 0)"),
+        (["--max-requests", "0"], "`--max-requests` must be at least 1 (got 0)"),
+        (["--max-body-mib", "0"], "`--max-body-mib` must be at least 1 (got 0)"),
+        (["--grace-seconds", "-1"], "`--grace-seconds` must be at least 0 (got -1)"),
+        (["--api-key", ""], "`--api-key` must not be empty; unset DIMPLE_HF_API_KEY for a server without a key"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(

@@ -35,11 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=QUANTIZATIONS,
         help="pack the language model's layers: 4 or 8 bits by bitsandbytes, or 8 bits by torchao",
     )
-    parser.add_argument("--max-shard-size", default="4GiB", help="largest file of weights (default: %(default)s)")
+    parser.add_argument(
+        "--max-shard-size",
+        default="4GiB",
+        help="largest file of weights, such as 500MB or bytes (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and prints where the new checkpoint lies."""
+    size = int(args.max_shard_size) if args.max_shard_size.isdecimal() else args.max_shard_size
+    if size == 0:
+        raise ValueError("`--max-shard-size` must be at least 1 (got 0)")
     import torch
     from accelerate.utils import convert_file_size_to_int
 
@@ -51,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             args.output_dir,
             dtype=None if args.dtype is None else getattr(torch, args.dtype),
             quantization=args.quantize,
-            max_shard_bytes=convert_file_size_to_int(args.max_shard_size),
+            max_shard_bytes=convert_file_size_to_int(size),
         )
     )
     return 0

@@ -29,6 +29,18 @@ LIBRARIES = ("uvicorn", "starlette", "pydantic", "httpcore2", "prometheus_client
 #: This machine's names for itself.
 LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
 
+#: Options that are numbers -> the smallest.
+SMALLEST = {
+    "max_requests": 1,
+    "max_batch_size": 1,
+    "max_new_tokens": 1,
+    "max_body_mib": 1,
+    "max_image_mib": 1,
+    "max_image_pixels": 1,
+    "max_images": 1,
+    "grace_seconds": 0,
+}
+
 #: Longest wait for the last responses to be sent, when all is answered.
 LAST_SECONDS = 10
 
@@ -92,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"`serve` needs {', '.join(missing)}: run `pip install 'dimple_hf[serve]'`")
-    if not 0 <= args.port < 1 << 16:
-        raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
+    check_arguments(args)
     import uvicorn
     from transformers.utils import logging as transformers_logging
 
@@ -141,6 +152,21 @@ def run(args: argparse.Namespace) -> int:
     )
     DrainingServer(config, args.grace_seconds).run()
     return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: If a number is out of range, or the API key is empty.
+    """
+    if not 0 <= args.port < 1 << 16:
+        raise ValueError(f"`--port` must lie between 0 and 65535 (got {args.port})")
+    for name, smallest in SMALLEST.items():
+        value = getattr(args, name)
+        if value < smallest:
+            raise ValueError(f"`--{name.replace('_', '-')}` must be at least {smallest} (got {value})")
+    if args.api_key == "":  # as of a variable that a deployment leaves empty: no client could send it
+        raise ValueError("`--api-key` must not be empty; unset DIMPLE_HF_API_KEY for a server without a key")
 
 
 def allowed_hosts(host: str, given: list[str] | None) -> frozenset[str] | None:
