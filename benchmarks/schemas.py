@@ -21,6 +21,8 @@
 - `build_ms`: processor time to build a schema for the tokenizer, the first time: median and 99th percentile.
 - `rebuild_ms`: to build it once more: median.
 - `memory_mb`: growth of the process's peak memory over all schemas.
+- An engine of `APART` builds each schema in a process of its own, from the state before the first one, within 30 s;
+  its memory is not measured.
 - `refused`: the commonest reasons; `refused_without_path` counts those that do not say where.
 
 The schemas are not part of the project: a file of JSON lines with `schema` and `tests` (a list of `data` and `valid`),
@@ -40,6 +42,7 @@ import gc
 import gzip
 import importlib.util
 import json
+import multiprocessing
 import resource
 import shlex
 import statistics
@@ -47,7 +50,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -132,37 +137,86 @@ ENGINES: dict[str, Callable[[PreTrainedTokenizerBase], Callable[[Any], Accepts]]
     "llguidance": llguidance_engine,
     "xgrammar": xgrammar_engine,
 }
+APART = ("xgrammar",)
+"""Engines with a process for each schema."""
+TIME_LIMIT = 30
+"""Seconds of processor time in such a process."""
 
 
-def measure(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One engine on all schemas."""
-    times, again, counts, reasons = [], [], Counter[str](), Counter[str]()
+@dataclass
+class Trial:
+    """What one engine did with one schema; see [`try_schema`]. Times are in seconds of processor time."""
+
+    build_time: float
+    rebuild_time: float = 0.0
+    reason: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def try_schema(build: Callable[[Any], Accepts], row: dict[str, Any]) -> Trial:
+    """Builds the schema of a row twice, and asks about its instances."""
+    start = time.process_time()
+    try:
+        accepts = build(row["schema"])
+    except (ValueError, RuntimeError) as error:
+        return Trial(time.process_time() - start, reason=str(error))
+    built = time.process_time()
+    build(row["schema"])
+    rebuilt = time.process_time()
+    counts = Counter[str]()
+    for test in row["tests"]:
+        kind = "valid" if test["valid"] else "invalid"
+        counts[kind] += 1
+        as_written, in_order = accepts(json.dumps(test["data"], ensure_ascii=False, separators=(",", ":")))
+        counts[f"{kind} as written"] += as_written
+        counts[f"{kind} in some order"] += as_written or bool(in_order)
+        counts["measured orders"] += in_order is not None
+    return Trial(built - start, rebuilt - built, counts=counts)
+
+
+def try_apart(build: Callable[[Any], Accepts], row: dict[str, Any]) -> Trial:
+    """The same in a process of its own, which ends after `TIME_LIMIT`: for engines that cannot be interrupted."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_trial, args=(build, row, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return Trial(TIME_LIMIT, reason=f"not done within {TIME_LIMIT} s")
+    finally:
+        process.join()
+
+
+def _send_trial(build: Callable[[Any], Accepts], row: dict[str, Any], sender: Connection) -> None:
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + TIME_LIMIT, used + TIME_LIMIT))
+    sender.send(try_schema(build, row))
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(trials: Iterable[Trial]) -> dict[str, Any]:
+    """One engine on all schemas, from its trials, which are made while they are read."""
     # What stands in memory already, the schemas themselves among it, must not be searched for garbage at each build.
     gc.collect()
     gc.freeze()
-    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for row in rows:
+    memory_before = _peak_memory()
+    counts, reasons = Counter[str](), Counter[str]()
+    times, again = [], []
+    for trial in trials:
         counts["schemas"] += 1
-        start = time.process_time()
-        try:
-            accepts = build(row["schema"])
-        except (ValueError, RuntimeError) as error:
-            times.append(time.process_time() - start)
-            reasons[str(error).split(" at $")[0].split(" (")[0][:80]] += 1
-            counts["no path"] += "$" not in str(error)
-            continue
-        times.append(time.process_time() - start)
-        start = time.process_time()
-        build(row["schema"])
-        again.append(time.process_time() - start)
-        counts["accepted"] += 1
-        for test in row["tests"]:
-            kind = "valid" if test["valid"] else "invalid"
-            counts[kind] += 1
-            as_written, in_order = accepts(json.dumps(test["data"], ensure_ascii=False, separators=(",", ":")))
-            counts[f"{kind} as written"] += as_written
-            counts[f"{kind} in some order"] += as_written or bool(in_order)
-            counts["measured orders"] += in_order is not None
+        times.append(trial.build_time)
+        if trial.reason is None:
+            counts["accepted"] += 1
+            counts.update(trial.counts)
+            again.append(trial.rebuild_time)
+        else:
+            reasons[trial.reason.split(" at $")[0].split(" (")[0][:80]] += 1
+            counts["no path"] += "$" not in trial.reason
     ordered = sorted(times)
     num_valid = max(1, counts["valid"])
     return {
@@ -174,7 +228,7 @@ def measure(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> 
         "build_ms": 1000 * statistics.median(ordered),
         "build_ms_p99": 1000 * ordered[int(0.99 * len(ordered))],
         "rebuild_ms": 1000 * statistics.median(again or [0.0]),
-        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024,
+        "memory_mb": (_peak_memory() - memory_before) / 1024,
         "refused": dict(reasons.most_common(12)),
         "refused_without_path": counts["no path"],
     }
@@ -213,12 +267,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             continue
         ours = module == "dimple_hf"
         tokenizer = (DimpleTokenizer if ours else AutoTokenizer).from_pretrained(args.tokenizer)
-        result = report["engines"][name] = measure(ENGINES[name](tokenizer), rows)
+        attempt = partial(try_apart if name in APART else try_schema, ENGINES[name](tokenizer))
+        result = report["engines"][name] = measure(map(attempt, rows))
+        if name in APART:
+            result["memory_mb"] = None
+        memory = "-" if result["memory_mb"] is None else f"{result['memory_mb']:.0f}"
         valid = "-" if result["valid"] is None else f"{result['valid']:.1%}"
         print(
             f"| {name} | {result['accepted']:.1%} | {valid} | {result['valid_as_written']:.1%} "
             f"| {result['invalid']} | {result['build_ms']:.1f} | {result['build_ms_p99']:.0f} "
-            f"| {result['rebuild_ms']:.2f} | {result['memory_mb']:.0f} |",
+            f"| {result['rebuild_ms']:.2f} | {memory} |",
             flush=True,
         )
         if args.output is not None:
