@@ -66,7 +66,33 @@ def test_data_check_command_ends_with_1_for_a_bad_example(
     assert main(arguments) == 0
     (tmp_path / "rows.jsonl").write_text(good + "{\n")
     assert main(arguments) == 1
-    assert "rows.jsonl:2 must be a JSON object" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "rows.jsonl:2 must be a JSON object" in out
+    assert "the first good one" in out
+    (tmp_path / "rows.jsonl").write_text("{\n")
+    assert main(arguments) == 1
+    assert "the first good one" not in capsys.readouterr().out  # there is none
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--limit", "0"], 1, "`--limit` must be at least 1 (got 0)"),
+        (["--columns", "{"], 2, "must be a mapping such as '{prompt: question}' (got '{')"),
+        (["--columns", "{prompt: 5}"], 2, "must be a mapping such as '{prompt: question}' (got '{prompt: 5}')"),
+    ],
+)
+def test_data_check_command_refuses_bad_options(
+    options: list[str], status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture, parity_dir: Path
+) -> None:
+    """In one line, before data are read."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What?", "completion": "red"}\n')
+    arguments = ["data", "check", str(tmp_path / "rows.jsonl"), "--model", str(parity_dir / "checkpoint"), *options]
+    try:
+        assert main(arguments) == status
+    except SystemExit as ended:  # argparse's way
+        assert ended.code == status
+    assert message in capsys.readouterr().err
 
 
 def test_split_groups_gives_each_part_its_rate(model: DimpleForConditionalGeneration) -> None:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from ..training.data_check import check_examples
     from .loading import load_processor
 
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"`--limit` must be at least 1 (got {args.limit})")
     num_bad = 0
     for name, source, model, options in _data_sets(args):
         collator = DimpleDataCollator(load_processor(model), **options)
@@ -65,8 +67,11 @@ def _mapping(text: str) -> dict[str, str]:
     """YAML's `{a: b}`."""
     import yaml
 
-    value = yaml.safe_load(text)
-    if not isinstance(value, dict):
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in (*value, *value.values())):
         raise argparse.ArgumentTypeError(f"must be a mapping such as '{{prompt: question}}' (got {text!r})")
     return value
 

@@ -63,7 +63,9 @@ class DataReport:
                 ]
         if self.bad:
             lines += ["", "bad examples:", *self.bad]
-        return "\n".join([*lines, "", "the first good one, what is learned in [brackets]:", self.sample])
+        if self.sample:
+            lines += ["", "the first good one, what is learned in [brackets]:", self.sample]
+        return "\n".join(lines)
 
 
 def check_examples(
