@@ -778,6 +778,7 @@ def refusals() -> Iterator[Any]:
     yield "embeddings", embeds, "`inputs_embeds` must not be given in bidirectional mode: pass .* `input_ids`"
     yield "empty prompt", {"input_ids": ids[:, :0]}, r"`input_ids` must be an integer tensor .*\(2, 0\)"
     yield "flat prompt", {"input_ids": ids[0]}, r"`input_ids` must be an integer tensor .*\(11,\)"
+    yield "text prompt", {"input_ids": "hi"}, r"`input_ids` must be a tensor, as of the processor .*\(got str\)"
     yield "float prompt", {"input_ids": ids.float()}, "`input_ids` must be an integer tensor .*float32"
     yield "right padding", {"attention_mask": right}, r"must be padded on the left .* in row 0\)"
     yield "interleaved padding", {"attention_mask": holes}, r"must be padded on the left .* in row 0\)"

@@ -88,10 +88,11 @@ def test_data_check_command_refuses_bad_options(
     """In one line, before data are read."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "What?", "completion": "red"}\n')
     arguments = ["data", "check", str(tmp_path / "rows.jsonl"), "--model", str(parity_dir / "checkpoint"), *options]
-    try:
+    if status == 2:  # argparse's
+        with pytest.raises(SystemExit):
+            main(arguments)
+    else:
         assert main(arguments) == status
-    except SystemExit as ended:  # argparse's way
-        assert ended.code == status
     assert message in capsys.readouterr().err
 
 

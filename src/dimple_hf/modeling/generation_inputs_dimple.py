@@ -77,6 +77,9 @@ def take_prompt(inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torc
         got = "neither" if inputs is None else "both"
         raise ValueError(f"exactly one of `inputs` and `input_ids` must be given (got {got})")
     inputs = input_ids if inputs is None else inputs
+    if not isinstance(inputs, torch.Tensor):
+        got = type(inputs).__name__
+        raise ValueError(f"`input_ids` must be a tensor, as of the processor with return_tensors='pt' (got {got})")
     if inputs.ndim != 2 or inputs.shape[1] == 0 or torch.is_floating_point(inputs):
         raise ValueError(
             "`input_ids` must be an integer tensor of shape (batch_size, prompt_length >= 1) "
