@@ -105,8 +105,8 @@ def test_structured_extraction_commands_run(
     assert (tmp_path / "canvas.svg").read_text().startswith("<svg")
 
 
-def test_readme_commands_are_read_by_the_parser(repo_root: Path, capsys: pytest.CaptureFixture) -> None:
-    """Their files are the reader's; the first one runs without any."""
+def test_readme_commands_run(repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The first two run in a checkout as they stand: nobody has files of their own yet."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (repo_root / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
     commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     commands = [command for command in commands if command[0] == "dimple-hf"]
@@ -115,6 +115,10 @@ def test_readme_commands_are_read_by_the_parser(repo_root: Path, capsys: pytest.
         build_parser().parse_args(command[1:])
     assert main(commands[0][1:]) == 0
     assert capsys.readouterr().out.startswith("price ")
+    monkeypatch.chdir(repo_root)
+    assert main(commands[1][1:]) == 0
+    truth = json.loads((repo_root / "examples" / "forms" / "sample.json").read_text())["fields"]
+    assert json.loads(capsys.readouterr().out)["value"] == truth
 
 
 def test_decoding_snippets_run_in_order(
