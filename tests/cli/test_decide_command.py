@@ -222,7 +222,7 @@ def test_calibrate_fits_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads(capsys.readouterr().out)
     assert report["before"]["number"] == 6
     assert 0 <= report["after"]["ece"] <= 1
-    assert Calibration.from_pretrained(output).temperatures == report["temperatures"]
+    assert Calibration.from_pretrained(output) == Calibration(report["temperatures"], False, "label")
     assert set(report["temperatures"]) == {"predicate", "choice", "score"}
     assert diagram.read_text().startswith("<?xml")
 

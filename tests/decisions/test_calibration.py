@@ -75,6 +75,17 @@ def test_calibration_is_saved_and_loaded(tmp_path: Path) -> None:
     assert calibration.temperature(Predicate("?")) == 1.0
 
 
+def test_calibration_keeps_the_way_of_reading_that_it_was_fitted_with(tmp_path: Path) -> None:
+    """Temperatures of another way of reading would be wrong without a sign of it."""
+    calibration = Calibration({"choice": 1.5}, independent=True, reading="text")
+    calibration.save_pretrained(tmp_path)
+    assert Calibration.from_pretrained(tmp_path) == calibration
+    calibration.check_ways(independent=True, reading="text")
+    with pytest.raises(ValueError, match=r"`independent` must be True, as the calibration was fitted \(got False\)"):
+        calibration.check_ways(independent=False, reading="text")
+    Calibration({"choice": 1.5}).check_ways(independent=False, reading="text")  # control: not known
+
+
 def test_missing_calibration_is_named_with_the_command_that_saves_it(tmp_path: Path) -> None:
     with pytest.raises(
         OSError, match=f"as `dimple-hf calibrate` saves it .got no decision_calibration.json in {tmp_path}"
@@ -87,6 +98,9 @@ def test_missing_calibration_is_named_with_the_command_that_saves_it(tmp_path: P
     [
         ("{", "must be JSON"),
         ("[]", "must hold `temperatures`"),
+        (json.dumps({"temperatures": {}, "permutations": 2}), "must hold `temperatures`, independent, reading and"),
+        (json.dumps({"temperatures": {}, "independent": 1}), "`independent` must be one of"),
+        (json.dumps({"temperatures": {}, "reading": "mind"}), "`reading` must be one of"),
         (json.dumps({"temperatures": {"choice": 0}}), "must be a positive number"),
         (json.dumps({"temperatures": {"vote": 1}}), "must have the keys predicate, choice, score only"),
         (json.dumps({"temperatures": 3}), "must map question types to numbers"),

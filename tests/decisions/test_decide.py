@@ -242,6 +242,9 @@ def test_calibration_divides_log_probabilities(forms_model: Any, forms_processor
         probabilities(scaled[1]), (probabilities(plain[1]).log() / 2).softmax(dim=0), rtol=0, atol=1e-5
     )
     assert scaled[0] == plain[0]  # no temperature for its type
+    fitted = Calibration({"choice": 2.0}, independent=True)
+    with pytest.raises(ValueError, match="`independent` must be True, as the calibration was fitted"):
+        decide(forms_model, forms_processor, "A text.", QUESTIONS, calibration=fitted)
     assert scaled[1].label_mass == plain[1].label_mass
 
 

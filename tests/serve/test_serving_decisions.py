@@ -288,7 +288,7 @@ def test_calibrated_server_divides_by_the_temperatures_beside_the_model(
     forms_model: Any, forms_processor: Any, tmp_path: Path
 ) -> None:
     """A server of its own, about 10 s."""
-    calibration = Calibration({"predicate": 0.2})
+    calibration = Calibration({"predicate": 0.2}, independent=True, reading="label")
     checkpoint = tmp_path / FORMS_CHECKPOINT.name
     shutil.copytree(FORMS_CHECKPOINT, checkpoint)
     calibration.save_pretrained(checkpoint)
@@ -296,10 +296,16 @@ def test_calibrated_server_divides_by_the_temperatures_beside_the_model(
     try:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
             found = client.decisions.create(model="forms", input="The price is 700.", questions=[PREDICATE])
+            with pytest.raises(
+                openai.BadRequestError, match="`independent` must be True, as the calibration was fitted"
+            ):
+                client.decisions.create(
+                    model="forms", input="x", questions=[PREDICATE], extra_body={"independent": False}
+                )
     finally:
         server.stop()
     asked = (forms_model, forms_processor, "The price is 700.", SAME[:1])
     assert found.answers[0].probability == pytest.approx(
-        decide(*asked, calibration=calibration)[0].probability, abs=1e-4
+        decide(*asked, independent=True, calibration=calibration)[0].probability, abs=1e-4
     )
     assert abs(found.answers[0].probability - decide(*asked)[0].probability) > 1e-2  # control

@@ -19,6 +19,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     half = len(answered) // 2
     fitted, scored = list(chain(*answered[:half])), list(chain(*answered[half:]))
-    calibration = fit_calibration(fitted)
+    calibration = replace(fit_calibration(fitted), independent=args.independent, reading=args.reading)
     before, after = score(scored, Calibration()), score(scored, calibration)
     for remark in describe_doubts([*fitted, *scored], calibration):
         print(remark, file=sys.stderr)

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     values = read_questions(args.questions)
     questions = questions_from_json(values)
     calibration = Calibration.from_pretrained(args.model) if args.calibrated else None
+    if calibration is not None:
+        calibration.check_ways(independent=args.independent, reading=args.reading)
     tokenizer = load_processor(args.model).tokenizer
     reading = {"permutations": args.permutations, "independent": args.independent, "reading": args.reading}
     layout = lay_out(tokenizer, tokenizer.mask_token_id, questions, **reading)

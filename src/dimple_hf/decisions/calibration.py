@@ -21,7 +21,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ CALIBRATION_NAME = "decision_calibration.json"
 
 QUESTION_TYPES: dict[type, str] = {Predicate: "predicate", Choice: "choice", Score: "score"}
 
+#: Options of [`decide`] that a calibration holds for.
+WAYS = ("independent", "reading")
+
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
@@ -48,14 +51,22 @@ class Calibration:
     Args:
         temperatures (`dict[str, float]`):
             `"predicate"`, `"choice"` and `"score"` -> positive temperature; 1 where a type is missing.
+        independent (`bool`, *optional*), reading (`str`, *optional*):
+            The options of [`decide`] that the temperatures were fitted with, and hold for; `None`: not known.
 
     Raises:
-        ValueError: If a type is unknown or a temperature is not positive and finite.
+        ValueError: If a type is unknown, a temperature is not positive and finite, or an option is out of range.
     """
 
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    independent: bool | None = None
+    reading: str | None = None
 
     def __post_init__(self) -> None:
+        for name, known in (("independent", (None, True, False)), ("reading", (None, "label", "text"))):
+            value = getattr(self, name)
+            if value not in known or isinstance(value, int) and not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))} (got {value!r})")
         if not isinstance(self.temperatures, Mapping):
             raise ValueError(f"`temperatures` must map question types to numbers (got {self.temperatures!r})")
         for name, value in self.temperatures.items():
@@ -70,12 +81,33 @@ class Calibration:
         """The temperature of a question's type."""
         return self.temperatures.get(QUESTION_TYPES[type(question)], 1.0)
 
+    @property
+    def ways(self) -> dict[str, Any]:
+        """The options of [`decide`] that it was fitted with, by name; those that are known."""
+        options = {"independent": self.independent, "reading": self.reading}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def check_ways(self, **options: Any) -> None:
+        """
+        Args:
+            **options:
+                `independent` and `reading`, with which decisions are to be read.
+
+        Raises:
+            ValueError: If it was fitted with others.
+        """
+        for name, value in self.ways.items():
+            if options[name] != value:
+                raise ValueError(f"`{name}` must be {value!r}, as the calibration was fitted (got {options[name]!r})")
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes `decision_calibration.json` into a folder."""
         path = Path(save_directory, CALIBRATION_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            file.write(json.dumps(asdict(self), indent=2, default=dict).encode() + b"\n")
+            file.write(
+                json.dumps({"temperatures": self.temperatures} | self.ways, indent=2, default=dict).encode() + b"\n"
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str]) -> "Calibration":
@@ -101,10 +133,10 @@ class Calibration:
             content = json.loads(Path(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"{path} must be JSON ({error})") from error
-        if not isinstance(content, dict) or set(content) != {"temperatures"}:
-            raise ValueError(f"{path} must hold `temperatures` and nothing else (got {content!r})")
+        if not isinstance(content, dict) or not {"temperatures"} <= set(content) <= {"temperatures", *WAYS}:
+            raise ValueError(f"{path} must hold `temperatures`, {', '.join(WAYS)} and nothing else (got {content!r})")
         try:
-            return cls(content["temperatures"])
+            return cls(**content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -85,7 +85,7 @@ def decide(
             of each option, token by token from left to right: exact for options of one token; for longer ones the
             product of conditional probabilities in that order, which costs one row for each token.
         calibration ([`Calibration`], *optional*):
-            Temperatures fitted on labelled examples.
+            Temperatures fitted on labelled examples, with the same `independent` and `reading`.
         batch_size (`int`, defaults to 8):
             Most rows of one forward pass.
 
@@ -116,6 +116,8 @@ def decide(
         raise ValueError(f"`batch_size` must be an integer >= 1 (got {batch_size!r})")
     is_batch = isinstance(inputs, (list, tuple)) and not _is_conversation(inputs)
     conversations = [_as_conversation(item) for item in (inputs if is_batch else [inputs])]
+    if calibration is not None:
+        calibration.check_ways(independent=independent, reading=reading)
     # 1. Layout
     mask_token_id = model.config.mask_token_id
     layout = lay_out(processor.tokenizer, mask_token_id, questions, permutations, independent, reading)

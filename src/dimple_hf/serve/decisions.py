@@ -131,7 +131,8 @@ class Decisions:
         chat ([`ChatCompletions`]):
             What it shares with chat completions: bounds, preparation, the model.
 
-    `calibration` ([`Calibration`], *optional*) has the temperatures by which log-probabilities are divided.
+    `calibration` ([`Calibration`], *optional*) has the temperatures by which log-probabilities are divided, and the
+    options of requests that give none.
     """
 
     def __init__(self, chat: ChatCompletions):
@@ -182,10 +183,13 @@ class Decisions:
                 "questions",
             )
         tokenizer = preparation.processor.tokenizer
+        ways = asked.ways if self.calibration is None else self.calibration.ways | asked.ways
         try:
-            layout = lay_out(tokenizer, self.reader.worker.model.config.mask_token_id, questions, **asked.ways)
+            if self.calibration is not None:
+                self.calibration.check_ways(**{"independent": False, "reading": "label"} | ways)
+            layout = lay_out(tokenizer, self.reader.worker.model.config.mask_token_id, questions, **ways)
         except ValueError as error:
-            name = next((name for name in asked.ways if str(error).startswith(f"`{name}`")), "questions")
+            name = next((name for name in ways if str(error).startswith(f"`{name}`")), "questions")
             raise RefusedRequest(str(error), name) from error
         if layout.num_canvases > MAX_CANVASES:
             raise RefusedRequest(
