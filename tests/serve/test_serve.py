@@ -578,6 +578,14 @@ def test_wrong_arguments_are_refused_in_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_address_that_is_taken_is_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture) -> None:
+    """Loading the released model takes minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+    assert f"serve: nothing can listen at 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+
+
 def test_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["serve", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err

@@ -15,11 +15,10 @@
 `pip install 'dimple_hf[demo]'`."""
 
 import argparse
-import socket
 from importlib.util import find_spec
 
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import add_device_argument, add_model_argument
+from .arguments import add_device_argument, add_model_argument, refuse_taken_address
 
 HELP = "serve a page to play with a model"
 
@@ -60,23 +59,3 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # it came before gradio waits for it
         page.close(verbose=False)
     return 0
-
-
-def refuse_taken_address(host: str, port: int | None) -> None:
-    """
-    Args:
-        host (`str`):
-            Address to listen at.
-        port (`int`, *optional*):
-            Port; any when missing.
-
-    Raises:
-        OSError: If nothing can listen there, which gradio would find out after the model is loaded.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            pass
-    except OSError as error:
-        where = host if port is None else f"{host}, port {port}"
-        raise OSError(f"nothing can listen at {where}: {error.strerror}") from error

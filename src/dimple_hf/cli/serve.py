@@ -19,7 +19,7 @@ import logging
 import os
 
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import add_device_argument, checkpoint_name
+from .arguments import add_device_argument, checkpoint_name, refuse_taken_address
 
 HELP = "serve a model to OpenAI's clients"
 
@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         max_image_pixels=args.max_image_pixels,
         max_images=args.max_images,
     )
+    refuse_taken_address(args.host, args.port or None)
     find_checkpoint(args.model)
     # Of uvicorn too, whose own configuration writes to stdout.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
