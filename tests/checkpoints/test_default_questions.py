@@ -23,6 +23,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from dimple_hf import StructurePrior
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
 from dimple_hf.cli import extract, generate, loading
 from dimple_hf.cli.main import main
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "forms
 
 from forms_data import LABELS
 from forms_dataset import forms_row
-from forms_evaluation import ask_group
+from forms_evaluation import ask, ask_group
 from forms_questions import WORDINGS
 
 NUM_FORMS = 24
@@ -103,6 +104,18 @@ def test_questions_are_answered_about_held_out_forms(
     points, _ = ask_group(model, processor, NUM_FORMS, NUM_FORMS, seed=11, kind=kind, words=words)
     right, possible = points["exact" if "exact" in points else "fields"]
     assert right / possible >= least
+
+
+def test_json_object_of_any_keys_is_read_as_without_a_constraint(
+    model: PreTrainedModel, processor: ProcessorMixin
+) -> None:
+    """The first key, too: a tokenizer joins the brace and the quotation mark before it."""
+    rows = [forms_row("test", index, seed=11, kind="json") for index in range(NUM_FORMS)]
+    prior = StructurePrior.from_json_schema({"type": "object"}, max_tokens=48)
+    free, constrained = (ask(model, processor, rows, NUM_FORMS, priors) for priors in (None, [prior] * NUM_FORMS))
+    num_alike = sum(one.text == other.text for one, other in zip(free, constrained, strict=True))
+    assert num_alike >= 0.95 * NUM_FORMS
+    assert len({answer.text for answer in free}) > NUM_FORMS // 2  # control
 
 
 def test_extract_with_defaults_reads_held_out_forms(

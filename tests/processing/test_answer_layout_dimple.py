@@ -313,6 +313,19 @@ def test_memory_of_an_automaton_is_bounded(tokenizer: DimpleTokenizer, monkeypat
     assert automaton._num_bytes < 2 * grown  # each call began by forgetting
 
 
+@pytest.mark.parametrize("bracket", ["{", "["])
+def test_compact_canvas_leaves_a_bracket_open_that_may_join_what_follows(
+    tokenizer: DimpleTokenizer, bracket: str
+) -> None:
+    """Other text at the beginning is fixed, in the tokenizer's own tokens."""
+    vocabulary = Vocabulary.of(tokenizer)
+    (token,) = vocabulary.encode(bracket)
+    canvas = compact_canvas(Concat((Literal(f"a{bracket}"), text("b*", 2))), vocabulary)
+    assert canvas.ids[:2] == [*vocabulary.encode("a"), vocabulary.mask_id]
+    assert allowed(canvas, canvas.ids)[0] == {token}
+    assert compact_canvas(Concat((Literal("a)"), text("b*", 2))), vocabulary).ids[:2] == vocabulary.encode("a)")
+
+
 def test_compact_canvas_is_as_long_as_asked_and_refuses_what_cannot_hold_the_shortest_answer(
     tokenizer: DimpleTokenizer,
 ) -> None:

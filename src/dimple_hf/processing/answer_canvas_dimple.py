@@ -249,7 +249,8 @@ def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None
     prefix = vocabulary.encode(text) if text else []
     if not parts:
         return Canvas(vocabulary, prefix, [], 0)
-    rest = Concat(tuple(parts))
+    prefix, bracket = _open_bracket(prefix, vocabulary)
+    rest = Concat((*bracket, *parts))
     automaton = build_automaton(lambda nfa: NetworkBuilder(nfa).build(rest, nfa.end), vocabulary)
     is_free = length is None
     if length is None:
@@ -265,6 +266,16 @@ def compact_canvas(part: Part, vocabulary: Vocabulary, length: int | None = None
     segment.end = max(segment.end, shortest)
     ids = prefix + [vocabulary.mask_id] * (segment.end - len(prefix))
     return Canvas(vocabulary, ids, [segment], 1)
+
+
+def _open_bracket(prefix: list[int], vocabulary: Vocabulary) -> tuple[list[int], list[Part]]:
+    """Takes the last token from a beginning that ends with an opening bracket, and returns it as a part: a tokenizer
+    joins it with what may follow, as in `{"`, and a model that expects such a token has no position for two."""
+    last = vocabulary.to_bytes(prefix[-1:])
+    text = last.decode(errors="ignore")  # a token may begin within a character
+    if text.endswith(("{", "[")) and text.encode() == last:
+        return prefix[:-1], [Literal(text)]
+    return prefix, []
 
 
 def _fixed_beginning(part: Part) -> tuple[str, list[Part]]:
