@@ -48,10 +48,10 @@ def stepped(nfa: ByteNFA, current: Configurations, byte: int) -> Configurations:
     """Where a network is after one more byte, the plain way."""
     found: Configurations = {}
     for (node, inner), count in current.items():
-        segment = nfa.segment_of[node]
+        segment = nfa.segment_of.get(node)
         after: dict[tuple[int, int], int] = {}
         if segment is None:
-            targets = [target for low, high, target in nfa.edges[node] if low <= byte <= high]
+            targets = [target for one, target in nfa.edges[node] if one == byte]
             after = {(core, 0): 0 for target in targets for core in nfa.cores(target)}
         else:
             state, count = segment.dfa.row(inner)[byte], count + bool(segment.dfa.is_char_start[inner])

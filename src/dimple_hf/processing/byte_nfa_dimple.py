@@ -20,7 +20,7 @@ characters, and where to go on after them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from os.path import commonprefix
 
 from .byte_dfa_dimple import ByteDFA
 
@@ -70,24 +70,18 @@ class ByteNFA:
 
     def __init__(self, max_nodes: int = MAX_NODES) -> None:
         self.max_nodes = max_nodes
-        self.edges: list[list[tuple[int, int, int]]] = []
-        self.free: list[tuple[int, ...]] = []
-        self.segment_of: list[Segment | None] = []
+        self.edges: list[tuple[tuple[int, int], ...]] = []  # of each node: bytes, and the nodes after them
+        self.free: dict[int, tuple[int, ...]] = {}
+        self.segment_of: dict[int, Segment] = {}
+        self._branches: dict[tuple[tuple[int, int], ...], int] = {}
         self._shared: dict[tuple[object, ...], int] = {}
         self._num_segment_states = 0
         self.end = self._node()
 
-    def _node(
-        self,
-        edges: list[tuple[int, int, int]] | None = None,
-        free: tuple[int, ...] = (),
-        segment: Segment | None = None,
-    ) -> int:
+    def _node(self, edges: tuple[tuple[int, int], ...] = ()) -> int:
         if len(self.edges) + self._num_segment_states > self.max_nodes:
             raise TooLargeError(f"the answer must need at most {self.max_nodes} states (it needs more)")
-        self.edges.append(edges or [])
-        self.free.append(free)
-        self.segment_of.append(segment)
+        self.edges.append(edges)
         return len(self.edges) - 1
 
     def placeholder(self) -> int:
@@ -98,38 +92,31 @@ class ByteNFA:
         """Sets the free transitions of a placeholder."""
         self.free[node] = tuple(targets)
 
-    def branch(self, edges: Iterable[tuple[int, int, int]]) -> int:
-        """One byte of any of `(low, high, target)`."""
-        edges = tuple(sorted(edges))
-        key = ("branch", edges)
-        if key not in self._shared:
-            self._shared[key] = self._node(list(edges))
-        return self._shared[key]
+    def branch(self, edges: tuple[tuple[int, int], ...]) -> int:
+        """One byte of any of `(byte, target)`, sorted."""
+        node = self._branches.get(edges)
+        if node is None:
+            node = self._branches[edges] = self._node(edges)
+        return node
 
     def literal(self, data: bytes, target: int) -> int:
         """Exactly these bytes."""
         for byte in reversed(data):
-            target = self.branch(((byte, byte, target),))
+            target = self.branch(((byte, target),))
         return target
 
     def literals(self, texts: Iterable[bytes], target: int) -> int:
         """Any of these byte strings, as a prefix tree that shares its endings."""
-        root: dict[int, Any] = {}
-        for data in texts:
-            node = root
-            for byte in data:
-                node = node.setdefault(byte, {})
-            node[-1] = {}
-
-        def build(tree: dict[int, Any]) -> int:
-            edges = [(byte, byte, build(below)) for byte, below in tree.items() if byte >= 0]
-            ends = (target,) if -1 in tree else ()
-            if not edges:
-                return target
-            node = self.branch(edges)
-            return self.either((node, *ends)) if ends else node
-
-        return build(root)
+        texts = sorted(set(texts))
+        prefix = commonprefix(texts)
+        if len(texts) == 1:
+            return self.literal(prefix, target)
+        may_end, size = texts[0] == prefix, len(prefix)
+        below: dict[int, list[bytes]] = {}
+        for text in texts[may_end:]:
+            below.setdefault(text[size], []).append(text[size + 1 :])
+        node = self.branch(tuple((byte, self.literals(rests, target)) for byte, rests in below.items()))
+        return self.literal(prefix, self.either((node, target)) if may_end else node)
 
     def either(self, nodes: Iterable[int]) -> int:
         """Any of `nodes`."""
@@ -138,7 +125,8 @@ class ByteNFA:
             return nodes[0]
         key = ("either", nodes)
         if key not in self._shared:
-            self._shared[key] = self._node(free=nodes)
+            self._shared[key] = node = self._node()
+            self.free[node] = nodes
         return self._shared[key]
 
     def segment(self, dfa: ByteDFA, max_chars: int | None, target: int) -> int:
@@ -147,7 +135,8 @@ class ByteNFA:
         if key not in self._shared:
             self._num_segment_states += len(dfa.table)
             most = UNCOUNTED if max_chars is None else min(max_chars, UNCOUNTED)
-            self._shared[key] = self._node(segment=Segment(dfa, most, target))
+            self._shared[key] = node = self._node()
+            self.segment_of[node] = Segment(dfa, most, target)
         return self._shared[key]
 
     def cores(self, node: int) -> list[int]:
@@ -155,11 +144,11 @@ class ByteNFA:
         seen, stack, found = {node}, [node], []
         while stack:
             current = stack.pop()
-            segment = self.segment_of[current]
+            segment = self.segment_of.get(current)
             if self.edges[current] or segment is not None or current == self.end:
                 found.append(current)
             is_optional = segment is not None and not segment.dfa.is_quoted and segment.dfa.accepting[0]
-            for target in (*self.free[current], *((segment.target,) if segment and is_optional else ())):
+            for target in (*self.free.get(current, ()), *((segment.target,) if segment and is_optional else ())):
                 if target not in seen:
                     seen.add(target)
                     stack.append(target)

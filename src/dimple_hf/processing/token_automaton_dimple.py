@@ -142,13 +142,13 @@ class TokenAutomaton:
         begins = [(number, state) for node, number in number_of.items() for state in flat.states_at(node)]
         origins, states = np.array(begins, dtype=np.int32).reshape(-1, 2).T
         rests, borders = flat.walk(self.vocabulary.rest_tree, origins, states).sorted_by_origin(len(number_of))
-        instances: dict[SegmentTable, _Instances] = {}
+        dfas = dict.fromkeys(segment.dfa for segment in flat.segments)
+        instances = {dfa: _Instances(SegmentTable.of(dfa, self.vocabulary)) for dfa in dfas}
         for segment, base in zip(flat.segments, flat.bases, strict=True):
-            table = SegmentTable.of(segment.dfa, self.vocabulary)
             number = number_of[segment.target]
             own = slice(borders[number], borders[number + 1])
             exits = rests.token[own], rests.state[own], rests.count[own]
-            instances.setdefault(table, _Instances(table)).add(base, segment.max_chars, exits)
+            instances[segment.dfa].add(base, segment.max_chars, exits)
         self.instances = list(instances.values())
 
     @classmethod

@@ -88,7 +88,7 @@ class FlatNFA:
         """The states that can be reached from a node without a byte."""
         found = self._states_at.get(node)
         if found is None:
-            cores = self.nfa.cores(node) if self.nfa.free[node] or not self.nfa.edges[node] else (node,)
+            cores = (node,) if self.nfa.edges[node] else self.nfa.cores(node)
             found = self._states_at[node] = tuple(map(self._number, cores))
         return found
 
@@ -96,7 +96,7 @@ class FlatNFA:
         """The state of a node with something to do; new ones are numbered and queued."""
         number = self._state_of.get(core)
         if number is None:
-            segment = self.nfa.segment_of[core]
+            segment = self.nfa.segment_of.get(core)
             number = self._state_of[core] = self.num_states
             self.num_states += 1 if segment is None else len(segment.dfa.table)
             self._queue.append(core)
@@ -104,11 +104,14 @@ class FlatNFA:
 
     def _read_nodes(self) -> None:
         """The bytes of all states that are nodes; finds the other states on the way."""
-        nodes, sources, lows, highs, targets = [], [], [], [], []
+        nodes: list[int] = []
+        sizes: list[int] = []
+        bytes_of: list[int] = []
+        targets: list[int] = []
         exits: list[int] = []
         exit_counts: list[int] = []
         for core in self._queue:  # grows meanwhile
-            state, segment = self._state_of[core], self.nfa.segment_of[core]
+            state, segment = self._state_of[core], self.nfa.segment_of.get(core)
             if segment is not None:
                 after = self.states_at(segment.target)
                 self.segments.append(segment)
@@ -116,18 +119,19 @@ class FlatNFA:
                 exits += after
                 exit_counts.append(len(after))
                 continue
+            num_before = len(targets)
+            for byte, target in self.nfa.edges[core]:
+                after = self.states_at(target)
+                targets += after
+                bytes_of += [byte] * len(after)
             nodes.append(state)
-            for low, high, target in self.nfa.edges[core]:
-                for after_state in self.states_at(target):
-                    sources.append(state)
-                    lows.append(low)
-                    highs.append(high)
-                    targets.append(after_state)
+            sizes.append(len(targets) - num_before)
         self.nodes = np.array(nodes, dtype=np.int32)
-        index, self._edge_byte = ranges(np.array(lows, dtype=np.int32), np.array(highs, dtype=np.int32) + 1)
-        sources_of = np.array(sources, dtype=np.int32)[index]
-        self._edge_first = np.searchsorted(sources_of, np.arange(self.num_states + 1, dtype=np.int32))
-        self._edge_target = np.array(targets, dtype=np.int32)[index]
+        self._edge_first = np.zeros(self.num_states + 1, dtype=np.int32)
+        self._edge_first[self.nodes + 1] = sizes
+        np.cumsum(self._edge_first, out=self._edge_first)
+        self._edge_byte = np.array(bytes_of, dtype=np.int32)
+        self._edge_target = np.array(targets, dtype=np.int32)
         self._exit_state = np.array(exits, dtype=np.int32)
         self._exit_first = np.concatenate([[0], np.cumsum(exit_counts, dtype=np.int64)])
 
