@@ -78,7 +78,7 @@ def test_walk_finds_what_trying_every_token_finds() -> None:
 
     expected: dict[tuple[int, int, int], int] = {}
     for node, first in flat._state_of.items():
-        if nfa.segment_of[node] is not None:
+        if node in nfa.segment_of:
             continue
         for token, data in enumerate(TOKENS):
             current: Configurations = {(node, 0): 0}

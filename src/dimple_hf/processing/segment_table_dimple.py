@@ -107,13 +107,12 @@ class SegmentTable:
         targets, counts, token_class, split_class = found
         alive = np.flatnonzero(split_class)
         split_tokens, _, split_rests = vocabulary.splits[dfa.is_quoted][:, alive]
-        tokens, kept = vocabulary.tokens, np.flatnonzero(token_class)
+        tokens, kept = vocabulary.tokens, np.flatnonzero(token_class != 0)
         if 2 * len(kept) < len(tokens):
             tokens, token_class = tokens[kept], token_class[kept]
         # 2.
         num_states = len(dfa.table)
-        used = np.zeros(len(targets), dtype=bool)
-        used[token_class] = True
+        used = np.bincount(token_class, minlength=len(targets)) > 0
         used[0] = False
         entries = np.flatnonzero((targets >= 0) & used[:, None]).astype(np.int32)
         entry_class, entry_source = np.divmod(entries, np.int32(num_states))
@@ -123,7 +122,7 @@ class SegmentTable:
         pairs = np.unique(keys)
         entry_pair = np.searchsorted(pairs, keys).astype(np.int32)
         pair_count = np.full(len(pairs), np.iinfo(np.int32).max, dtype=np.int32)
-        np.minimum.at(pair_count, entry_pair, entry_count)
+        np.minimum.at(pair_count, entry_pair, entry_count.astype(np.int32))  # of two types, it is slow
         return cls(
             dfa, targets, counts, tokens, token_class, split_tokens, split_class[alive], split_rests, entry_class,
             entry_pair, entry_count, pairs // num_states, pairs % num_states, pair_count,
@@ -206,16 +205,15 @@ def _classes_of_free_text(free: ByteDFA, vocabulary: Vocabulary) -> _ClassArrays
 def _remembered(vocabulary: Vocabulary, key: Any, make: Callable[[], Any]) -> Any:
     """What `make` returns, from the memory of the vocabulary if it is there; what was used least recently goes."""
     memory = vocabulary.memory
-    found = memory.pop(key, None)
+    found, size = memory.pop(key, (None, 0))
     if found is None:
         found = make()
-        sizes = {one: _num_bytes(value) for one, value in list(memory.items())}  # other threads may add to it
-        total = sum(sizes.values()) + _num_bytes(found)
+        size = _num_bytes(found)
+        total = size + sum(size for _, size in list(memory.values()))  # other threads may add to it
         while memory and (len(memory) >= MAX_TABLES or total > MAX_TABLE_BYTES):
             oldest = next(iter(memory))
-            total -= sizes.get(oldest, 0)
-            memory.pop(oldest, None)
-    memory[key] = found
+            total -= memory.pop(oldest, (None, 0))[1]
+    memory[key] = found, size
     return found
 
 

@@ -18,10 +18,12 @@ here a prior also says what the slots may hold. A prior becomes a canvas (`answe
 """
 
 import datetime
+import gc
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -455,9 +457,10 @@ class StructurePrior:
         if key in _REMEMBERED:
             return _REMEMBERED[key]
         try:
-            reader = SchemaReader(schema, options)
-            depths = PADDED_DEPTHS if layout == "padded" else UNORDERED_DEPTHS if any_order else DEPTHS
-            prior = cls(reader.part(depths[0][0]), {}, layout)
+            with _garbage_left_alone():
+                reader = SchemaReader(schema, options)
+                depths = PADDED_DEPTHS if layout == "padded" else UNORDERED_DEPTHS if any_order else DEPTHS
+                prior = cls(reader.part(depths[0][0]), {}, layout)
         except RecursionError as error:
             raise ValueError(
                 "`schema` must be nested less deeply, and alternatives of `oneOf` be distinct without following "
@@ -485,7 +488,8 @@ class StructurePrior:
         """
         vocabulary = Vocabulary.of(tokenizer)
         if vocabulary not in self._canvases:
-            canvas = self._lay_out(vocabulary)
+            with _garbage_left_alone():
+                canvas = self._lay_out(vocabulary)
             if not canvas.ids:
                 raise ValueError("the prior must hold at least one token (it is empty)")
             self._canvases[vocabulary] = canvas
@@ -651,6 +655,18 @@ class StructurePrior:
 
 #: Priors of schemas that were made last, by schema and options.
 _REMEMBERED: dict[Any, StructurePrior] = {}
+
+
+@contextmanager
+def _garbage_left_alone() -> Iterator[None]:
+    """Building makes many objects that stay; Python would search all memory for garbage each time they have grown."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _put(values: dict[str, Any], label: tuple[Any, ...], value: Any) -> None:

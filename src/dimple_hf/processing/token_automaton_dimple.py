@@ -31,7 +31,7 @@ import numpy as np
 from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .segment_table_dimple import SegmentTable
 from .token_walk_dimple import END, MAX_TRANSITIONS, PADDED, FlatNFA, Steps
-from .vocabulary_dimple import Vocabulary
+from .vocabulary_dimple import Vocabulary, ranges
 
 #: In sets from the left: not reached.
 NEVER = 32_000
@@ -69,21 +69,23 @@ class _Instances:
     table: SegmentTable
     bases: list[int] = field(default_factory=list)
     max_chars: list[int] = field(default_factory=list)
-    exits: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # instance, rest, target, characters there
+    targets: list[int] = field(default_factory=list)  # numbers of what comes after them
 
-    def add(self, base: int, max_chars: int, exits: tuple[np.ndarray, ...]) -> None:
-        """One more segment; `exits`: rests of tokens, the states that they lead to, the characters there."""
-        self.exits.append((np.full(len(exits[0]), len(self.bases)), *exits))
+    def add(self, base: int, max_chars: int, target: int) -> None:
+        """One more segment."""
         self.bases.append(base)
         self.max_chars.append(max_chars)
+        self.targets.append(target)
 
-    def finish(self) -> None:
+    def finish(self, rests: Steps, borders: np.ndarray) -> None:
+        """`rests`: what rests of tokens do after each target, those of target `n` from `borders[n]` on."""
         self.base = np.array(self.bases, dtype=np.int64)
         self.limit = np.array(self.max_chars, dtype=np.int32)
         table = self.table
-        columns = [np.concatenate(column) for column in zip(*self.exits, strict=True)]
-        is_met = np.isin(columns[1], table.split_rest)
-        self.exit_instance, exit_rest, self.exit_target, self.exit_start = (column[is_met] for column in columns)
+        instance, index = ranges(borders[self.targets], borders[np.array(self.targets) + 1])
+        is_met = np.isin(rests.token, table.split_rest)[index]
+        self.exit_instance, index = instance[is_met], index[is_met]
+        exit_rest, self.exit_target, self.exit_start = rests.token[index], rests.state[index], rests.count[index]
         self.rests, self.exit_rest_index = np.unique(exit_rest, return_inverse=True)
         # Of each rest: the splits, and from which states with how many characters they end the segment.
         index = np.searchsorted(self.rests, table.split_rest)
@@ -96,8 +98,10 @@ class _Instances:
         self.end_rest = rest[self.end_split]
         self.end_count = table.counts[split_class][ends]
         # The fewest characters for each rest and state.
-        self.end_fewest = np.full((len(self.rests), table.targets.shape[1]), NEVER, dtype=np.int32)
-        np.minimum.at(self.end_fewest, (self.end_rest, self.end_source), self.end_count)
+        width = table.targets.shape[1]
+        self.end_fewest = np.full((len(self.rests), width), NEVER, dtype=np.int32)
+        ends_at = self.end_rest * width + self.end_source
+        np.minimum.at(self.end_fewest.reshape(-1), ends_at, self.end_count.astype(np.int32))
 
 
 class TokenAutomaton:
@@ -145,11 +149,10 @@ class TokenAutomaton:
         dfas = dict.fromkeys(segment.dfa for segment in flat.segments)
         instances = {dfa: _Instances(SegmentTable.of(dfa, self.vocabulary)) for dfa in dfas}
         for segment, base in zip(flat.segments, flat.bases, strict=True):
-            number = number_of[segment.target]
-            own = slice(borders[number], borders[number + 1])
-            exits = rests.token[own], rests.state[own], rests.count[own]
-            instances[segment.dfa].add(base, segment.max_chars, exits)
+            instances[segment.dfa].add(base, segment.max_chars, number_of[segment.target])
         self.instances = list(instances.values())
+        for each in self.instances:
+            each.finish(rests, borders)
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int]], vocabulary: Vocabulary) -> "TokenAutomaton":
@@ -190,7 +193,6 @@ class TokenAutomaton:
         self._token_borders = np.searchsorted(self.token_index[self._by_token], np.arange(len(self.tokens) + 1))
         self.limit = np.zeros(self.num_states, dtype=np.int32)
         for instances in self.instances:
-            instances.finish()
             width = instances.table.targets.shape[1]
             self.limit[instances.base[:, None] + np.arange(width)] = instances.limit[:, None]
         source, target, count, is_reset, begin = (np.concatenate(parts) for parts in zip(*self._steps(), strict=True))
@@ -421,7 +423,9 @@ class _Sorted:
 
     def __init__(self, key: np.ndarray, columns: tuple[np.ndarray, ...]) -> None:
         order = np.argsort(key, kind="stable")
-        self.states, self.starts = np.unique(key[order], return_index=True)
+        key = key[order]
+        self.starts = np.flatnonzero(np.diff(key, prepend=-1))
+        self.states = key[self.starts]
         self.other, self.count, self.is_reset, self.begin, self.limit = (column[order] for column in columns)
 
     def fewest(self, values: np.ndarray, num_states: int) -> np.ndarray:

@@ -91,9 +91,9 @@ class TokenTree:
     def children(self, nodes: np.ndarray, byte_of: np.ndarray) -> np.ndarray:
         """The child of each of `nodes` with the byte beside it; -1 where there is none."""
         if not len(self._keys):
-            return np.full(len(nodes), -1)
-        keys = (nodes << 8) + byte_of
-        index = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            return np.full(len(nodes), -1, dtype=np.int32)
+        keys = ((nodes << 8) + byte_of).astype(self._keys.dtype)  # of another type, all keys would be converted
+        index = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1).astype(np.int32)
         return np.where(self._keys[index] == keys, index + 1, -1)
 
     def node_of(self, data: bytes) -> int:
