@@ -110,3 +110,16 @@ def test_children_are_those_of_the_tree() -> None:
     assert (TREE.children(TREE.parents[1:], TREE.byte[1:].astype(np.int32)) == nodes).all()
     leaf = int(np.flatnonzero(np.diff(TREE.first_child) == 0)[0])
     assert TREE.children(np.array([leaf]), np.array([65])).tolist() == [-1]
+
+
+def test_literals_accept_exactly_their_texts_however_long() -> None:
+    """Texts that begin alike share their beginning, which may be longer than Python nests calls."""
+    texts = [b"", b"a", b"ab", b"b" * 3000 + b"x", b"b" * 3000 + b"y"]
+    nfa = ByteNFA()
+    start = nfa.literals(texts, nfa.end)
+    for text in (*texts, b"b", b"ba", b"abc", b"b" * 3000):
+        current = {(core, 0): 0 for core in nfa.cores(start)}
+        for byte in text:
+            current = stepped(nfa, current, byte)
+        assert ((nfa.end, 0) in current) == (text in texts)
+    assert len(nfa.edges) < 3020  # the beginning is there once

@@ -108,7 +108,7 @@ class ByteNFA:
     def literals(self, texts: Iterable[bytes], target: int) -> int:
         """Any of these byte strings, as a prefix tree that shares its endings."""
         texts = sorted(set(texts))
-        prefix = commonprefix(texts)
+        prefix = texts[0][: len(commonprefix(texts))]
         if len(texts) == 1:
             return self.literal(prefix, target)
         may_end, size = texts[0] == prefix, len(prefix)

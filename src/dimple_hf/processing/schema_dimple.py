@@ -19,7 +19,7 @@ listed.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from typing import Any
 
 from .answer_parts_dimple import (
@@ -96,13 +96,13 @@ class Depth:
     unordered: int = 0
     unique: int = 2_000
 
-    @property
+    @cached_property
     def inside(self) -> "Depth":
         """What is left for the values of an array or object; where levels are left at all, one always is."""
         free_levels = max(self.free_levels - 1, min(self.free_levels, 1))
         return replace(self, free_levels=free_levels, open_levels=max(self.open_levels - 1, min(self.open_levels, 1)))
 
-    @property
+    @cached_property
     def entered(self) -> "Depth":
         """What is left inside a schema that refers to itself."""
         return replace(self, recursion=self.recursion - 1)
@@ -460,7 +460,7 @@ class SchemaReader:
         if shape.is_unique:  # one item never equals another
             if max(shape.min_items, low) > 1:
                 raise ValueError(f"`schema` must not use 'contains' of several items with 'uniqueItems' (at {path})")
-            shape = replace(shape, max_items=min(1, 1 if shape.max_items is None else shape.max_items))
+            shape = shape.changed(max_items=min(1, 1 if shape.max_items is None else shape.max_items))
         highs = [high for _, _, high in shape.contains if high is not None]
         if len(shape.contains) > 1 and highs:
             raise ValueError(f"`schema` must not use 'maxContains' with several 'contains' (at {path})")
@@ -787,7 +787,7 @@ def _without_empty(shape: Shape, empty: Any, least: str) -> Shape:
     if not any(same(value, empty) for value in shape.excluded):
         return shape
     others = tuple(value for value in shape.excluded if not same(value, empty))
-    return replace(shape, excluded=others, **{least: max(1, getattr(shape, least))})
+    return shape.changed(excluded=others, **{least: max(1, getattr(shape, least))})
 
 
 def _inclusive(shape: Shape) -> tuple[float | int | None, float | int | None]:

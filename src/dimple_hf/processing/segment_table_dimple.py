@@ -67,8 +67,10 @@ class SegmentTable:
             int32 of shape `(num_entries,)`: for each class and state inside, the class and the pair of states.
         entry_count (`np.ndarray`):
             int8 of shape `(num_entries,)`: and the characters.
-        pair_source, pair_target, pair_count (`np.ndarray`):
-            int32 of shape `(num_pairs,)`: the pairs of states that a token leads between, and its fewest characters.
+        pair_source, pair_target (`np.ndarray`):
+            int32 of shape `(num_pairs,)`: the pairs of states that a token leads between.
+        pair_count (`np.ndarray`):
+            int16 of the same shape: the fewest characters of these tokens.
     """
 
     dfa: ByteDFA
@@ -121,8 +123,8 @@ class SegmentTable:
         del entries, entry_source
         pairs = np.unique(keys)
         entry_pair = np.searchsorted(pairs, keys).astype(np.int32)
-        pair_count = np.full(len(pairs), np.iinfo(np.int32).max, dtype=np.int32)
-        np.minimum.at(pair_count, entry_pair, entry_count.astype(np.int32))  # of two types, it is slow
+        pair_count = np.full(len(pairs), np.iinfo(np.int16).max, dtype=np.int16)
+        np.minimum.at(pair_count, entry_pair, entry_count.astype(np.int16))  # of two types, it is slow
         return cls(
             dfa, targets, counts, tokens, token_class, split_tokens, split_class[alive], split_rests, entry_class,
             entry_pair, entry_count, pairs // num_states, pairs % num_states, pair_count,

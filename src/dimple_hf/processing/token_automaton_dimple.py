@@ -79,8 +79,8 @@ class _Instances:
 
     def finish(self, rests: Steps, borders: np.ndarray) -> None:
         """`rests`: what rests of tokens do after each target, those of target `n` from `borders[n]` on."""
-        self.base = np.array(self.bases, dtype=np.int64)
-        self.limit = np.array(self.max_chars, dtype=np.int32)
+        self.base = np.array(self.bases, dtype=np.int32)
+        self.limit = np.array(self.max_chars, dtype=np.int16)
         table = self.table
         instance, index = ranges(borders[self.targets], borders[np.array(self.targets) + 1])
         is_met = np.isin(rests.token, table.split_rest)[index]
@@ -94,14 +94,14 @@ class _Instances:
         self.split_tokens, split_class, rest = table.split_tokens[kept], table.split_class[kept], index[kept]
         reached = table.targets[split_class]
         ends = (reached >= 0) & table.dfa.accepting[reached]
-        self.end_split, self.end_source = np.nonzero(ends)
+        self.end_split, self.end_source = (index.astype(np.int32) for index in np.nonzero(ends))
         self.end_rest = rest[self.end_split]
         self.end_count = table.counts[split_class][ends]
         # The fewest characters for each rest and state.
         width = table.targets.shape[1]
-        self.end_fewest = np.full((len(self.rests), width), NEVER, dtype=np.int32)
+        self.end_fewest = np.full((len(self.rests), width), NEVER, dtype=np.int16)
         ends_at = self.end_rest * width + self.end_source
-        np.minimum.at(self.end_fewest.reshape(-1), ends_at, self.end_count.astype(np.int32))
+        np.minimum.at(self.end_fewest.reshape(-1), ends_at, self.end_count.astype(np.int16))
 
 
 class TokenAutomaton:
@@ -187,11 +187,12 @@ class TokenAutomaton:
         self.source = np.concatenate([steps.origin, final])
         self.token = np.concatenate([steps.token, np.full_like(final, self.vocabulary.pad_id)])
         self.target = np.concatenate([steps.state, np.full_like(final, PADDED)])
-        self.start_count = np.concatenate([steps.count, np.zeros_like(final)])
-        self.tokens, self.token_index = np.unique(self.token, return_inverse=True)
-        self._by_token: np.ndarray = np.argsort(self.token_index, kind="stable")
+        self.start_count = np.concatenate([steps.count, np.zeros_like(final)]).astype(np.int16)
+        self.tokens, token_index = np.unique(self.token, return_inverse=True)
+        self.token_index = token_index.astype(np.int32)
+        self._by_token = np.argsort(self.token_index, kind="stable").astype(np.int32)
         self._token_borders = np.searchsorted(self.token_index[self._by_token], np.arange(len(self.tokens) + 1))
-        self.limit = np.zeros(self.num_states, dtype=np.int32)
+        self.limit = np.zeros(self.num_states, dtype=np.int16)
         for instances in self.instances:
             width = instances.table.targets.shape[1]
             self.limit[instances.base[:, None] + np.arange(width)] = instances.limit[:, None]
@@ -212,9 +213,9 @@ class TokenAutomaton:
         """Source, target, fewest characters, whether counted from zero, and from how many: of all transitions."""
         keys = ((self.source.astype(np.int64) * self.num_states + self.target) << 16) + self.start_count
         plain = np.unique(keys)
-        source, target = np.divmod(plain >> 16, self.num_states)
-        zeros = np.zeros(len(plain), dtype=np.int32)
-        yield source, target, zeros, np.ones(len(zeros), dtype=bool), (plain & 0xFFFF).astype(np.int32)
+        source, target = (states.astype(np.int32) for states in np.divmod(plain >> 16, self.num_states))
+        zeros = np.zeros(len(plain), dtype=np.int16)
+        yield source, target, zeros, np.ones(len(zeros), dtype=bool), (plain & 0xFFFF).astype(np.int16)
         for each in self.instances:
             table, num = each.table, len(each.base)
             size = num * len(table.pair_source)
@@ -223,7 +224,7 @@ class TokenAutomaton:
                 (each.base[:, None] + table.pair_target).reshape(-1),
                 np.tile(table.pair_count, num),
                 np.zeros(size, dtype=bool),
-                np.zeros(size, dtype=np.int32),
+                np.zeros(size, dtype=np.int16),
             )
             fewest = each.end_fewest[each.exit_rest_index]  # (exits, states)
             exit_index, state = np.nonzero(fewest < NEVER)
@@ -281,10 +282,10 @@ class TokenAutomaton:
         found = self._by_token_memory.get(key)
         if found is None:
             source, target, count, is_reset, begin = self._transitions(token)
-            counts = states.values[source].astype(np.int32) + count
+            counts = states.values[source] + count
             values = np.where(counts <= self.limit[source], np.where(is_reset, begin, counts), NEVER)
             result = np.full(self.num_states, NEVER, dtype=np.int16)
-            np.minimum.at(result, target, values.astype(np.int16))
+            np.minimum.at(result, target, values)
             found = self._by_token_memory[key] = self._intern(self._closed_from_left(result))
         return found
 
@@ -299,9 +300,9 @@ class TokenAutomaton:
         found = self._by_token_memory.get(key)
         if found is None:
             source, target, count, is_reset, begin = self._transitions(token)
-            values = _most(states.values[target].astype(np.int32), count, is_reset, begin, self.limit[source])
+            values = _most(states.values[target], count, is_reset, begin, self.limit[source])
             result = np.full(self.num_states, -1, dtype=np.int16)
-            np.maximum.at(result, source, values.astype(np.int16))
+            np.maximum.at(result, source, values)
             found = self._by_token_memory[key] = self._intern(self._closed_from_right(result))
         return found
 
@@ -326,7 +327,7 @@ class TokenAutomaton:
     def holds(self, before: StateSet, after: StateSet, token: int) -> bool:
         """Whether `token` leads from one of `before` to one of `after`."""
         source, target, count, is_reset, begin = self._transitions(token)
-        counts = before.values[source].astype(np.int32) + count
+        counts = before.values[source] + count
         counts = np.where(counts <= self.limit[source], np.where(is_reset, begin, counts), NEVER)
         return bool((counts <= after.values[target]).any())
 
@@ -361,8 +362,8 @@ class TokenAutomaton:
         """Of the segments of one table: which classes stay inside, and which splits end one."""
         table = each.table
         width = table.targets.shape[1]
-        here = before[each.base[:, None] + np.arange(width)].astype(np.int32)
-        there = after[each.base[:, None] + np.arange(width)].astype(np.int32)
+        here = before[each.base[:, None] + np.arange(width)]
+        there = after[each.base[:, None] + np.arange(width)]
         # How many characters each pair of states may still take, in the segment that has most of them left.
         slack = (there[:, table.pair_target] - here[:, table.pair_source]).max(axis=0, initial=-1)
         inside = np.zeros(len(table.targets), dtype=bool)
@@ -370,7 +371,7 @@ class TokenAutomaton:
         ending = np.zeros(len(each.split_tokens), dtype=bool)
         is_open = after[each.exit_target] >= each.exit_start
         if is_open.any():
-            left = np.full((len(each.rests), width), -1, dtype=np.int32)
+            left = np.full((len(each.rests), width), -1, dtype=np.int16)
             rows = each.exit_instance[is_open]
             np.maximum.at(left, each.exit_rest_index[is_open], each.limit[rows, None] - here[rows])
             ending[each.end_split[each.end_count <= left[each.end_rest, each.end_source]]] = True
@@ -387,10 +388,10 @@ class TokenAutomaton:
 
     def _uses(self, token: int) -> Iterable[tuple[np.ndarray, ...]]:
         index = int(np.searchsorted(self.tokens, token))
-        rows = np.zeros(0, dtype=np.int64)
+        rows = np.zeros(0, dtype=np.int32)
         if index < len(self.tokens) and self.tokens[index] == token:
             rows = self._by_token[self._token_borders[index] : self._token_borders[index + 1]]
-        ones, zeros = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=np.int32)
+        ones, zeros = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=np.int16)
         yield self.source[rows], self.target[rows], zeros, ones, self.start_count[rows]
         for each in self.instances:
             table, num = each.table, len(each.base)
@@ -403,7 +404,7 @@ class TokenAutomaton:
                     (each.base[:, None] + table.targets[number, state]).reshape(-1),
                     np.tile(table.counts[number, state], num),
                     np.zeros(size, dtype=bool),
-                    np.zeros(size, dtype=np.int32),
+                    np.zeros(size, dtype=np.int16),
                 )
             for split in np.flatnonzero(each.split_tokens == token).tolist():
                 ends = np.flatnonzero(each.end_split == split)
@@ -441,7 +442,7 @@ class _Sorted:
         """The most characters before one more token."""
         result = np.full(num_states, -1, dtype=np.int16)
         if len(self.states):
-            most = _most(values[self.other].astype(np.int32), self.count, self.is_reset, self.begin, self.limit)
+            most = _most(values[self.other], self.count, self.is_reset, self.begin, self.limit)
             result[self.states] = np.maximum.reduceat(most, self.starts)
         return result
 

@@ -39,8 +39,8 @@ class Steps:
 
     Args:
         origin, token, state, count (`np.ndarray`):
-            int32 of shape `(num_steps,)`: where a token began, the token's number in its tree, the state that it leads
-            to, and how many characters of that state's segment it has begun.
+            int32 (`count`: int16) of shape `(num_steps,)`: where a token began, the token's number in its tree, the
+            state that it leads to, and how many characters of that state's segment it has begun.
     """
 
     origin: np.ndarray
@@ -147,7 +147,7 @@ class FlatNFA:
         index_of = {dfa: index for index, dfa in enumerate(dfas)}
         self._segment_of = np.full(self.num_states, -1, dtype=np.int32)
         self._row = np.zeros(self.num_states, dtype=np.int32)
-        self._begins_char = np.zeros(self.num_states, dtype=np.int32)
+        self._begins_char = np.zeros(self.num_states, dtype=np.int16)
         self._may_end = np.zeros(self.num_states, dtype=bool)  # at a quotation mark
         self._may_go_on = np.zeros(self.num_states, dtype=bool)  # without any byte
         for index, (segment, base) in enumerate(zip(self.segments, self.bases, strict=True)):
@@ -159,7 +159,7 @@ class FlatNFA:
             self._begins_char[inside] = dfa.is_char_start
             (self._may_end if dfa.is_quoted else self._may_go_on)[inside] = dfa.accepting
         self._base = np.array(self.bases, dtype=np.int32)
-        self._limit = np.array([segment.max_chars for segment in self.segments], dtype=np.int32)
+        self._limit = np.array([segment.max_chars for segment in self.segments], dtype=np.int16)
         self._dfa = np.array([index_of[segment.dfa] for segment in self.segments], dtype=np.int32)
 
     @property
@@ -186,9 +186,9 @@ class FlatNFA:
         Raises:
             TooLargeError: If there are more than `MAX_TRANSITIONS`.
         """
-        counts = np.zeros_like(states)
+        counts = np.zeros(len(states), dtype=np.int16)
         tree_nodes = np.zeros_like(states)
-        found = [(np.zeros(0, dtype=np.int32),) * 4]
+        found = [(origins[:0], states[:0], states[:0], counts[:0])]
         num_found = 0
         while True:
             is_final = tree.token[tree_nodes] >= 0
@@ -210,7 +210,7 @@ class FlatNFA:
         index, edge = ranges(self._edge_first[states], self._edge_first[states + 1])
         child = tree.children(tree_nodes[index], self._edge_byte[edge])
         kept = np.flatnonzero(child >= 0)
-        yield index[kept], child[kept], self._edge_target[edge[kept]], np.zeros(len(kept), dtype=np.int32)
+        yield index[kept], child[kept], self._edge_target[edge[kept]], np.zeros(len(kept), dtype=np.int16)
 
     def _inside(
         self, tree: TokenTree, tree_nodes: np.ndarray, states: np.ndarray, counts: np.ndarray
@@ -231,4 +231,4 @@ class FlatNFA:
         ends = np.flatnonzero((~stays & (byte == 0x22) & self._may_end[state]) | (stays & self._may_go_on[reached]))
         which, out = ranges(self._exit_first[segment[ends]], self._exit_first[segment[ends] + 1])
         ends = ends[which]
-        yield index[ends], child[ends], self._exit_state[out], np.zeros(len(ends), dtype=np.int32)
+        yield index[ends], child[ends], self._exit_state[out], np.zeros(len(ends), dtype=np.int16)

@@ -17,7 +17,6 @@ An automaton cannot compare two items, but items of different kinds are never eq
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from .schema_shapes_dimple import Shape, same, search, type_of
@@ -46,7 +45,7 @@ def by_type(shapes: Iterable[Shape]) -> list[Shape]:
     found = []
     for shape in shapes:
         for name in sorted(shape.types):
-            own = replace(shape, types=frozenset((name,)))
+            own = shape.changed(types=frozenset((name,)))
             values = shape.values
             if values is None and name in ("boolean", "null"):
                 values = tuple(
@@ -55,9 +54,9 @@ def by_type(shapes: Iterable[Shape]) -> list[Shape]:
                     if not any(same(value, other) for other in shape.excluded)
                 )
             if values is not None:
-                found += [replace(own, values=(value,)) for value in values if type_of(value) == name]
+                found += [own.changed(values=(value,)) for value in values if type_of(value) == name]
             elif name == "number" and not (shape.is_integer or shape.not_integer):
-                found += [replace(own, is_integer=True), replace(own, not_integer=True)]
+                found += [own.changed(is_integer=True), own.changed(not_integer=True)]
             else:
                 found.append(own)
     return found
@@ -127,7 +126,7 @@ def _narrowed(shape: Shape, pattern: str, digits: str) -> Iterable[Shape]:
         return
     if shape.values is None:
         is_string = shape.types == {"string"}
-        yield replace(shape, **{"patterns": (*shape.patterns, pattern)} if is_string else {"last_digits": digits})
+        yield shape.changed(**{"patterns": (*shape.patterns, pattern)} if is_string else {"last_digits": digits})
         return
     value = shape.values[0]
     if search(pattern, value, "$") if isinstance(value, str) else str(int(value))[-1] in digits:
