@@ -424,11 +424,8 @@ class StructurePrior:
             ValueError: If the schema is malformed, has keys but no keyword, uses what is not supported, or allows
                 nothing; the message names the JSON path.
         """
-        for name, value in (
-            ("max_string_tokens", max_string_tokens),
-            ("max_items", max_items),
-            ("max_digits", max_digits),
-        ):
+        counts = {"max_string_tokens": max_string_tokens, "max_items": max_items, "max_digits": max_digits}
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1 (got {value})")
         if max_tokens is not None and max_tokens < 1:
