@@ -91,6 +91,9 @@ PADDED_DEPTHS = ((Depth(5, 4, 3), MAX_NODES), (Depth(3, 2, 2), MAX_NODES), (Dept
 #: How many times fewer states an answer of a schema that refers to itself is hoped to have than are estimated.
 MAX_SHARING = 500
 
+#: Largest values of the options that bound an answer.
+LARGEST = {"max_tokens": 1 << 17, "max_string_tokens": 1 << 17, "max_items": 1 << 17, "max_digits": 256}
+
 #: Priors of schemas that are remembered.
 MAX_REMEMBERED = 16
 
@@ -425,11 +428,11 @@ class StructurePrior:
                 nothing; the message names the JSON path.
         """
         counts = {"max_string_tokens": max_string_tokens, "max_items": max_items, "max_digits": max_digits}
+        if max_tokens is not None:
+            counts["max_tokens"] = max_tokens
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1 (got {value})")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"`max_tokens` must be at least 1 or None (got {max_tokens})")
+            if not 1 <= value <= LARGEST[name]:
+                raise ValueError(f"`{name}` must lie between 1 and {LARGEST[name]} (got {value})")
         for separator, mark in zip(separators, ",:", strict=True):
             if separator.strip(" \t\n\r") != mark:
                 raise ValueError(f"`separators` must be {mark!r} with white space around (got {separator!r})")
