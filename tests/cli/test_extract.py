@@ -115,7 +115,7 @@ def test_extract_options_of_the_form_are_settings_of_the_run(
     capsys.readouterr()
     for name, value, default in (("max-items", 5, 4), ("max-digits", 3, 18), ("max-tokens", 99, None)):
         assert main([*command, f"--{name}", "0"]) == 1
-        assert f"`{name.replace('-', '_')}` must be at least 1" in capsys.readouterr().err
+        assert f"`{name.replace('-', '_')}` must lie between 1 and" in capsys.readouterr().err
         assert main([*command, f"--{name}", str(value)]) == 1
         assert f"{name.replace('-', '_')}={default} (got {value})" in capsys.readouterr().err
     assert main([*command, "--any-order"]) == 1
