@@ -92,10 +92,12 @@ class PreparedCall:
         """Decodes; an item before the first step, and after each one."""
         for state in self.states():
             result = state.result
-            token_logprobs, commit_steps = self.commits(result)
+            after_end = self._after_end(result.answer_ids)
+            answers = self._padded(result.answer_ids, after_end)
+            token_logprobs, commit_steps = self._commits(result, after_end)
             yield DimpleGenerationStep(
                 step=state.step,
-                answer_ids=torch.where(result.finished[:, None], self.answers(result.answer_ids), result.answer_ids),
+                answer_ids=torch.where(result.finished[:, None], answers, result.answer_ids),
                 is_final=result.is_final.clone(),
                 finished=result.finished.clone(),
                 num_forward_passes=result.num_forward_passes.clone(),
@@ -108,9 +110,10 @@ class PreparedCall:
     ) -> DimpleGenerationOutput:
         """What `generate` returns of the last step's `result`: `prompt` is that of all rows, `(batch_size,
         prompt_length)`, and `history` are the sequences after each step."""
-        token_logprobs, commit_steps = self.commits(result)
+        after_end = self._after_end(result.answer_ids)
+        token_logprobs, commit_steps = self._commits(result, after_end)
         return DimpleGenerationOutput(
-            sequences=torch.cat([prompt, self.answers(result.answer_ids)], dim=1),
+            sequences=torch.cat([prompt, self._padded(result.answer_ids, after_end)], dim=1),
             history=tuple(history) if self.config.output_history else None,
             tokens_per_forward=self.num_generated(result) / result.num_forward_passes.clamp(min=1),
             num_forward_passes=result.num_forward_passes,
@@ -121,8 +124,10 @@ class PreparedCall:
 
     def answers(self, answer_ids: torch.LongTensor) -> torch.LongTensor:
         """Answers of finished rows as they are returned: padding after the end, and where nothing was committed."""
-        hidden = self._after_end(answer_ids) | (answer_ids == self.sampler.mask_token_id)
-        return answer_ids.masked_fill(hidden, self.pad_token_id)
+        return self._padded(answer_ids, self._after_end(answer_ids))
+
+    def _padded(self, answer_ids: torch.LongTensor, after_end: torch.BoolTensor) -> torch.LongTensor:
+        return answer_ids.masked_fill(after_end | (answer_ids == self.sampler.mask_token_id), self.pad_token_id)
 
     def num_generated(self, result: DecodingResult) -> torch.LongTensor:
         """Generated tokens of each row, `(batch_size,)`; an end token that fills a row under a constraint is none."""
@@ -130,12 +135,13 @@ class PreparedCall:
         hidden = self._after_end(result.answer_ids) | (is_end & self._filled_to_end())
         return ((result.commit_steps >= 0) & ~hidden).sum(dim=1)
 
-    def commits(self, result: DecodingResult) -> tuple[torch.FloatTensor, torch.LongTensor]:
+    def _commits(
+        self, result: DecodingResult, after_end: torch.BoolTensor
+    ) -> tuple[torch.FloatTensor, torch.LongTensor]:
         """`token_logprobs` and `commit_steps` of [`DimpleGenerationOutput`]; as after the end where nothing is
         committed yet."""
-        hidden = self._after_end(result.answer_ids)
-        if self.initial_length is not None:  # no token is given, and padding follows a shorter canvas
-            hidden = hidden | (result.commit_steps < 0)
+        # Of canvases that grow no token is given, and padding follows the shorter ones.
+        hidden = after_end if self.initial_length is None else after_end | (result.commit_steps < 0)
         return result.token_logprobs.masked_fill(hidden, torch.nan), result.commit_steps.masked_fill(hidden, -1)
 
     def _after_end(self, answer_ids: torch.LongTensor) -> torch.BoolTensor:
