@@ -240,6 +240,15 @@ def _ask_fields(form: Form, asker: Asker) -> Question:
     return Question(asker.word("fields", named), write_text({label: form.fields[label] for label in labels}))
 
 
+def _ask_repeat(form: Form, asker: Asker) -> Question:
+    """Labels to be written in lines, without an image, half of the time with numbers, as `fields` asks."""
+    labels = [str(label) for label in asker.rng.choice(ALL_LABELS, asker.rng.integers(2, 6), replace=False)]
+    if asker.rng.random() < 0.5:
+        sizes = 10 ** asker.rng.integers(1, MAX_DIGITS + 1, len(labels))
+        labels = [f"{label} {asker.rng.integers(size)}" for label, size in zip(labels, sizes, strict=True)]
+    return Question(f"Repeat in lines: {', '.join(labels[:-1])} and {labels[-1]}.", "\n".join(labels))
+
+
 def _ask_rows(form: Form, asker: Asker) -> Question:
     # The labels are what is counted. Asked for the number alone, a small model is off by one once in four to ten.
     return Question(asker.word("rows"), f"{','.join(form.fields)}={len(form.fields)}")
@@ -378,6 +387,7 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "nullable": _ask_nullable,
     "field": _ask_field,
     "fields": _ask_fields,
+    "repeat": _ask_repeat,
     "rows": _ask_rows,
     "sum": _ask_sum,
     "worked": _ask_worked,
@@ -398,9 +408,12 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "shuffle": _ask_shuffle,
 }
 """Kind of question to the function that asks one."""
-NO_IMAGE = ("add", "choose", "letters", "options")
+LAID_OUT_WITHOUT_IMAGE = ("add", "choose", "letters", "options")
+NO_IMAGE = ("repeat", *LAID_OUT_WITHOUT_IMAGE)
 """Kinds that are asked without an image."""
-UNDER_PRIOR = ("schema", "shuffled", "nullable", "worked", "decide_one", "decide_two", "decide", *NO_IMAGE)
+UNDER_PRIOR = (
+    *("schema", "shuffled", "nullable", "worked", "decide_one", "decide_two", "decide"), *LAID_OUT_WITHOUT_IMAGE
+)  # fmt: skip
 """Kinds whose answers are laid out by a structure prior."""
 PLAIN_ONLY = ("sum", "worked", "no_form", *NO_IMAGE)
 """Kinds that are never asked about a rich form."""
@@ -527,7 +540,7 @@ def write_sample(directory: Path) -> None:
     asked in words alone, but for lists of labels and for decisions.
     """
     asked_freely = [
-        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly")
+        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly", "repeat")
     ]
     rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")

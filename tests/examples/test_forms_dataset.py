@@ -33,6 +33,7 @@ from forms_data import ALL_LABELS, LABELS, draw_form, form_rng
 from forms_dataset import (
     KIND_SHARES,
     KINDS,
+    LAID_OUT_WITHOUT_IMAGE,
     NO_FORM,
     NO_IMAGE,
     NOT_ON_FORM,
@@ -98,7 +99,20 @@ def test_forms_row_of_another_kind_shows_the_same_image():
     assert forms_row("test", 6)["images"][0].tobytes() != rows[0]["images"][0].tobytes()
 
 
-@pytest.mark.parametrize("kind", NO_IMAGE)
+def test_repeated_lines_are_those_of_the_question():
+    """In its order; with numbers in some examples, and without in others."""
+    rows = [forms_row("train", index, kind="repeat") for index in range(30)]
+    for row in rows:
+        assert row["images"] == []
+        lines = row["answer"].split("\n")
+        assert row["question"] == f"Repeat in lines: {', '.join(lines[:-1])} and {lines[-1]}."
+        assert all(re.fullmatch(r"[a-z]+( \d{1,4})?", line) for line in lines)
+        assert len({len(line.split()) for line in lines}) == 1
+    assert {len(row["answer"].split("\n")) for row in rows} == {2, 3, 4, 5}
+    assert {" " in row["answer"] for row in rows} == {False, True}
+
+
+@pytest.mark.parametrize("kind", LAID_OUT_WITHOUT_IMAGE)
 def test_a_question_without_an_image_is_about_the_text_alone(kind):
     """Its answer lies on its canvas, and each letter is that of its option."""
     tokenizer = DimpleTokenizer.from_pretrained(FORMS_CHECKPOINT)
@@ -337,5 +351,5 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
     kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
     assert kinds == [
-        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly")
+        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly", "repeat")
     ]
