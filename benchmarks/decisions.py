@@ -120,7 +120,7 @@ def measure_speed(model: Any, processor: Any, args: argparse.Namespace) -> dict[
     return medians | {"together / one by one": statistics.median(together / apart for together, apart in pairs)}
 
 
-def record_tokens_only(state: DecodingState, chosen: torch.Tensor, probability: torch.Tensor, logits: None) -> None:
+def record_tokens_only(state: DecodingState, *arguments: object) -> None:
     """[`DecodingState.record`] without log-probabilities and steps."""
     state.result.answer_ids[state.rows] = state.answer
 
