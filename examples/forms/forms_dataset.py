@@ -412,7 +412,7 @@ LAID_OUT_WITHOUT_IMAGE = ("add", "choose", "letters", "options")
 NO_IMAGE = ("repeat", *LAID_OUT_WITHOUT_IMAGE)
 """Kinds that are asked without an image."""
 UNDER_PRIOR = (
-    *("schema", "shuffled", "nullable", "worked", "decide_one", "decide_two", "decide"), *LAID_OUT_WITHOUT_IMAGE
+    "schema", "shuffled", "nullable", "worked", "decide_one", "decide_two", "decide", *LAID_OUT_WITHOUT_IMAGE,
 )  # fmt: skip
 """Kinds whose answers are laid out by a structure prior."""
 PLAIN_ONLY = ("sum", "worked", "no_form", *NO_IMAGE)

@@ -84,6 +84,10 @@ def test_calibration_keeps_the_way_of_reading_that_it_was_fitted_with(tmp_path: 
     with pytest.raises(ValueError, match=r"`independent` must be True, as the calibration was fitted \(got False\)"):
         calibration.check_ways(independent=False, reading="text")
     Calibration({"choice": 1.5}).check_ways(independent=False, reading="text")  # control: not known
+    with pytest.raises(ValueError, match=r"`independent` must be True, False or None \(got 1\)"):
+        Calibration(independent=1)
+    with pytest.raises(ValueError, match=r"""`reading` must be "label", "text" or None \(got 'letter'\)"""):
+        Calibration(reading="letter")
 
 
 def test_missing_calibration_is_named_with_the_command_that_saves_it(tmp_path: Path) -> None:
@@ -99,8 +103,8 @@ def test_missing_calibration_is_named_with_the_command_that_saves_it(tmp_path: P
         ("{", "must be JSON"),
         ("[]", "must hold `temperatures`"),
         (json.dumps({"temperatures": {}, "permutations": 2}), "must hold `temperatures`, independent, reading and"),
-        (json.dumps({"temperatures": {}, "independent": 1}), "`independent` must be one of"),
-        (json.dumps({"temperatures": {}, "reading": "mind"}), "`reading` must be one of"),
+        (json.dumps({"temperatures": {}, "independent": 1}), "`independent` must be True, False or None"),
+        (json.dumps({"temperatures": {}, "reading": "mind"}), "`reading` must be"),
         (json.dumps({"temperatures": {"choice": 0}}), "must be a positive number"),
         (json.dumps({"temperatures": {"vote": 1}}), "must have the keys predicate, choice, score only"),
         (json.dumps({"temperatures": 3}), "must map question types to numbers"),

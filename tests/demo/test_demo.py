@@ -34,7 +34,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dimple_hf.checkpoints import FORMS_CHECKPOINT
-from dimple_hf.cli.arguments import refuse_taken_address
+from dimple_hf.cli.address import refuse_taken_address
 from dimple_hf.cli.main import build_parser, main
 from dimple_hf.demo.answers import AnswerState
 from dimple_hf.demo.canvas import Run

@@ -15,7 +15,6 @@
 
 import argparse
 import difflib
-import socket
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,26 +99,6 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--device`, which [`~dimple_hf.cli.loading.find_device`] reads."""
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU of this process, or the CPU)")
-
-
-def refuse_taken_address(host: str, port: int | None) -> None:
-    """
-    Args:
-        host (`str`):
-            Address to listen at.
-        port (`int`, *optional*):
-            Port; any when missing.
-
-    Raises:
-        OSError: If nothing can listen there, which a server would find out after the model is loaded.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            pass
-    except OSError as error:
-        where = host if port is None else f"{host}, port {port}"
-        raise OSError(f"nothing can listen at {where}: {error.strerror}") from error
 
 
 def default_question(model: str, own: str, other: str) -> str:

@@ -18,7 +18,8 @@ import argparse
 from importlib.util import find_spec
 
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import add_device_argument, add_model_argument, refuse_taken_address
+from .address import refuse_taken_address
+from .arguments import add_device_argument, add_model_argument
 
 HELP = "serve a page to play with a model"
 

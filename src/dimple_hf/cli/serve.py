@@ -19,7 +19,8 @@ import logging
 import os
 
 from ..checkpoints import FORMS_CHECKPOINT
-from .arguments import add_device_argument, checkpoint_name, refuse_taken_address
+from .address import refuse_taken_address
+from .arguments import add_device_argument, checkpoint_name
 
 HELP = "serve a model to OpenAI's clients"
 

@@ -63,10 +63,10 @@ class Calibration:
     reading: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("independent", (None, True, False)), ("reading", (None, "label", "text"))):
-            value = getattr(self, name)
-            if value not in known or isinstance(value, int) and not isinstance(value, bool):
-                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))} (got {value!r})")
+        if not isinstance(self.independent, bool | None):
+            raise ValueError(f"`independent` must be True, False or None (got {self.independent!r})")
+        if self.reading not in ("label", "text", None):
+            raise ValueError(f'`reading` must be "label", "text" or None (got {self.reading!r})')
         if not isinstance(self.temperatures, Mapping):
             raise ValueError(f"`temperatures` must map question types to numbers (got {self.temperatures!r})")
         for name, value in self.temperatures.items():
@@ -84,8 +84,7 @@ class Calibration:
     @property
     def ways(self) -> dict[str, Any]:
         """The options of [`decide`] that it was fitted with, by name; those that are known."""
-        options = {"independent": self.independent, "reading": self.reading}
-        return {name: value for name, value in options.items() if value is not None}
+        return {name: getattr(self, name) for name in WAYS if getattr(self, name) is not None}
 
     def check_ways(self, **options: Any) -> None:
         """

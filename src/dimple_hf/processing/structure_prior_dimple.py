@@ -399,16 +399,17 @@ class StructurePrior:
                 A JSON schema of draft 4 to 2020-12, a pydantic model class, or whatever a `TypeAdapter` takes: a typed
                 dict, a dataclass, `list[Model]`.
             max_tokens (`int`, *optional*):
-                Positions of a compact canvas; when missing, as many as the values usually need, at most 2048.
+                Positions of a compact canvas, 1 to 131,072; when missing, as many as the values usually need, at most
+                2048.
             max_string_tokens (`int`, *optional*, defaults to 16):
-                Tokens that a canvas has for a string whose length the schema does not bound. In the padded layout
-                that is the most it can have; in the compact one values share their positions, so it may be longer,
-                and a string that is the whole answer has twice as many.
+                Tokens, 1 to 131,072, that a canvas has for a string whose length the schema does not bound. In the
+                padded layout that is the most it can have; in the compact one values share their positions, so it may
+                be longer, and a string that is the whole answer has twice as many.
                 The keyword `x-max-tokens` beside a value's type sets it for that value.
             max_items (`int`, *optional*, defaults to 4):
                 The same for the items of an array without `maxItems`.
             max_digits (`int`, *optional*, defaults to 18):
-                Most digits of a number before the point, and after it, where bounds do not need more.
+                Most digits of a number before the point, and after it, where bounds do not need more; 1 to 256.
             separators (`tuple[str, str]`, *optional*, defaults to `(",", ":")`):
                 What stands between items, and between a name and its value, as for `json.dumps`.
             any_order (`bool`, *optional*, defaults to `False`):

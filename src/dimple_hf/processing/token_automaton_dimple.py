@@ -33,7 +33,7 @@ from .segment_table_dimple import SegmentTable
 from .token_walk_dimple import END, MAX_TRANSITIONS, PADDED, FlatNFA, Steps
 from .vocabulary_dimple import Vocabulary, ranges
 
-#: In sets from the left: not reached.
+#: In sets from the left: not reached. More than any count, and with the characters of a token still an int16.
 NEVER = 32_000
 
 #: Most bytes of the sets and token sets that one automaton remembers; then all are forgotten.

@@ -265,7 +265,6 @@ class DimpleDataCollator:
         max_bad_share: float = 0.1,
         allow_urls: bool = False,
     ) -> None:
-        check_options({name: value for name, value in locals().items() if name not in ("self", "processor")})
         self.processor = processor
         self.max_length = max_length
         self.canvas_length = canvas_length
@@ -275,6 +274,7 @@ class DimpleDataCollator:
         self.join_turns = join_turns
         self.max_bad_share = max_bad_share
         self.allow_urls = allow_urls
+        check_options(vars(self))
         self._reasons: list[str] = []
         self._markers = frozenset(processor.tokenizer.added_tokens_decoder)
         # In shared memory, because examples are mostly read by other processes.
