@@ -20,7 +20,8 @@
 - `invalid`: of accepted schemas, number of the invalid instances that an answer can be, in some order.
 - `build_ms`: processor time to build a schema for the tokenizer, the first time: median and 99th percentile.
 - `rebuild_ms`: to build it once more: median.
-- `memory_mb`: growth of the process's peak memory over all schemas.
+- `memory_mb`: growth of a process's peak memory while it builds all schemas; `memory_with_answers_mb`: while it also
+  asks for the instances.
 - An engine of `APART` builds each schema in a process of its own, from the state before the first one, within 30 s;
   its memory is not measured.
 - `refused`: the commonest reasons; `refused_without_path` counts those that do not say where.
@@ -50,9 +51,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -176,23 +177,42 @@ def try_schema(build: Callable[[Any], Accepts], row: dict[str, Any]) -> Trial:
 
 def try_apart(build: Callable[[Any], Accepts], row: dict[str, Any]) -> Trial:
     """The same in a process of its own, which ends after `TIME_LIMIT`: for engines that cannot be interrupted."""
+    try:
+        return _in_child(_try_in_time, build, row)
+    except EOFError:
+        return Trial(TIME_LIMIT, reason=f"not done within {TIME_LIMIT} s")
+
+
+def _try_in_time(build: Callable[[Any], Accepts], row: dict[str, Any]) -> Trial:
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + TIME_LIMIT, used + TIME_LIMIT))
+    return try_schema(build, row)
+
+
+def build_memory(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> float:
+    """Growth of the peak memory, in MB, of a process of its own that builds all schemas."""
+    return _in_child(_growth_of_builds, build, rows)
+
+
+def _growth_of_builds(build: Callable[[Any], Accepts], rows: Iterable[dict[str, Any]]) -> float:
+    before = _peak_memory()
+    for row in rows:
+        with suppress(ValueError, RuntimeError):
+            build(row["schema"])
+    return (_peak_memory() - before) / 1024
+
+
+def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a forked process; `EOFError` if that ends before."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_trial, args=(build, row, sender))
+    process = context.Process(target=lambda: sender.send(function(*arguments)))
     process.start()
     sender.close()
     try:
         return receiver.recv()
-    except EOFError:
-        return Trial(TIME_LIMIT, reason=f"not done within {TIME_LIMIT} s")
     finally:
         process.join()
-
-
-def _send_trial(build: Callable[[Any], Accepts], row: dict[str, Any], sender: Connection) -> None:
-    used = int(time.process_time())
-    resource.setrlimit(resource.RLIMIT_CPU, (used + TIME_LIMIT, used + TIME_LIMIT))
-    sender.send(try_schema(build, row))
 
 
 def _peak_memory() -> int:
@@ -228,7 +248,7 @@ def measure(trials: Iterable[Trial]) -> dict[str, Any]:
         "build_ms": 1000 * statistics.median(ordered),
         "build_ms_p99": 1000 * ordered[int(0.99 * len(ordered))],
         "rebuild_ms": 1000 * statistics.median(again or [0.0]),
-        "memory_mb": (_peak_memory() - memory_before) / 1024,
+        "memory_with_answers_mb": (_peak_memory() - memory_before) / 1024,
         "refused": dict(reasons.most_common(12)),
         "refused_without_path": counts["no path"],
     }
@@ -267,11 +287,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             continue
         ours = module == "dimple_hf"
         tokenizer = (DimpleTokenizer if ours else AutoTokenizer).from_pretrained(args.tokenizer)
-        attempt = partial(try_apart if name in APART else try_schema, ENGINES[name](tokenizer))
-        result = report["engines"][name] = measure(map(attempt, rows))
+        build = ENGINES[name](tokenizer)
+        memory_mb = None if name in APART else build_memory(build, rows)
+        attempt = partial(try_apart if name in APART else try_schema, build)
+        result = report["engines"][name] = {"memory_mb": memory_mb, **measure(map(attempt, rows))}
         if name in APART:
-            result["memory_mb"] = None
-        memory = "-" if result["memory_mb"] is None else f"{result['memory_mb']:.0f}"
+            result["memory_with_answers_mb"] = None
+        memory = "-" if memory_mb is None else f"{memory_mb:.0f}"
         valid = "-" if result["valid"] is None else f"{result['valid']:.1%}"
         print(
             f"| {name} | {result['accepted']:.1%} | {valid} | {result['valid_as_written']:.1%} "

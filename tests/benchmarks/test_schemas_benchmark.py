@@ -53,7 +53,8 @@ def test_schemas_accepted_refused_and_their_instances(tmp_path: Path) -> None:
     assert (found["refused_without_path"], sum(found["refused"].values())) == (0, 1)
     assert found["build_ms"] > 0
     assert found["rebuild_ms"] > 0
-    assert found["memory_mb"] >= 0
+    assert 0 <= found["memory_mb"] < 1000
+    assert found["memory_with_answers_mb"] >= 0
     assert json.loads(output.read_text()) == report
 
 
@@ -68,6 +69,19 @@ def _refuses(schema: Any) -> Callable[[str], tuple[bool, None]]:
 def _never_ends(schema: Any) -> Callable[[str], tuple[bool, None]]:
     while True:
         pass
+
+
+def _takes_memory(schema: Any) -> Callable[[str], tuple[bool, None]]:
+    held = bytearray(1 << 27)
+    held[::1024] = b"1" * (1 << 17)  # written to, so that it is there
+    return lambda text: (bool(held), None)
+
+
+def test_memory_of_builds_only() -> None:
+    """A builder that takes 128 MiB is seen to; one that takes nothing, and a refusal, are not."""
+    assert schemas.build_memory(_takes_memory, ROWS) >= 120
+    assert schemas.build_memory(_takes_all, ROWS) < 60
+    assert schemas.build_memory(_refuses, ROWS) < 60
 
 
 def test_engine_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

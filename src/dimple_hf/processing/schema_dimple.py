@@ -60,8 +60,8 @@ USUAL_FREE_LEVELS = 2
 #: Levels inside the arrays there.
 MAX_LEVELS_IN_ARRAY = 4
 
-#: Numbers there, and their most characters.
-FREE_NUMBER = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?"
+#: Numbers, booleans and null there, and the most characters of numbers.
+FREE_SCALAR = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?|true|false|null"
 MAX_FREE_NUMBER_CHARS = 32
 
 #: Most properties of an object of which each set is a state, where they may come in any order.
@@ -280,9 +280,10 @@ class SchemaReader:
             )
             usual_text = Shape(max_tokens=self.options.max_string_tokens)
             options: list[Part] = [self._string_slot(Language(free_text(), None, True), usual_text, "$")]
-            number = ValueSlot(Language(format_dfa(FREE_NUMBER), MAX_FREE_NUMBER_CHARS), "$", 8)
-            words = ("true", "false", "null") if levels else ("true", "false", "null", "[]", "{}")
-            options += [number, ValueSlot(Choices(words), "$")]
+            # Numbers and words in one automaton: fewer nodes than with the words in bytes.
+            options.append(ValueSlot(Language(format_dfa(FREE_SCALAR), MAX_FREE_NUMBER_CHARS), "$", 8))
+            if not levels:
+                options.append(ValueSlot(Choices(("[]", "{}")), "$"))
             if levels:
                 usual, inner_usual = min(1, usual_levels), max(0, usual_levels - 1)
                 items = self._anything(0 if in_array else min(levels - 1, MAX_LEVELS_IN_ARRAY), inner_usual, True)
