@@ -287,6 +287,27 @@ def test_alternatives_that_end_alike_share_their_states(tokenizer: DimpleTokeniz
     )
 
 
+def test_last_level_of_recursion_has_the_alternatives_without_it(tokenizer: DimpleTokenizer) -> None:
+    """Five levels of arrays, and a number in the innermost, though that may not hold an array any more."""
+    schema = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#"}}]}
+    assert can_write(tokenizer, schema, [[[[[[1, 2]]]]]])
+    assert not can_write(tokenizer, schema, [[[[[[[1]]]]]]])
+    required = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    with pytest.raises(ValueError, match="must allow at least one value"):
+        StructurePrior.from_json_schema(required)
+
+
+def test_types_that_no_keyword_is_about_are_flat_values(tokenizer: DimpleTokenizer) -> None:
+    """Where a schema gives no types, its keywords tell which are meant; the others must not cost many states."""
+    schema: dict[str, Any] = {"pattern": "^[.]"}
+    assert can_write(tokenizer, schema, {"a": 1, "b": [], "c": {}})
+    assert can_write(tokenizer, schema, [1, ".a", {}])
+    assert not can_write(tokenizer, schema, {"a": {"b": 1}})
+    assert can_write(tokenizer, schema | {"type": ["string", "object"]}, {"a": {"b": 1}})
+    assert can_write(tokenizer, {"required": ["a"]}, {"a": {"b": 1}})
+    assert not can_write(tokenizer, {"required": ["a"]}, [{"b": 1}])
+
+
 def test_string_that_is_the_whole_answer_has_more_positions(tokenizer: DimpleTokenizer) -> None:
     """It shares them with no other value; in the padded layout `max_string_tokens` is what it can have."""
     assert len(StructurePrior.from_json_schema({"type": "string"}).canvas(tokenizer).ids) >= 32
@@ -410,6 +431,17 @@ def test_pairs_of_unique_strings_take_few_states(tokenizer: DimpleTokenizer) -> 
     assert can_write(tokenizer, schema, ["1234567890", "9876543210"])
     assert not can_write(tokenizer, schema, ["1234567890", "9876543210", "5678901230"])
     assert not can_write(tokenizer, schema, ["10", "10"])
+
+
+def test_unique_strings_of_large_schemas_come_in_pairs(tokenizer: DimpleTokenizer) -> None:
+    """Told in each way, and items without a type are strings where they have a pattern."""
+    suffixes = {"type": "array", "uniqueItems": True, "items": {"pattern": "^[.]"}}
+    large = {"type": "object", "properties": {f"p{index}": suffixes for index in range(24)}}
+    assert can_write(tokenizer, large, {"p1": [".js", ".css"]})  # they end and begin alike, but differ in length
+    assert can_write(tokenizer, large, {"p1": [1], "p2": [{}], "p3": [".js"]})
+    assert not can_write(tokenizer, large, {"p1": [".js", ".md", ".a"]})
+    assert not can_write(tokenizer, large, {"p1": [".js", ".js"]})
+    assert can_write(tokenizer, suffixes, [".js", ".md", ".a"])
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ class Depth:
         return replace(self, free_levels=free_levels, open_levels=max(self.open_levels - 1, min(self.open_levels, 1)))
 
     @cached_property
+    def flat(self) -> "Depth":
+        """What is left for an array or object that a schema allows only because it gives no types: no nesting."""
+        return replace(self, free_levels=0, open_levels=0)
+
+    @cached_property
     def entered(self) -> "Depth":
         """What is left inside a schema that refers to itself."""
         return replace(self, recursion=self.recursion - 1)
@@ -162,6 +167,7 @@ class SchemaReader:
         self.bounds: dict[str, str] = {}
         self.formats_ignored: dict[str, None] = {}
         self.recursive: set[frozenset[tuple[bool, int]]] = set()
+        self.leading: set[frozenset[tuple[bool, int]]] = set()  # those that contain recursive ones
         self.parts: dict[tuple[Any, ...], Part | None] = {}
         self.unique: dict[tuple[Any, ...], tuple[Part | None, int]] = {}
         self.languages: dict[tuple[Any, ...], Language] = {}
@@ -188,26 +194,28 @@ class SchemaReader:
         return part
 
     def _find_recursion(self, root: Conjunction) -> None:
-        """Which conjunctions contain themselves."""
+        """Which conjunctions contain themselves, and which contain such ones."""
         on_path: set[frozenset[tuple[bool, int]]] = set()
-        done: set[frozenset[tuple[bool, int]]] = set()
+        inside: dict[frozenset[tuple[bool, int]], list[frozenset[tuple[bool, int]]]] = {}
         stack: list[tuple[Conjunction, bool]] = [(root, False)]
         while stack:
             conjunction, is_leaving = stack.pop()
             key = _key(conjunction)
             if is_leaving:
                 on_path.discard(key)
-                done.add(key)
+                if any(inner in self.recursive or inner in self.leading for inner in inside[key]):
+                    self.leading.add(key)
                 continue
             if key in on_path:
                 self.recursive.add(key)
                 continue
-            if key in done or not conjunction:
+            if key in inside or not conjunction:
                 continue
             on_path.add(key)
             stack.append((conjunction, True))
-            for shape in self.expander.shapes(conjunction):
-                stack += [(inner, False) for inner in self._inner(shape)]
+            inner = [one for shape in self.expander.shapes(conjunction) for one in self._inner(shape)]
+            inside[key] = list(map(_key, inner))
+            stack += [(one, False) for one in inner]
 
     def _inner(self, shape: Shape) -> Iterable[Conjunction]:
         """The conjunctions of a shape's items and properties."""
@@ -237,16 +245,18 @@ class SchemaReader:
             return None
         key = _key(conjunction)
         entered = self._entered(conjunction, left)
-        if entered is None:
+        is_last = entered is None  # only what does not lead on to such a conjunction
+        if left.recursion < 0 and is_last:
             return None
-        left = entered
+        left = left.entered if entered is None else entered
         if (key, left) not in self.parts:
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise ValueError(f"`schema` must be nested at most {MAX_DEPTH} deep (it is deeper at {path})")
             options: list[Part] = []
             for shape in self.expander.shapes(conjunction):
-                options += self._shape(shape, path, left)
+                if not (is_last and self._leads_on(shape)):
+                    options += self._shape(shape, path, left)
             self.depth -= 1
             self.parts[key, left] = _one_of(options)
         part = self.parts[key, left]
@@ -261,6 +271,11 @@ class SchemaReader:
         self.is_adjustable = True
         self.bounds["recursion"] = f"at most {self.limits.recursion} levels of schemas that refer to themselves"
         return left.entered if left.recursion > 0 else None
+
+    def _leads_on(self, shape: Shape) -> bool:
+        """Whether a shape contains a schema that refers to itself."""
+        keys = map(_key, self._inner(shape)) if self.recursive else ()
+        return any(key in self.recursive or key in self.leading for key in keys)
 
     def _found_nothing(self, path: str) -> None:
         self.nothing_at = self.nothing_at or path
@@ -308,7 +323,7 @@ class SchemaReader:
             if name not in shape.types:
                 continue
             if name in readers:
-                found.append(readers[name](shape, path, left))
+                found.append(readers[name](shape, path, left if name in shape.meant_types else left.flat))
             elif name == "string":
                 found.append(self._string(shape, path))
             elif name == "number":
@@ -496,7 +511,8 @@ class SchemaReader:
     def _unique(self, shape: Shape, num_named: int, path: str, left: Depth) -> Part | None:
         """Arrays of different items: each is of some kind, and no kind comes twice."""
         conjunctions = [self.expander.item_conjunction(shape, index) for index in range(num_named + 1)]
-        sums = [by_type(self.expander.shapes(conjunction)) for conjunction in conjunctions]
+        shapes = list(map(self.expander.shapes, conjunctions))
+        sums = list(map(by_type, shapes))
         values = enumerated(sums[0])
         if not num_named and values is not None and len(values) > MAX_UNORDERED:
             self.bounds[path] = "different items in the order of the schema"
@@ -504,11 +520,11 @@ class SchemaReader:
         depths = [self._entered(conjunction, left) for conjunction in conjunctions]
         every = [one for own in sums for one in own]
         if any(one.types & {"object", "array"} or one.properties or one.items or one.excluded for one in every):
-            part, num_kinds = self._different(sums, depths, shape, path)
+            part, num_kinds = self._different(shapes[0], sums, depths, shape, path)
         else:  # many arrays of a schema may be alike
             key = (*map(tuple, sums), shape.min_items, shape.max_items)
             if key not in self.unique:
-                self.unique[key] = self._different(sums, depths, shape, path)
+                self.unique[key] = self._different(shapes[0], sums, depths, shape, path)
             part, num_kinds = self.unique[key]
         if None in map(enumerated, sums):
             self.bounds[path] = f"at most {max(1, num_kinds)} different items, of different kinds"
@@ -516,28 +532,41 @@ class SchemaReader:
         return part
 
     def _different(
-        self, sums: list[list[Shape]], depths: list[Depth | None], shape: Shape, path: str
+        self, shapes: list[Shape], sums: list[list[Shape]], depths: list[Depth | None], shape: Shape, path: str
     ) -> tuple[Part | None, int]:
-        """Arrays of different items, and how many kinds they have."""
+        """Arrays of different items, and how many kinds they have; `shapes`: those of the first item."""
         num_named = len(sums) - 1
         is_exact, must = None not in map(enumerated, sums), bool(num_named or shape.min_items > 1)
-        # A single item may be of any kind.
-        whole = None if is_exact or must or shape.max_items == 0 else self._sum(sums[0], depths[0], path)
-        options = [part for part in (EMPTY if shape.min_items == 0 else None, whole) if part is not None]
-        num_kinds = 0
+        options: list[Part] = [EMPTY] if shape.min_items == 0 else []
+        whole: Part | None = None
+        if not (is_exact or must):  # a single item may be of any kind, several are of the types that are meant
+            whole = None if shape.max_items == 0 else self._sum(shapes, depths[0], path)
+            sums = [[one for one in own if one.types <= one.meant_types] for own in sums]
+        ways = []
         for chosen in partitions(sums):
             kinds = [[self._sum(*one, path) for one in zip(kind, depths, strict=True)] for kind in chosen]
-            kinds = [kind for kind in kinds if any(kind)]
-            # Of two items, those that come second share their states; of more, each set of kinds has its own.
-            for most in dict.fromkeys((len(kinds), min(len(kinds), 2))):
-                arrays = self._of_kinds(kinds, num_named, shape, most)
-                is_wanted = is_exact or (must and not num_kinds)
-                if arrays is not None and (
-                    is_wanted or num_states(Alternation((*options, arrays)), self.sizes) <= self.limits.unique
-                ):
-                    options, num_kinds = [*options, arrays], max(num_kinds, most)
-                    break
-        return _one_of(options), num_kinds
+            ways.append([kind for kind in kinds if any(kind)])
+        # Of two items, those that come second share their states; of more, each set of kinds has its own. So where
+        # states are few, two items are told in each way before more of them are in any.
+        attempts = [(number, is_pair) for number in range(len(ways)) for is_pair in (False, True)]
+        if self.limits.unique < Depth.unique:
+            attempts.sort(key=lambda attempt: not attempt[1])
+        found: dict[int, tuple[Part, int]] = {}  # by way: the arrays, and their most items
+        for number, is_pair in attempts:
+            most = min(len(ways[number]), 2) if is_pair else len(ways[number])
+            if most <= (found[number][1] if number in found else int(whole is not None)):
+                continue
+            arrays = self._of_kinds(ways[number], num_named, shape, most)
+            if arrays is None:
+                continue
+            is_wanted = is_exact or (must and next(iter(found), number) == number)
+            others = [part for other, (part, _) in found.items() if other != number]
+            size = num_states(Alternation((*options, *others, arrays)), self.sizes)
+            if is_wanted or size <= self.limits.unique:
+                found[number] = arrays, most
+        options += [part for part, _ in found.values()]
+        num_kinds = max((most for _, most in found.values()), default=0)
+        return _one_of(options if whole is None else [*options, whole]), num_kinds
 
     def _of_kinds(self, kinds: list[list[Part | None]], num_named: int, shape: Shape, max_items: int) -> Part | None:
         """

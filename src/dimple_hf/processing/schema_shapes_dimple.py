@@ -261,6 +261,7 @@ class Shape:
     """
 
     types: frozenset[str] = frozenset(TYPES)
+    is_typed: bool = False  # whether a schema gives the types
     values: tuple[Any, ...] | None = None
     excluded: tuple[Any, ...] = ()
     is_integer: bool = False
@@ -294,6 +295,21 @@ class Shape:
         other = object.__new__(Shape)
         vars(other).update(vars(self), **changes)
         return other
+
+    @property
+    def meant_types(self) -> frozenset[str]:
+        """The types that are meant: where none is given, those that the keywords are about, if they are about any."""
+        if self.is_typed or self.values is not None:
+            return self.types
+        about = {
+            "object": self.properties or self.required or self.names or self.unevaluated or self.min_properties
+            or self.max_properties is not None,
+            "array": self.items or self.unevaluated_items or self.contains or self.is_unique or self.min_items
+            or self.max_items is not None,
+            "string": self.patterns or self.formats or self.min_length or self.max_length is not None,
+            "number": self.low or self.high or self.multiples,
+        }  # fmt: skip
+        return frozenset(name for name, is_meant in about.items() if is_meant) or self.types
 
     @property
     def is_empty(self) -> bool:
@@ -755,7 +771,7 @@ class Expander:
             raise ValueError("`schema` must name types at $.type, schemas as types are not supported")
         types = frozenset("number" if name == "integer" else name for name in names)
         is_integer = "integer" in names and "number" not in names
-        return {"types": shape.types & types, "is_integer": shape.is_integer or is_integer}
+        return {"types": shape.types & types, "is_typed": True, "is_integer": shape.is_integer or is_integer}
 
     def _with_arrays(self, shape: Shape, atom: Atom) -> dict[str, Any]:
         schema, path = atom.schema, atom.path
