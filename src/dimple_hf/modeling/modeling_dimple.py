@@ -22,6 +22,7 @@ import copy
 import os
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ class DimpleTextModel(Qwen2_5_VLTextModel):
             # gradients, as in `generate` while a model is trained, there is no second run.
             for layer in self.layers:
                 layer._can_checkpoint_with_cache = not torch.is_grad_enabled()
-        for layer in self.layers[: self.config.num_hidden_layers]:
+        for layer in islice(self.layers, self.config.num_hidden_layers):  # a slice is a new module
             # Positional, so that reentrant activation checkpointing sees a tensor that needs a gradient.
             hidden_states = layer(
                 hidden_states,
