@@ -235,7 +235,15 @@ def _ask_field(form: Form, asker: Asker) -> Question:
 
 
 def _ask_fields(form: Form, asker: Asker) -> Question:
-    labels = asker.labels(form)
+    return _ask_in_order(form, asker.labels(form), asker)
+
+
+def _ask_all_fields(form: Form, asker: Asker) -> Question:
+    """The same of every label of the form: the longest lists are the hardest."""
+    return _ask_in_order(form, asker.labels(form, len(form.fields)), asker)
+
+
+def _ask_in_order(form: Form, labels: Sequence[str], asker: Asker) -> Question:
     named = ", ".join(labels[:-1]) + f" and {labels[-1]}"
     return Question(asker.word("fields", named), write_text({label: form.fields[label] for label in labels}))
 
@@ -387,6 +395,7 @@ KINDS: dict[str, Callable[[Form, Asker], Question]] = {
     "nullable": _ask_nullable,
     "field": _ask_field,
     "fields": _ask_fields,
+    "all_fields": _ask_all_fields,
     "repeat": _ask_repeat,
     "rows": _ask_rows,
     "sum": _ask_sum,
@@ -540,7 +549,9 @@ def write_sample(directory: Path) -> None:
     asked in words alone, but for lists of labels and for decisions.
     """
     asked_freely = [
-        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly", "repeat")
+        kind
+        for kind in KINDS
+        if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly", "repeat", "all_fields")
     ]
     rows = [forms_row("test", SAMPLE_INDEX, kind=kind) for kind in asked_freely]
     rows[0]["images"][0].save(directory / "sample.png")

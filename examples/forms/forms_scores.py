@@ -27,7 +27,19 @@ from typing import Any
 
 WHOLE_FORMS = ("text", "json", "schema", "shuffled", "nullable")
 WITH_WORKING = ("rows", "sum", "worked", "add")
-EXACT = ("field", "fields", "repeat", "absent", "unrelated", "no_form", "copy", "reverse", "freely", "openly")
+EXACT = (
+    "field",
+    "fields",
+    "all_fields",
+    "repeat",
+    "absent",
+    "unrelated",
+    "no_form",
+    "copy",
+    "reverse",
+    "freely",
+    "openly",
+)
 DECISIONS = ("decide_one", "decide_two", "decide", "choose", "letters", "options")
 KINDS = (*WHOLE_FORMS, *WITH_WORKING, *EXACT, *DECISIONS, "shuffle")
 

@@ -99,6 +99,20 @@ def test_forms_row_of_another_kind_shows_the_same_image():
     assert forms_row("test", 6)["images"][0].tobytes() != rows[0]["images"][0].tobytes()
 
 
+def test_all_fields_asks_for_each_label_of_the_form_in_another_order():
+    """As many lines as the form has, with its values; not in the order of the form throughout."""
+    rows = [forms_row("train", index, kind="all_fields", words="all") for index in range(20)]
+    orders = set()
+    for row in rows:
+        lines, fields = row["answer"].split("\n"), json.loads(row["fields"])
+        assert sorted(lines) == sorted(f"{label} {value}" for label, value in fields.items())
+        positions = [row["question"].index(line.split()[0]) for line in lines]
+        assert positions == sorted(positions)
+        orders.add([line.split()[0] for line in lines] == list(fields))
+    assert orders == {False, True}
+    assert {row["answer"].count("\n") + 1 for row in rows} == {2, 3, 4, 5}
+
+
 def test_repeated_lines_are_those_of_the_question():
     """In its order; with numbers in some examples, and without in others."""
     rows = [forms_row("train", index, kind="repeat") for index in range(30)]
@@ -159,7 +173,7 @@ def test_honest_answers_belong_to_questions_without_another_one():
     for index in range(40):
         row = forms_row("train", index, kind="absent", rich_share=0.5, words="all")
         assert row["answer"] == NOT_ON_FORM
-        asked = {word.strip("?.,!") for word in row["question"].split()} & set(ALL_LABELS)
+        asked = {word.strip("?.,!:") for word in row["question"].split()} & set(ALL_LABELS)
         assert asked
         assert not asked & set(json.loads(row["fields"]))
         assert forms_row("train", index, kind="unrelated")["answer"] == NOT_ON_FORM
@@ -351,5 +365,7 @@ def test_write_sample_reproduces_the_committed_sample(tmp_path):
     assert (tmp_path / "sample.json").read_text() == (committed / "sample.json").read_text()
     kinds = [question["kind"] for question in json.loads((committed / "sample.json").read_text())["questions"]]
     assert kinds == [
-        kind for kind in KINDS if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly", "repeat")
+        kind
+        for kind in KINDS
+        if kind not in (*UNDER_PRIOR, *LIST_WORDINGS, "no_form", "freely", "openly", "repeat", "all_fields")
     ]
