@@ -99,6 +99,14 @@ def test_generate_without_anything_reads_the_sample_of_the_package() -> None:
     assert "no `--image` is given: reading the sample of the package" in ended.stderr
 
 
+def test_generate_with_a_question_only_asks_about_the_sample(capsys: pytest.CaptureFixture) -> None:
+    """The small model answers about images only; asked without one, it would make up a form."""
+    assert main(["generate", "What is the price?"]) == 0
+    found = capsys.readouterr()
+    assert found.out == "price 929\n"  # as in examples/forms/sample.json
+    assert "no `--image` is given: reading the sample of the package" in found.err
+
+
 @pytest.mark.parametrize("delay", [0.3, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (1.5, 3.0))])
 def test_interrupt_at_any_time_is_one_line(delay: float) -> None:
     """Also in the middle of an import, where an exception would come out as another one."""

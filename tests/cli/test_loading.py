@@ -105,12 +105,16 @@ def test_folder_that_is_no_checkpoint_is_named_for_what_it_lacks(
 def test_data_check_without_a_network_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """For the model whose processor it takes by default, too."""
+    """The processor of a model on the Hub; with that of the package, no network is needed."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     (tmp_path / "rows.jsonl").write_text('{"prompt": "hi", "completion": "you"}\n')
-    assert main(["data", "check", str(tmp_path / "rows.jsonl")]) == 1
+    assert main(["data", "check", str(tmp_path / "rows.jsonl")]) == 0
+    found = capsys.readouterr()
+    assert "tokens are counted as for the small model of the package; `--model` names another" in found.err
+    assert "1 example" in found.out
+    assert main(["data", "check", str(tmp_path / "rows.jsonl"), "--model", "rp-yu/Dimple-7B"]) == 1
     assert capsys.readouterr().err == (
         "dimple-hf data: rp-yu/Dimple-7B must be a directory, or a model in the cache while the Hub cannot be "
         "reached (got neither)\n"

@@ -17,8 +17,12 @@ DATA is a recipe, or what a recipe's `data.train` may be: a file, a directory, `
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import FORMS_CHECKPOINT
+from .arguments import checkpoint_name
 
 if TYPE_CHECKING:
     from ..data.sources import Source
@@ -33,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help=HELP, description=__doc__)
     check.add_argument("data", metavar="DATA", help="a recipe (.yaml), or a data set")
     check.add_argument(
-        "--model", default="rp-yu/Dimple-7B", help="whose processor reads a data set (a recipe names its own)"
+        "--model",
+        type=checkpoint_name,
+        help="whose processor reads a data set, and counts its tokens: a directory or Hub id (default: the small "
+        "model of the package; a recipe names its own)",
     )
     check.add_argument("--image-folder", type=Path, help="what relative image paths are relative to")
     check.add_argument("--max-length", type=int, help="most tokens of a row")
@@ -88,7 +95,10 @@ def _data_sets(args: argparse.Namespace) -> list[tuple[str, "Source", str, dict[
     if not _is_recipe(args):
         source = Source(args.data, split=args.split, columns=args.columns)
         source.check(Path.cwd())
-        return [(args.data, source, args.model, {"image_folder": args.image_folder, "max_length": args.max_length})]
+        if args.model is None:
+            print("tokens are counted as for the small model of the package; `--model` names another", file=sys.stderr)
+        model = args.model or str(FORMS_CHECKPOINT)
+        return [(args.data, source, model, {"image_folder": args.image_folder, "max_length": args.max_length})]
     recipe = load_recipe(args.data)
     return [
         (f"{plan.stage.name}, data.{kind}", source, recipe.model, plan.collator)

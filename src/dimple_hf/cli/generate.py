@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         logging.disable_progress_bar()
     processor = load_processor(args.model)
     model = load_model(args.model, args.device, args.adapter)
+    if images and not args.image:
+        print(f"no `--image` is given: reading the sample of the package, {FORMS_SAMPLE}", file=sys.stderr)
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": message_content(question, images)}],
         add_generation_prompt=True,
@@ -133,8 +135,8 @@ def resolve_question(args: argparse.Namespace) -> tuple[str, list[Path]]:
             With `question`, `image` and `model`.
 
     Returns:
-        `tuple[str, list[Path]]`: What is asked about which images: without any, the package's small model reads the
-        package's sample.
+        `tuple[str, list[Path]]`: What is asked about which images: without any, the package's small model is asked
+        about the package's sample.
 
     Raises:
         ValueError: If an image stands where the question does.
@@ -148,9 +150,8 @@ def resolve_question(args: argparse.Namespace) -> tuple[str, list[Path]]:
             f"the question must be text (got the file {args.question}); an image is given by `--image {args.question}`"
         )
     images = args.image
-    if args.question is None and not images and args.model == str(FORMS_CHECKPOINT):
+    if not images and args.model == str(FORMS_CHECKPOINT):  # which answers about an image only
         images = [FORMS_SAMPLE]
-        print(f"no `--image` is given: reading the sample of the package, {FORMS_SAMPLE}", file=sys.stderr)
     return args.question or default_question(args.model, "Read the form.", "Describe the image."), images
 
 
