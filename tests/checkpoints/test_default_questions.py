@@ -101,7 +101,8 @@ def test_questions_are_answered_about_held_out_forms(
     kind: str, words: int | str, least: float, model: PreTrainedModel, processor: ProcessorMixin
 ) -> None:
     """Those that front ends and docs ask, others in held-out words, and questions that have no answer."""
-    points, _ = ask_group(model, processor, NUM_FORMS, NUM_FORMS, seed=11, kind=kind, words=words)
+    # So many forms that one answer that does not parse, of which a model has one in 300, is not 5 % of the fields.
+    points, _ = ask_group(model, processor, 3 * NUM_FORMS, NUM_FORMS, seed=11, kind=kind, words=words)
     right, possible = points["exact" if "exact" in points else "fields"]
     assert right / possible >= least
 
