@@ -20,6 +20,14 @@ answer holds, any words do. Questions that no form answers are put together from
 
 import numpy as np
 
+LATER_FIELD_WORDINGS = (
+    "The {0}, please.",
+    "The {0} of the form?",
+    "{0}: what does the form say?",
+    "The {0} is how much?",
+)
+"""Wordings that training had after the tokenizer was made: its words are not learned from them."""
+
 WORDINGS: dict[str, tuple[str, ...]] = {
     "text": (
         "Read the form.",
@@ -56,10 +64,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What is written next to {0}?",
         "Look up the {0} for me.",
         "I need the {0}.",
-        "The {0}, please.",
-        "The {0} of the form?",
-        "{0}: what does the form say?",
-        "The {0} is how much?",
+        *LATER_FIELD_WORDINGS,
     ),
     "fields": (
         "Read the {0}.",

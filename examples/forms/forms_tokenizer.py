@@ -26,7 +26,7 @@ from pathlib import Path
 from forms_data import ALL_LABELS, SPLITS, draw_form, form_rng
 from forms_dataset import NO_FORM, NOT_ON_FORM, write_json, write_text
 from forms_decisions import DECISIONS, RICH_DECISIONS, draw_decisions
-from forms_questions import COURTESIES_AFTER, COURTESIES_BEFORE, WORDINGS
+from forms_questions import COURTESIES_AFTER, COURTESIES_BEFORE, LATER_FIELD_WORDINGS, WORDINGS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
@@ -55,12 +55,16 @@ NUM_DECISIONS = 40
 
 
 def corpus() -> list[str]:
-    """All text whose words become single tokens. Held-out wordings and words of unrelated questions are not in it."""
+    """All text whose words become single tokens. Held-out and later wordings, and words of unrelated questions, are not
+    in it.
+    """
     lines = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", NOT_ON_FORM, NO_FORM]
     for first, second in pairwise((*ALL_LABELS, ALL_LABELS[0])):
         for kind, wordings in WORDINGS.items():
             named = f"{first}, {first} and {second}" if kind == "fields" else first
             for wording in wordings:
+                if wording in LATER_FIELD_WORDINGS:
+                    continue
                 question = wording.format(named, second)
                 lower = question[0].lower() + question[1:]
                 lines += [question, f" {question}", lower, f" {lower}"]  # with a space: after a courtesy

@@ -103,8 +103,8 @@ def test_decide_reads_as_it_is_asked_to(
     expected: Any = decide(model, processor, images, questions_from_json(QUESTIONS), **options)
     together: Any = decide(model, processor, images, questions_from_json(QUESTIONS))
     found = [line["answers"] for line in lines_of(output.read_text())]
-    assert probabilities_of(found) == pytest.approx(probabilities_of(dicts_of(expected)), abs=1e-2)
-    assert probabilities_of(found) != pytest.approx(probabilities_of(dicts_of(together)), abs=1e-2)  # the control
+    assert probabilities_of(found) == pytest.approx(probabilities_of(dicts_of(expected)), abs=3e-2)  # bfloat16
+    assert probabilities_of(found) != pytest.approx(probabilities_of(dicts_of(together)), abs=3e-2)  # the control
     assert main([*command, "--batch-size", "4"]) == 1  # other settings
 
 
