@@ -55,8 +55,8 @@ NUM_DECISIONS = 40
 
 
 def corpus() -> list[str]:
-    """All text whose words become single tokens. Held-out and later wordings, and words of unrelated questions, are not
-    in it.
+    """All text whose words become single tokens. Held-out and later wordings, and words of unrelated questions, are
+    not in it.
     """
     lines = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", NOT_ON_FORM, NO_FORM]
     for first, second in pairwise((*ALL_LABELS, ALL_LABELS[0])):
