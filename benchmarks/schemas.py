@@ -195,11 +195,11 @@ def build_memory(build: Callable[[Any], Accepts], rows: Sequence[dict[str, Any]]
 
 
 def _growth_of_builds(build: Callable[[Any], Accepts], rows: Sequence[dict[str, Any]]) -> float:
-    for number, row in enumerate(rows):
+    before = 0
+    for row in rows:
         with suppress(ValueError, RuntimeError):
             build(row["schema"])
-        if number == 0:  # before it, a forked process has not read the code of the libraries yet
-            before = _peak_memory()
+        before = before or _peak_memory()  # at the first, a forked process reads the code of the libraries
     return (_peak_memory() - before) / 1024
 
 
