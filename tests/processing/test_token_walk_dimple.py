@@ -16,11 +16,11 @@
 import numpy as np
 import pytest
 
-from dimple_hf.processing import token_walk_dimple
+from dimple_hf.processing import token_walk_dimple, vocabulary_dimple
 from dimple_hf.processing.byte_dfa_dimple import written
 from dimple_hf.processing.byte_nfa_dimple import ByteNFA, TooLargeError
 from dimple_hf.processing.char_dfa_dimple import free_text
-from dimple_hf.processing.token_walk_dimple import FlatNFA
+from dimple_hf.processing.token_walk_dimple import FlatNFA, Steps
 from dimple_hf.processing.value_languages_dimple import number_dfa
 from dimple_hf.processing.vocabulary_dimple import TokenTree, _tree_of
 
@@ -29,9 +29,10 @@ TOKENS = [
     *(bytes([byte]) for byte in range(128)), b'{"', b"an", b'":', b'":"', b':"ab', b':"abc', b':"a",', b':""}',
     b'n":1', b'n":"\xc3', "é".encode(), b"12", b"120", b"121", b"20}", b'0,"n":1', b":1},",
 ]  # fmt: skip
-TREE = TokenTree(*_tree_of(TOKENS, list(range(len(TOKENS)))))
+RESTS = [b"", b"}", b',"n"', b',"n":12', b"x"]
+TREE = TokenTree(*_tree_of([(data, i) for i, data in enumerate(TOKENS)], [(data, i) for i, data in enumerate(RESTS)]))
 
-Configurations = dict[tuple[int, int], int]  # node and state inside it -> characters
+Configurations = dict[tuple[int, int], int]  # node and state inside it, or bytes that came -> characters
 
 
 def some_network() -> tuple[ByteNFA, int]:
@@ -48,9 +49,14 @@ def stepped(nfa: ByteNFA, current: Configurations, byte: int) -> Configurations:
     """Where a network is after one more byte, the plain way."""
     found: Configurations = {}
     for (node, inner), count in current.items():
-        segment = nfa.segment_of.get(node)
+        segment, text = nfa.segment_of.get(node), nfa.text_of.get(node)
         after: dict[tuple[int, int], int] = {}
-        if segment is None:
+        if text is not None:
+            if text.data[inner] == byte and inner + 1 < len(text.data):
+                after = {(node, inner + 1): 0}
+            elif text.data[inner] == byte:
+                after = {(core, 0): 0 for core in nfa.cores(text.target)}
+        elif segment is None:
             targets = [target for one, target in nfa.edges[node] if one == byte]
             after = {(core, 0): 0 for target in targets for core in nfa.cores(target)}
         else:
@@ -66,11 +72,19 @@ def stepped(nfa: ByteNFA, current: Configurations, byte: int) -> Configurations:
     return found
 
 
+def walk(flat: FlatNFA) -> Steps:
+    """What tokens do from every node, and, with 1000 added to the node, what rests of tokens do."""
+    nodes = np.concatenate([flat.nodes, flat.nodes])
+    origins = np.concatenate([flat.nodes, 1000 + flat.nodes])
+    roots = np.repeat(np.array([vocabulary_dimple.TOKENS, vocabulary_dimple.RESTS]), len(flat.nodes))
+    return flat.walk(TREE, origins, nodes, roots)
+
+
 def test_walk_finds_what_trying_every_token_finds() -> None:
     """The states of the tokens, and how many characters they begin, decide what an answer can be."""
     nfa, start = some_network()
     flat = FlatNFA(nfa, start)
-    steps = flat.walk(TREE, flat.nodes, flat.nodes)
+    steps = walk(flat)
     found: dict[tuple[int, int, int], int] = {}
     for origin, token, state, count in zip(steps.origin, steps.token, steps.state, steps.count, strict=True):
         key = (int(origin), int(token), int(state))
@@ -78,14 +92,17 @@ def test_walk_finds_what_trying_every_token_finds() -> None:
 
     expected: dict[tuple[int, int, int], int] = {}
     for node, first in flat._state_of.items():
-        if node in nfa.segment_of:
+        if node in nfa.segment_of or node == nfa.end:
             continue
-        for token, data in enumerate(TOKENS):
-            current: Configurations = {(node, 0): 0}
-            for byte in data:
-                current = stepped(nfa, current, byte)
-            for (core, inner), count in current.items():
-                expected[first, token, flat._state_of[core] + inner] = count
+        for state in range(len(nfa.text_of[node].data) if node in nfa.text_of else 1):
+            tokens = [(first + state, token, data) for token, data in enumerate(TOKENS)]
+            rests = [(1000 + first + state, -2 - number, data) for number, data in enumerate(RESTS)]
+            for origin, token, data in tokens + rests:
+                current: Configurations = {(node, state): 0}
+                for byte in data:
+                    current = stepped(nfa, current, byte)
+                for (core, inner), count in current.items():
+                    expected[origin, token, flat._state_of[core] + inner] = count
 
     assert found == expected
     # The controls: tokens that end inside a string, with characters, and such as pass through one.
@@ -98,10 +115,10 @@ def test_walk_stops_at_too_many_transitions(monkeypatch: pytest.MonkeyPatch) -> 
     """A stranger's schema must not fill the memory."""
     nfa, start = some_network()
     flat = FlatNFA(nfa, start)
-    assert len(flat.walk(TREE, flat.nodes, flat.nodes).token) > 20  # the control
+    assert len(walk(flat).token) > 20  # the control
     monkeypatch.setattr(token_walk_dimple, "MAX_TRANSITIONS", 20)
     with pytest.raises(TooLargeError, match="must need at most 20 transitions"):
-        flat.walk(TREE, flat.nodes, flat.nodes)
+        walk(flat)
 
 
 def test_children_are_those_of_the_tree() -> None:
@@ -122,4 +139,4 @@ def test_literals_accept_exactly_their_texts_however_long() -> None:
         for byte in text:
             current = stepped(nfa, current, byte)
         assert ((nfa.end, 0) in current) == (text in texts)
-    assert len(nfa.edges) < 3020  # the beginning is there once
+    assert FlatNFA(nfa, start).num_states < 3020  # the beginning is there once

@@ -54,15 +54,31 @@ class Segment:
     target: int
 
 
+@dataclass(frozen=True, eq=False)
+class Text:
+    """
+    Fixed text inside a network.
+
+    Args:
+        data (`bytes`):
+            The text; not empty.
+        target (`int`):
+            The node after it.
+    """
+
+    data: bytes
+    target: int
+
+
 class ByteNFA:
     """
-    Nodes with byte transitions, free transitions (taken without a byte) and segments.
+    Nodes with byte transitions, free transitions (taken without a byte), fixed texts and segments.
 
     Each method takes the node to end in and returns the node to begin in.
 
     Args:
         max_nodes (`int`, *optional*):
-            Most nodes, the states of its segments included.
+            Most nodes, the states inside its texts and segments included.
 
     Raises:
         TooLargeError: From its methods, if it gets more.
@@ -72,14 +88,15 @@ class ByteNFA:
         self.max_nodes = max_nodes
         self.edges: list[tuple[tuple[int, int], ...]] = []  # of each node: bytes, and the nodes after them
         self.free: dict[int, tuple[int, ...]] = {}
+        self.text_of: dict[int, Text] = {}
         self.segment_of: dict[int, Segment] = {}
         self._branches: dict[tuple[tuple[int, int], ...], int] = {}
         self._shared: dict[tuple[object, ...], int] = {}
-        self._num_segment_states = 0
+        self._num_inner_states = 0
         self.end = self._node()
 
     def _node(self, edges: tuple[tuple[int, int], ...] = ()) -> int:
-        if len(self.edges) + self._num_segment_states > self.max_nodes:
+        if len(self.edges) + self._num_inner_states > self.max_nodes:
             raise TooLargeError(f"the answer must need at most {self.max_nodes} states (it needs more)")
         self.edges.append(edges)
         return len(self.edges) - 1
@@ -101,9 +118,14 @@ class ByteNFA:
 
     def literal(self, data: bytes, target: int) -> int:
         """Exactly these bytes."""
-        for byte in reversed(data):
-            target = self.branch(((byte, target),))
-        return target
+        if not data:
+            return target
+        key = ("text", data, target)
+        if key not in self._shared:
+            self._num_inner_states += len(data) - 1
+            self._shared[key] = node = self._node()
+            self.text_of[node] = Text(data, target)
+        return self._shared[key]
 
     def literals(self, texts: Iterable[bytes], target: int) -> int:
         """Any of these byte strings, as a prefix tree that shares its endings."""
@@ -133,7 +155,7 @@ class ByteNFA:
         """A text, as a segment."""
         key = ("segment", dfa, max_chars, target)
         if key not in self._shared:
-            self._num_segment_states += len(dfa.table)
+            self._num_inner_states += len(dfa.table)
             most = UNCOUNTED if max_chars is None else min(max_chars, UNCOUNTED)
             self._shared[key] = node = self._node()
             self.segment_of[node] = Segment(dfa, most, target)
@@ -145,7 +167,7 @@ class ByteNFA:
         while stack:
             current = stack.pop()
             segment = self.segment_of.get(current)
-            if self.edges[current] or segment is not None or current == self.end:
+            if self.edges[current] or current in self.text_of or segment is not None or current == self.end:
                 found.append(current)
             is_optional = segment is not None and not segment.dfa.is_quoted and segment.dfa.accepting[0]
             for target in (*self.free.get(current, ()), *((segment.target,) if segment and is_optional else ())):

@@ -26,7 +26,7 @@ import numpy as np
 
 from .byte_dfa_dimple import ByteDFA, written
 from .char_dfa_dimple import free_text
-from .vocabulary_dimple import Vocabulary, ranges
+from .vocabulary_dimple import TOKENS, Vocabulary, ranges
 
 #: Most states of a segment, which tables hold in 16 bits.
 MAX_STATES = (1 << 15) - 1
@@ -232,25 +232,36 @@ def _likeness(dfa: ByteDFA, free: ByteDFA) -> tuple[np.ndarray, np.ndarray] | No
     """
     columns = np.unique(dfa.column.astype(np.int32) * 256 + free.column)
     own, others = dfa.table[:, columns // 256], free.table[:, columns % 256]
-    like = np.full(len(own), -1, dtype=np.int32)
-    like[0], frontier = 0, np.zeros(1, dtype=np.int64)
-    while len(frontier):
-        reached, as_in_free = own[frontier].reshape(-1), others[like[frontier]].reshape(-1)
-        if (as_in_free[reached >= 0] < 0).any():
-            return None
-        new = np.flatnonzero((reached >= 0) & (like[reached] < 0))
-        like[reached[new]] = as_in_free[new]
-        frontier = np.unique(reached[new])
+    source, column = np.nonzero(own >= 0)
+    target = own[source, column]
+    _, kept = np.unique(source * len(own) + target, return_index=True)
+    # Lists: of few transitions, arrays cost more.
+    after: list[list[tuple[int, int]]] = [[] for _ in own]
+    before: list[list[int]] = [[] for _ in own]
+    for state, number, following in zip(*(array[kept].tolist() for array in (source, column, target)), strict=True):
+        after[state].append((number, following))
+        before[following].append(state)
+    likes, rows, queue = [0] + [-1] * (len(own) - 1), others.tolist(), [0]
+    for state in queue:  # grows meanwhile
+        for number, following in after[state]:
+            if likes[following] < 0:
+                likes[following] = rows[likes[state]][number]
+                queue.append(following)
+                if likes[following] < 0:
+                    return None
+    like = np.array(likes, dtype=np.int32)
     if (like < 0).any() or (np.where(own < 0, -1, like[own]) != others[like]).any():
         return None
     if (dfa.is_char_start != free.is_char_start[like]).any():
         return None
-    is_near = dfa.accepting != free.accepting[like]
-    while True:
-        grown = is_near | (is_near[own] & (own >= 0)).any(axis=1)
-        if (grown == is_near).all():
-            break
-        is_near = grown
+    queue = np.flatnonzero(dfa.accepting != free.accepting[like]).tolist()
+    found = set(queue)
+    for state in queue:
+        new = [other for other in before[state] if other not in found]
+        found.update(new)
+        queue += new
+    is_near = np.zeros(len(own), dtype=bool)
+    is_near[queue] = True
     # Of the other states each must be the only one that acts like its own.
     is_distinct = len(np.unique(like[~is_near])) == (~is_near).sum()
     return (like, is_near) if is_near.any() and is_distinct else None
@@ -265,7 +276,7 @@ def _walk_near(dfa: ByteDFA, is_near: np.ndarray, vocabulary: Vocabulary) -> tup
     state, byte = np.nonzero((table >= 0) & is_near[table] & is_near[:, None])
     first = np.searchsorted(state, np.arange(len(table) + 1))
     source = target = np.flatnonzero(is_near)
-    node = np.zeros_like(source)
+    node = np.full_like(source, TOKENS)
     found = [(node, source, target)]  # no text at all
     num_found = 0
     while len(source):
@@ -302,9 +313,9 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
     table[:-1] += dfa.is_char_start[:, None] & (table[:-1] >= 0)
     classes = _Classes(num_states)
     node_class = np.zeros(len(vocabulary.tree.byte), dtype=np.int32)
-    node_class[0] = 1
+    node_class[TOKENS] = 1
     column, tree = dfa.column.astype(np.int32), vocabulary.tree
-    for first, last in tree.levels:
+    for first, last in tree.levels[1:]:
         keys = node_class[tree.parents[first:last]] * num_columns + column[tree.byte[first:last]]
         is_present = np.zeros(len(classes) * num_columns, dtype=bool)
         is_present[keys] = True

@@ -31,7 +31,7 @@ import numpy as np
 from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .segment_table_dimple import SegmentTable
 from .token_walk_dimple import END, MAX_TRANSITIONS, PADDED, FlatNFA, Steps
-from .vocabulary_dimple import Vocabulary, ranges
+from .vocabulary_dimple import RESTS, TOKENS, Vocabulary, ranges
 
 #: In sets from the left: not reached. More than any count, and with the characters of a token still an int16.
 NEVER = 32_000
@@ -134,18 +134,23 @@ class TokenAutomaton:
         flat = FlatNFA(nfa, start)
         automaton.num_states = flat.num_states
         automaton._free_ends = flat.free_ends
-        automaton._add_instances(flat)
-        automaton._finish(flat.starts, flat.walk(vocabulary.tree, flat.nodes, flat.nodes))
+        # Tokens begin at nodes; rests after segments, whose equal targets go on alike.
+        target_nodes = dict.fromkeys(segment.target for segment in flat.segments)
+        number_of = {node: number for number, node in enumerate(target_nodes)}
+        begins = [(number, state) for node, number in number_of.items() for state in flat.states_at(node)]
+        numbers, states = np.array(begins, dtype=np.int32).reshape(-1, 2).T
+        origins, states = np.append(flat.nodes, flat.num_states + numbers), np.append(flat.nodes, states)
+        roots = np.repeat(np.array([TOKENS, RESTS], dtype=np.int32), [len(flat.nodes), len(begins)])
+        steps = flat.walk(vocabulary.tree, origins, states, roots)
+        is_rest = steps.origin >= flat.num_states
+        rests = steps[is_rest]
+        rests = Steps(rests.origin - flat.num_states, -2 - rests.token, rests.state, rests.count)
+        automaton._add_instances(flat, number_of, *rests.sorted_by_origin(len(number_of)))
+        automaton._finish(flat.starts, steps[~is_rest])
         return automaton
 
-    def _add_instances(self, flat: FlatNFA) -> None:
-        """The segments of a network, and how each of them goes on: equal targets go on alike."""
-        number_of: dict[int, int] = {}
-        for segment in flat.segments:
-            number_of.setdefault(segment.target, len(number_of))
-        begins = [(number, state) for node, number in number_of.items() for state in flat.states_at(node)]
-        origins, states = np.array(begins, dtype=np.int32).reshape(-1, 2).T
-        rests, borders = flat.walk(self.vocabulary.rest_tree, origins, states).sorted_by_origin(len(number_of))
+    def _add_instances(self, flat: FlatNFA, number_of: dict[int, int], rests: Steps, borders: np.ndarray) -> None:
+        """The segments of a network, and how each of them goes on, by the number of its target."""
         dfas = dict.fromkeys(segment.dfa for segment in flat.segments)
         instances = {dfa: _Instances(SegmentTable.of(dfa, self.vocabulary)) for dfa in dfas}
         for segment, base in zip(flat.segments, flat.bases, strict=True):

@@ -39,8 +39,8 @@ class Steps:
 
     Args:
         origin, token, state, count (`np.ndarray`):
-            int32 (`count`: int16) of shape `(num_steps,)`: where a token began, the token's number in its tree, the
-            state that it leads to, and how many characters of that state's segment it has begun.
+            int32 (`count`: int16) of shape `(num_steps,)`: where a token began, its number in the tree, the state that
+            it leads to, and how many characters of that state's segment it has begun.
     """
 
     origin: np.ndarray
@@ -48,16 +48,21 @@ class Steps:
     state: np.ndarray
     count: np.ndarray
 
+    def __getitem__(self, kept: np.ndarray) -> "Steps":
+        """Some of them."""
+        return Steps(self.origin[kept], self.token[kept], self.state[kept], self.count[kept])
+
     def sorted_by_origin(self, num_origins: int) -> tuple["Steps", np.ndarray]:
         """The same in the order of the origins, and where those of each origin begin, with the end of the last."""
         order = np.argsort(self.origin, kind="stable")
         borders = np.searchsorted(self.origin[order], np.arange(num_origins + 1))
-        return Steps(self.origin[order], self.token[order], self.state[order], self.count[order]), borders
+        return self[order], borders
 
 
 class FlatNFA:
     """
-    A network in arrays. A node with bytes is one state; a segment has a state for each of its automaton.
+    A network in arrays. A node with bytes is one state; a text has a state for each of its bytes, a segment one for
+    each of its automaton.
 
     Args:
         nfa (`ByteNFA`):
@@ -68,7 +73,7 @@ class FlatNFA:
     Attributes:
         num_states (`int`): Number of states, with `END` and `PADDED`.
         starts (`tuple[int, ...]`): The states to begin in.
-        nodes (`np.ndarray`): int32 of shape `(num_nodes,)`: the states with bytes of their own.
+        nodes (`np.ndarray`): int32 of shape `(num_nodes,)`: the states with bytes of their own, outside segments.
         segments (`list[Segment]`), bases (`list[int]`): The segments, and the first state of each.
     """
 
@@ -88,7 +93,7 @@ class FlatNFA:
         """The states that can be reached from a node without a byte."""
         found = self._states_at.get(node)
         if found is None:
-            cores = (node,) if self.nfa.edges[node] else self.nfa.cores(node)
+            cores = (node,) if self.nfa.edges[node] or node in self.nfa.text_of else self.nfa.cores(node)
             found = self._states_at[node] = tuple(map(self._number, cores))
         return found
 
@@ -96,9 +101,13 @@ class FlatNFA:
         """The state of a node with something to do; new ones are numbered and queued."""
         number = self._state_of.get(core)
         if number is None:
-            segment = self.nfa.segment_of.get(core)
             number = self._state_of[core] = self.num_states
-            self.num_states += 1 if segment is None else len(segment.dfa.table)
+            if (text := self.nfa.text_of.get(core)) is not None:
+                self.num_states += len(text.data)
+            elif (segment := self.nfa.segment_of.get(core)) is not None:
+                self.num_states += len(segment.dfa.table)
+            else:
+                self.num_states += 1
             self._queue.append(core)
         return number
 
@@ -111,8 +120,16 @@ class FlatNFA:
         exits: list[int] = []
         exit_counts: list[int] = []
         for core in self._queue:  # grows meanwhile
-            state, segment = self._state_of[core], self.nfa.segment_of.get(core)
-            if segment is not None:
+            state = self._state_of[core]
+            if (text := self.nfa.text_of.get(core)) is not None:
+                after, num_inner = self.states_at(text.target), len(text.data) - 1
+                nodes += range(state, state + num_inner + 1)
+                sizes += (1,) * num_inner + (len(after),)
+                bytes_of += text.data[:-1] + text.data[-1:] * len(after)
+                targets += range(state + 1, state + num_inner + 1)
+                targets += after
+                continue
+            if (segment := self.nfa.segment_of.get(core)) is not None:
                 after = self.states_at(segment.target)
                 self.segments.append(segment)
                 self.bases.append(state)
@@ -170,28 +187,27 @@ class FlatNFA:
         index, out = ranges(self._exit_first[segment], self._exit_first[segment + 1])
         return states[index], self._exit_state[out]
 
-    def walk(self, tree: TokenTree, origins: np.ndarray, states: np.ndarray) -> Steps:
+    def walk(self, tree: TokenTree, origins: np.ndarray, states: np.ndarray, tree_nodes: np.ndarray) -> Steps:
         """
         Goes down a tree of tokens and through the network at once.
 
         Args:
             tree (`TokenTree`):
-                Tokens, or rests of tokens.
-            origins, states (`np.ndarray`):
-                int32 of shape `(num_begins,)`: where tokens begin, and what they are called then.
+                Tokens, and rests of tokens.
+            origins, states, tree_nodes (`np.ndarray`):
+                int32 of shape `(num_begins,)`: what each beginning is called, its state, and its node in the tree.
 
         Returns:
-            [`Steps`]: Of every token that can begin in one of `states`.
+            [`Steps`]: Of every token or rest that can begin so.
 
         Raises:
             TooLargeError: If there are more than `MAX_TRANSITIONS`.
         """
         counts = np.zeros(len(states), dtype=np.int16)
-        tree_nodes = np.zeros_like(states)
         found = [(origins[:0], states[:0], states[:0], counts[:0])]
         num_found = 0
         while True:
-            is_final = tree.token[tree_nodes] >= 0
+            is_final = tree.token[tree_nodes] != -1
             if is_final.any():
                 found.append((origins[is_final], tree.token[tree_nodes[is_final]], states[is_final], counts[is_final]))
                 num_found += len(found[-1][0])

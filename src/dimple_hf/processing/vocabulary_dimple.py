@@ -35,7 +35,10 @@ from transformers import PreTrainedTokenizerBase
 MAX_TOKEN_BYTES = 32
 
 #: Changes when the files of the cache do.
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
+
+#: The nodes of a tree that tokens and rests begin at.
+TOKENS, RESTS = 1, 2
 
 
 #: Where a number of JSON can end inside a token.
@@ -52,8 +55,9 @@ def _byte_of_char() -> dict[str, int]:
 @dataclass(frozen=True, eq=False)
 class TokenTree:
     """
-    The prefix tree of the tokens. Node 0 is the root; nodes are numbered level by level, and the children of a node
-    have consecutive numbers, in the order of their bytes.
+    The prefix trees of the tokens, below node `TOKENS`, and of the rests of tokens, below node `RESTS`, as one, so that
+    both are walked down at once. Node 0 is its root; nodes are numbered level by level, and the children of a node have
+    consecutive numbers, in the order of their bytes.
 
     Args:
         first_child (`np.ndarray`):
@@ -61,7 +65,7 @@ class TokenTree:
         byte (`np.ndarray`):
             uint8 of shape `(num_nodes,)`: the last byte of each node.
         token (`np.ndarray`):
-            int32 of shape `(num_nodes,)`: the token that ends at each node, or -1.
+            int32 of shape `(num_nodes,)`: the token that ends at each node, or -1; for rest number `n` it is `-2 - n`.
     """
 
     first_child: np.ndarray
@@ -98,7 +102,7 @@ class TokenTree:
 
     def node_of(self, data: bytes) -> int:
         """The node at the end of `data`, which begins a token."""
-        node = 0
+        node = TOKENS
         for byte in data:
             low, high = self.first_child[node], self.first_child[node + 1]
             node = int(low + np.searchsorted(self.byte[low:high], byte))
@@ -138,7 +142,6 @@ class Vocabulary:
         self.byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
         arrays = self._arrays()
         self.tree = TokenTree(arrays["first_child"], arrays["byte"], arrays["token"])
-        self.rest_tree = TokenTree(arrays["rest_first_child"], arrays["rest_byte"], arrays["rest_token"])
         # The tokens in the tree, in order, and their nodes.
         nodes = np.flatnonzero(arrays["token"] >= 0).astype(np.int32)
         order = np.argsort(arrays["token"][nodes], kind="stable")
@@ -219,10 +222,9 @@ def _derive(tokens: list[tuple[bytes, int]]) -> dict[str, np.ndarray]:
             for match in _END_OF_NUMBER.finditer(data)
         ],
     }
-    rests = sorted({rest for found in splits.values() for _, _, rest in found})
+    rests = sorted({b"", *(rest for found in splits.values() for _, _, rest in found)})
     number_of = {rest: number for number, rest in enumerate(rests)}
-    tree = _tree_of([data for data, _ in tokens], [token_id for _, token_id in tokens])
-    rest_tree = _tree_of(rests, list(range(len(rests))))
+    tree = _tree_of(tokens, list(number_of.items()))
     found = TokenTree(*tree)
     rows = {
         name: sorted(
@@ -234,13 +236,13 @@ def _derive(tokens: list[tuple[bytes, int]]) -> dict[str, np.ndarray]:
     return {
         **{name: np.array(one, dtype=np.int32).reshape(-1, 3).T.copy() for name, one in rows.items()},
         **dict(zip(("first_child", "byte", "token"), tree, strict=True)),
-        **dict(zip(("rest_first_child", "rest_byte", "rest_token"), rest_tree, strict=True)),
     }
 
 
-def _tree_of(texts: list[bytes], numbers: list[int]) -> tuple[np.ndarray, ...]:
+def _tree_of(tokens: list[tuple[bytes, int]], rests: list[tuple[bytes, int]]) -> tuple[np.ndarray, ...]:
     """The arrays of a [`TokenTree`]."""
-    entries = sorted(zip(texts, numbers, strict=True))
+    entries = [(b"\0" + data, token_id) for data, token_id in tokens]
+    entries = sorted(entries + [(b"\1" + rest, -2 - number) for rest, number in rests])
     first_child, byte, token = [1], bytearray(b"\0"), [-1]
     level = [(0, entries)]  # node, and the texts below it
     depth = 0
