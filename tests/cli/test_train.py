@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -73,6 +74,22 @@ def test_train_with_faulty_recipe_returns_one_before_a_model_is_loaded(
     assert main(["train", str(path)]) == 1
     message = f"dimple-hf train: {path}: stages[1]: `learning_rte` is unknown; did you mean `learning_rate`?\n"
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft": {"r": 0}}, "peft: `r` must be an integer >= 1 (got 0)"),
+        ({"trainer": {"adam_beta2": "x"}}, "trainer: `adam_beta2` must be a number in [0, 1) (got 'x')"),
+    ],
+)
+def test_train_with_option_out_of_range_returns_one_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict[str, Any], message: str
+) -> None:
+    """Options that are passed on are refused like those of the recipe itself."""
+    path = write_recipe(tmp_path, **changes)
+    assert main(["train", str(path)]) == 1
+    assert capsys.readouterr().err == f"dimple-hf train: {path}: {message}\n"
 
 
 def test_train_killed_and_run_again_ends_as_the_uninterrupted_run(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from peft import PeftModel, get_peft_model
+from peft import EvaConfig, PeftModel, get_peft_model
 
 from dimple_hf import DimpleForConditionalGeneration
 from dimple_hf.training.adapters import TEXT_LINEAR_LAYERS, load_adapter, lora_config, remember_mode
@@ -53,6 +53,16 @@ def test_lora_config_options_win_over_the_defaults() -> None:
     assert (config.r, config.lora_alpha, config.use_dora) == (3, 32, True)
     assert config.target_modules == TEXT_LINEAR_LAYERS
     assert lora_config(True, target_modules="lm_head").target_modules == "lm_head"
+
+
+def test_lora_config_with_fault_is_refused_and_with_none_has_the_default() -> None:
+    """As in recipes. Objects of PEFT and other collections than lists are fine from Python."""
+    with pytest.raises(ValueError, match=r"`r` must be an integer >= 1 \(got 0\)"):
+        lora_config(True, r=0)
+    with pytest.raises(ValueError, match="`lora_dropot` is unknown; did you mean `lora_dropout`?"):
+        lora_config(True, lora_dropot=0.1)
+    config = lora_config(True, r=None, target_modules={"q_proj"}, eva_config=EvaConfig(), init_lora_weights="eva")
+    assert (config.r, config.target_modules) == (16, {"q_proj"})
 
 
 @pytest.mark.parametrize("trained_in", [False, True])

@@ -165,6 +165,13 @@ def test_generation_callback_shows_images_where_a_reporter_can(
     assert np.array_equal(shown[0][1], np.broadcast_to([255, 0, 0], (28, 56, 3)))
 
 
+@pytest.mark.parametrize("max_new_tokens", [0, "x", True, 1.5])
+def test_generation_callback_with_bad_length_is_refused(max_new_tokens: Any) -> None:
+    """At once, and not at the first evaluation."""
+    with pytest.raises(ValueError, match="`max_new_tokens` must be an integer >= 1"):
+        GenerationCallback(DimpleProcessor.from_pretrained(CHECKPOINT), make_rows(1), max_new_tokens)
+
+
 def test_generation_callback_bad_rows_are_refused() -> None:
     """When it is made, not at the first evaluation."""
     processor = DimpleProcessor.from_pretrained(CHECKPOINT)

@@ -271,6 +271,26 @@ def test_phase_callback_with_label_smoothing_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, label_smoothing_factor=0.1)
 
 
+@pytest.mark.parametrize("data_seed", [-1, 1 << 63, "x", 1.5])
+def test_phase_callback_with_data_seed_out_of_range_is_refused(tmp_path: Path, data_seed: Any) -> None:
+    """Before training, where torch names no argument. The Trainer itself refuses such a `seed`, before callbacks."""
+    with pytest.raises(ValueError, match=r"`data_seed` must be an integer from 0 to 2\*\*63 - 1 \(got "):
+        make_trainer(tmp_path, data_seed=data_seed)
+    make_trainer(tmp_path, data_seed=(1 << 63) - 1)
+
+
+@pytest.mark.parametrize("value", ["x", [1], -1, float("nan"), True])
+def test_phase_and_its_callback_with_no_number_are_refused(value: Any) -> None:
+    """The message names the argument."""
+    for name in ("learning_rate", "max_grad_norm", "warmup_ratio", "decay_ratio"):
+        with pytest.raises(ValueError, match=f"`{name}` must "):
+            Phase(**{name: value})
+    with pytest.raises(ValueError, match="`switch_at` must be >= 0"):
+        PhaseCallback(value)
+    with pytest.raises(ValueError, match="`causal` must be a Phase"):
+        PhaseCallback(0, causal=value)
+
+
 def test_training_with_label_smoothing_and_no_callback_is_refused(tmp_path: Path) -> None:
     """The model notices by itself that it is about to learn copying."""
     trainer = make_trainer(tmp_path, label_smoothing_factor=0.1, without_phases=True)

@@ -216,7 +216,40 @@ def test_recipe_held_out_follows_evaluation_data(write_recipe: WriteRecipe) -> N
             {"trainer": {"per_device_train_batch_size": "2"}},
             "trainer: `per_device_train_batch_size` must be an integer",
         ),
-        ({"trainer": {"accelerator_config": "a"}}, "trainer: `accelerator_config` must be a mapping (got 'a')"),
+        (
+            {"trainer": {"accelerator_config": "a"}},
+            "trainer: `accelerator_config` must be a mapping with keys of split",
+        ),
+        (
+            {"trainer": {"accelerator_config": {"dispatch_batches": "x"}}},
+            "trainer: `accelerator_config`: `dispatch_batches` must be true or false (got 'x')",
+        ),
+        ({"trainer": {"adam_beta1": 2}}, "trainer: `adam_beta1` must be a number in [0, 1) (got 2)"),
+        ({"trainer": {"weight_decay": "x"}}, "trainer: `weight_decay` must be a number >= 0 (got 'x')"),
+        ({"trainer": {"bf16": "yes"}}, "trainer: `bf16` must be true or false (got 'yes')"),
+        ({"trainer": {"save_steps": 0}}, "trainer: `save_steps` must be a number > 0 (got 0)"),
+        ({"trainer": {"metric_for_best_model": 5}}, "trainer: `metric_for_best_model` must be text (got 5)"),
+        (
+            {"trainer": {"per_device_eval_batch_size": 0}},
+            "trainer: `per_device_eval_batch_size` must be an integer >= 1",
+        ),
+        ({"trainer": {"log_level": "loud"}}, "trainer: `log_level` must be one of detail, debug, info, warning"),
+        ({"trainer": {"optim": "adam"}}, "trainer: `optim` must be one of adamw_torch, adamw_torch_fused"),
+        (
+            {"trainer": {"save_strategy": False}},  # what YAML makes of the bare word
+            "trainer: `save_strategy` must be one of no, steps, epoch, best (got False: put the word no in quotes)",
+        ),
+        ({"trainer": []}, "trainer: must be a mapping"),
+        ({"collator": {"max_bad_share": True}}, "collator: `max_bad_share` must be in [0, 1] (got True)"),
+        (
+            {"stages": [{"name": "align", "batch_size": 1 << 31}]},
+            "stages[0]: `batch_size` must be an integer from 1 to",
+        ),
+        ({"stages": [{"name": "align", "complementary_masks": 1}]}, "stages[0]: `complementary_masks` must"),
+        (
+            {"stages": [{"name": "align", "learning_rate_multipliers": []}]},
+            "stages[0]: `learning_rate_multipliers` mus",
+        ),
         ({"output_dir": "rows.jsonl"}, "`output_dir` must be a directory (got the file rows.jsonl)"),
         (
             {"data": {"train": {"location": "rows.jsonl", "columns": {"prompt": 1}}}},
@@ -254,6 +287,86 @@ def test_recipe_with_fault_is_refused_with_its_position(
     assert refused(write_recipe(**changes)).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, "`r` must be an integer >= 1 (got 0)"),
+        ({"r": -1}, "`r` must be an integer >= 1 (got -1)"),
+        ({"r": True}, "`r` must be an integer >= 1 (got True)"),
+        ({"lora_alpha": "x"}, "`lora_alpha` must be a number > 0 (got 'x')"),
+        ({"lora_alpha": float("nan")}, "`lora_alpha` must be a number > 0 (got nan)"),
+        ({"lora_dropout": 2}, "`lora_dropout` must be a number in [0, 1) (got 2)"),
+        ({"target_modules": 5}, "`target_modules` must be text or a list of text (got 5)"),
+        ({"target_modules": ["q_proj", 5]}, "`target_modules` must be text or a list of text (got ['q_proj', 5])"),
+        (
+            {"target_modules": "("},
+            "`target_modules` must be a list of names or a regular expression (got '(': missing",
+        ),
+        ({"bias": "banana"}, "`bias` must be one of none, all, lora_only (got 'banana')"),
+        ({"use_dora": "yes"}, "`use_dora` must be true or false (got 'yes')"),
+        ({"rank_pattern": {"q_proj": 0}}, "`rank_pattern` must be a mapping to integers >= 1 (got {'q_proj': 0})"),
+        (
+            {"layer_replication": [[0, 1], 2]},
+            "`layer_replication` must be a list of lists of integers (got [[0, 1], 2])",
+        ),
+        ({"eva_config": {"rh": 1}}, "`eva_config`: `rh` is unknown; did you mean `rho`?"),
+        ({"init_lora_weights": "pisa"}, "`init_lora_weights` must be true, false or one of PEFT's initializations"),
+        ({"init_lora_weights": "corda"}, "`init_lora_weights` must be true, false or one of PEFT's initializations"),
+        (True, "must be a mapping with keys of r, target_modules"),
+        ([], "must be a mapping with keys of r, target_modules"),
+    ],
+)
+def test_recipe_with_lora_option_of_another_type_or_range_is_refused(
+    write_recipe: WriteRecipe, options: Any, message: str
+) -> None:
+    """PEFT takes most of them until it changes the layers of a model, which may take an hour to load."""
+    found = refused(write_recipe(stages=["diffusion"], peft=options))
+    assert found.startswith(f"peft: {message}")
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": None, "lora_alpha": None, "lora_dropout": None, "bias": None, "target_modules": None},
+        {"lora_alpha": 1.5, "lora_dropout": 0, "rank_pattern": {}, "exclude_modules": [], "layers_pattern": None},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False, "target_modules": ["q_proj"], "layers_to_transform": [0]},
+    ],
+)
+def test_recipe_with_empty_lora_options_and_those_within_range_is_good(
+    write_recipe: WriteRecipe, options: dict[str, Any]
+) -> None:
+    """An empty entry stands for the default, so `r:` with nothing after it is no error."""
+    assert load_recipe(write_recipe(stages=["diffusion"], peft=options)).peft == options
+
+
+def test_recipe_with_empty_entries_has_the_defaults(write_recipe: WriteRecipe) -> None:
+    """Where an option takes no `None`; where it does, `None` is a value, as for a stage without the recipe's limit."""
+    stage = {
+        "name": "align",
+        "learning_rate": None,
+        "batch_size": None,
+        "mode": None,
+        "collator": {"max_length": None},
+    }
+    recipe = load_recipe(
+        write_recipe(
+            stages=[stage],
+            data={"train": {"location": "rows.jsonl", "columns": None}, "eval": "rows.jsonl"},
+            held_out={"num_examples": None},
+            collator={"max_length": 64, "on_bad_example": None, "seed": None},
+            trainer={"bf16": None, "save_total_limit": None},
+        )
+    )
+    plan = recipe.plans[0]
+    assert plan.stage == STAGES["align"]
+    assert plan.collator == {"seed": 0, "max_length": None}
+    assert plan.trainer == {"save_total_limit": None}
+    assert recipe.held_out.num_examples == 4
+
+
 def test_recipe_with_bad_lora_option_is_refused(write_recipe: WriteRecipe) -> None:
     """What PEFT itself refuses is found before the model is loaded."""
     message = refused(write_recipe(stages=["diffusion"], peft={"r": 8, "layers_pattern": "layers"}))
@@ -274,8 +387,9 @@ def test_recipe_that_is_no_yaml_or_no_file_is_refused(tmp_path: Path) -> None:
         load_recipe(path)
     for text in ("stages: [", "[1]: 2", "[" * 5000):
         path.write_text(text)
-        with pytest.raises(ValueError, match="the recipe must be YAML"):
+        with pytest.raises(ValueError, match="the recipe must be YAML") as caught:
             load_recipe(path)
+        assert "\n" not in str(caught.value)
     path.write_text("- align")
     with pytest.raises(ValueError, match="must be a mapping"):
         load_recipe(path)

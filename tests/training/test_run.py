@@ -24,11 +24,11 @@ import torch
 from recipe_run import STAGES, step_losses, write_recipe
 from safetensors.torch import load_file
 from training_run import CHECKPOINT
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from dimple_hf import DimpleConfig, DimpleForConditionalGeneration, DimpleProcessor
 from dimple_hf.quantization import quantization_config
-from dimple_hf.training import run
+from dimple_hf.training import preflight, run
 from dimple_hf.training.adapters import load_adapter
 from dimple_hf.training.recipe import load_recipe
 from dimple_hf.training.run import (
@@ -217,9 +217,16 @@ def test_train_recipe_into_a_directory_with_other_files_is_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval_strategy": "sometimes"}, "stage instruct: `trainer` is refused: .*sometimes"),
+        ({"save_steps": 1.5}, "stage instruct: `trainer` is refused: .*save_steps must be an integer"),
         ({"per_device_train_batch_size": 3}, "`batch_size` must be a multiple"),
-        ({"save_strategy": "steps", "load_best_model_at_end": True}, "`trainer` is refused"),
+        ({"save_strategy": "steps", "load_best_model_at_end": True}, "`trainer` is refused"),  # on several lines
+        (
+            {"optim_args": "momentum"},
+            "stage instruct: trainer: `optim` and `optim_args` must .* 'momentum': not enough",
+        ),
+        ({"report_to": "paper"}, r"trainer: `report_to` must be supported by the installed packages \(got .'paper'"),
+        ({"torch_compile_backend": "gcc"}, "trainer: `torch_compile_backend` and .* 'gcc'"),
+        ({"use_liger_kernel": True}, "trainer: `use_liger_kernel` must .*pip install liger-kernel"),
     ],
 )
 def test_train_recipe_with_refused_trainer_argument_loads_no_model(
@@ -227,11 +234,62 @@ def test_train_recipe_with_refused_trainer_argument_loads_no_model(
 ) -> None:
     """transformers checks its own arguments; that happens for every stage before the first model is loaded."""
     monkeypatch.setattr(run, "load_model", no_model)
+    monkeypatch.setattr(preflight, "is_liger_kernel_available", lambda: False)
     data = {"train": "interrupting_rows:rows", "eval": "interrupting_rows:rows"}
     path = write_recipe(tmp_path, trainer={"use_cpu": True} | changes, data=data)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         train_recipe(load_recipe(path))
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "instruct" / "stage.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["q_projection"]}, "`peft` must suit the model .got .*q_projection.*: No modules"),
+        ({"target_modules": []}, "`peft` must suit the model .got .*: No modules"),
+        ({"layers_to_transform": [99], "target_modules": ["q_proj"]}, "`peft` must suit the model .*99"),
+        ({"trainable_token_indices": [1 << 40]}, "`trainable_token_indices` must be from 0 to 431, .*1099511627776"),
+        ({"trainable_token_indices": {"embed_tokens": [-1]}}, "`trainable_token_indices` must be from 0 to 431, .*-1"),
+    ],
+)
+def test_train_recipe_with_adapter_that_does_not_suit_the_model_loads_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    """PEFT's own checks of names need the layers, but no weights."""
+    monkeypatch.setattr(run, "load_model", no_model)
+    with pytest.raises(ValueError, match=f"recipe.yaml: .*{message}") as caught:
+        train_recipe(load_recipe(write_recipe(tmp_path, peft=options)))
+    assert "\n" not in str(caught.value)
+    # Control: a good one gets as far as the model, also with an initialization that needs the weights.
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        train_recipe(load_recipe(write_recipe(tmp_path, peft={"r": 2, "init_lora_weights": "pissa"})))
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adafactor", "rmsprop", "adamw_torch"])
+def test_train_recipe_with_another_optimizer_gets_as_far_as_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
+) -> None:
+    """What is tried beforehand refuses nothing that works."""
+    monkeypatch.setattr(run, "load_model", no_model)
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        train_recipe(load_recipe(write_recipe(tmp_path, trainer={"use_cpu": True, "optim": optim})))
+
+
+def test_train_recipe_with_optimizer_that_looks_at_the_layers_gets_as_far_as_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its refusal without a model is not one of the recipe."""
+    monkeypatch.setattr(run, "load_model", no_model)
+
+    def no_layers(args: TrainingArguments) -> None:
+        raise ValueError("You need to pass a model")
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(no_layers))
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        train_recipe(load_recipe(write_recipe(tmp_path, trainer={"use_cpu": True, "optim": "galore_adamw"})))
+    with pytest.raises(ValueError, match="You need to pass a model"):
+        train_recipe(load_recipe(write_recipe(tmp_path, trainer={"use_cpu": True, "optim": "sgd"}, output_dir="b")))
 
 
 def test_train_recipe_with_refused_collator_option_loads_no_model(

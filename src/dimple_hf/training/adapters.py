@@ -18,20 +18,45 @@ the adapter's own `adapter_config.json`, where `PeftModel.save_pretrained` and `
 themselves.
 """
 
+import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from ..modeling import DimpleForConditionalGeneration
 from ..modeling.adapter_dimple import TEXT_LINEAR_LAYERS, set_adapter_mode
 from ..modeling.weight_files_dimple import refuse_damaged_files
+from .option_types import check_fields, on_one_line
 
 #: Those of the vision tower and the projector, too: for images unlike those that the tower was trained on.
 ALL_LINEAR_LAYERS = (
     rf"({TEXT_LINEAR_LAYERS}|visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.\w+_proj)|visual\.merger\.mlp\.[02]"
     r"|img_projector\.linear_[12])"
 )
+
+#: Fields of `LoraConfig` -> where their numbers must lie.
+LORA_RANGES = {
+    "r": ">= 1",
+    "lora_alpha": "> 0",
+    "lora_dropout": "in [0, 1)",
+    "rank_pattern": ">= 1",
+    "alpha_pattern": "> 0",
+    "qalora_group_size": ">= 1",
+    "layers_to_transform": ">= 0",
+    "trainable_token_indices": ">= 0",
+    "alora_invocation_tokens": ">= 0",
+}
+
+#: Fields of `LoraConfig` that take other types than they announce.
+LORA_TYPES = {
+    "lora_alpha": float,
+    "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None,
+    "init_lora_weights": bool | str,
+}
 
 
 def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
@@ -48,6 +73,9 @@ def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
     Returns:
         `LoraConfig`: For `get_peft_model`.
 
+    Raises:
+        ValueError: If an option is unknown, of another type or out of range, or PEFT refuses it.
+
     Example:
 
     ```python
@@ -58,9 +86,66 @@ def lora_config(full_attn_mask: bool, **options: Any) -> LoraConfig:
     ```
     """
     defaults: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": TEXT_LINEAR_LAYERS}
-    config = LoraConfig(task_type="CAUSAL_LM", **(defaults | options))
+    options = check_lora_options(options)
+    try:
+        config = LoraConfig(**({"task_type": "CAUSAL_LM"} | defaults | options))
+    except (TypeError, ImportError) as error:
+        raise ValueError(
+            f"options must be fields of PEFT's LoraConfig (got an error: {on_one_line(error)})"
+        ) from error
     set_adapter_mode(config, full_attn_mask)
     return config
+
+
+def check_lora_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Args:
+        options (`Mapping[str, Any]`):
+            Fields of `LoraConfig`, most of which PEFT checks no sooner than when it changes a model.
+
+    Returns:
+        `dict[str, Any]`: Those that are no `None`, except where `None` is a value of its own.
+
+    Raises:
+        ValueError: If one is unknown, of another type or out of range.
+    """
+    options = check_fields(options, LoraConfig, LORA_RANGES, LORA_TYPES)
+    for name in ("target_modules", "exclude_modules"):
+        pattern = options.get(name)
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"`{name}` must be a list of names or a regular expression (got {pattern!r}: {error})"
+                ) from error
+    return options
+
+
+def check_initialization(options: Mapping[str, Any]) -> None:
+    """
+    Tries an initialization on a single layer, because most take their time on a model.
+
+    Args:
+        options (`Mapping[str, Any]`):
+            Fields of `LoraConfig`.
+
+    Raises:
+        ValueError: If PEFT does not have `init_lora_weights`, or it needs more than the weights.
+    """
+    chosen = {name: options[name] for name in ("init_lora_weights", "loftq_config") if name in options}
+    if isinstance(chosen.get("init_lora_weights", True), bool):
+        return
+    rank = 2 - options.get("r", 16) % 2  # one of them needs an even rank
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            get_peft_model(nn.Sequential(nn.Linear(16, 16)), LoraConfig(r=rank, target_modules=["0"], **chosen))
+    except (ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        raise ValueError(
+            "`init_lora_weights` must be true, false or one of PEFT's initializations from the weights alone "
+            f"(got {chosen['init_lora_weights']!r}: {on_one_line(error)})"
+        ) from error
 
 
 def remember_mode(model: PeftModel) -> None:

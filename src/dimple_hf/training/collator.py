@@ -77,7 +77,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     if options.get("on_bad_example", "raise") not in ("raise", "skip"):
         raise ValueError(f"`on_bad_example` must be 'raise' or 'skip' (got {options['on_bad_example']!r})")
     share = options.get("max_bad_share", 0)
-    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
         raise ValueError(f"`max_bad_share` must be in [0, 1] (got {share!r})")
     folder = options.get("image_folder")
     if folder is not None and not isinstance(folder, (str, os.PathLike)):

@@ -28,6 +28,7 @@ from transformers.integrations import is_wandb_available
 from ..data.examples import Conversation, naming, read_example
 from ..processing.image_processing_dimple import load_pil_image
 from .metrics import add_to_logs, logged_prefix
+from .option_types import check_type
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -91,7 +92,7 @@ class GenerationCallback(TrainerCallback):
             TensorBoard's writer, the one that `TensorBoardCallback` was made with.
 
     Raises:
-        ValueError: If there are no examples, or one is bad.
+        ValueError: If there are no examples, one is bad, or `max_new_tokens` is no integer >= 1.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class GenerationCallback(TrainerCallback):
     ) -> None:
         if not len(examples):
             raise ValueError("`examples` must hold at least one example (got none)")
+        check_type("max_new_tokens", max_new_tokens, int, ">= 1")
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.summary_writer = summary_writer

@@ -21,6 +21,7 @@ every micro-batch of a step agree without talking to each other.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from accelerate.data_loader import DataLoaderDispatcher
@@ -34,6 +35,7 @@ from transformers.trainer_utils import has_length
 
 from ..modeling import DimpleForConditionalGeneration
 from .adapters import remember_mode
+from .option_types import check_type
 from .seeding import SeededSpan, derive_seed
 
 SWITCH_UNITS = ("steps", "epochs", "fraction")
@@ -69,11 +71,12 @@ class Phase:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be > 0 (got {value})")
+            if value is not None and not (is_number(value) and value > 0):
+                raise ValueError(f"`{name}` must be > 0 (got {value!r})")
         for name in ("warmup_ratio", "decay_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1] (got {getattr(self, name)})")
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"`{name}` must lie in [0, 1] (got {value!r})")
 
     def learning_rate_factor(self, step: int, num_steps: int) -> float:
         """
@@ -132,9 +135,9 @@ class PhaseCallback(TrainerCallback):
             whole run; with one of them, the other is `Phase()`.
 
     Raises:
-        ValueError: If the switch is out of range or its unit unknown; in the Trainer, if `label_smoothing_factor` is
-            set; when training begins, if batches of a stream are dispatched, or if phases are given and the scheduler
-            is none of transformers' functions of the step, or `learning_rate` is 0.
+        ValueError: If the switch is out of range or its unit unknown; in the Trainer, if a seed is out of range or
+            `label_smoothing_factor` is set; when training begins, if batches of a stream are dispatched, or if phases
+            are given and the scheduler is none of transformers' functions of the step, or `learning_rate` is 0.
 
     Example:
 
@@ -158,12 +161,15 @@ class PhaseCallback(TrainerCallback):
     ) -> None:
         if switch_unit not in SWITCH_UNITS:
             raise ValueError(f"`switch_unit` must be one of {', '.join(SWITCH_UNITS)} (got {switch_unit!r})")
-        if not switch_at >= 0:
-            raise ValueError(f"`switch_at` must be >= 0 (got {switch_at})")
+        if not (is_number(switch_at) and 0 <= switch_at < math.inf):
+            raise ValueError(f"`switch_at` must be >= 0 (got {switch_at!r})")
         if switch_unit == "steps" and switch_at != int(switch_at):
             raise ValueError(f"`switch_at` must be a whole number of steps (got {switch_at})")
         if switch_unit == "fraction" and switch_at > 1:
             raise ValueError(f"`switch_at` must lie in [0, 1] as a fraction of the run (got {switch_at})")
+        for name, phase in (("causal", causal), ("diffusion", diffusion)):
+            if not isinstance(phase, (Phase, NoneType)):
+                raise ValueError(f"`{name}` must be a Phase (got {phase!r})")
         self.switch_at = switch_at
         self.switch_unit = switch_unit
         self.phases = None if causal is None and diffusion is None else (causal or Phase(), diffusion or Phase())
@@ -272,13 +278,20 @@ def set_deepspeed_clipping(optimizer: Optimizer | None, max_grad_norm: float) ->
     zero_optimizer.clip_grad = max_grad_norm
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float, which a `bool` is not meant to be."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def base_model(model: nn.Module) -> DimpleForConditionalGeneration:
     """The model itself, also if PEFT has wrapped it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Refuses what would take the labels away from the model, which computes its own loss."""
+    """Refuses seeds out of range, and what would take the labels away from the model, which computes its own loss."""
+    check_type("seed", args.seed, int, "from 0 to 2**32 - 1")
+    check_type("data_seed", args.data_seed, int | None, "from 0 to 2**63 - 1")
     if args.label_smoothing_factor:
         raise ValueError(
             f"`label_smoothing_factor` must be 0 (got {args.label_smoothing_factor}): the Trainer would keep the "

@@ -29,12 +29,14 @@ from typing import Any
 import yaml
 from peft import LoraConfig
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_bitsandbytes_available
 
 from ..data.sources import Source, read_source
 from ..modeling.generation_config_dimple import nearest_name
-from .adapters import lora_config
+from .adapters import check_initialization, lora_config
 from .collator import DimpleDataCollator, check_options
+from .option_types import check_fields, on_one_line
 from .stages import PARTS, STAGE_FIELDS, STAGES, Stage
 
 RECIPE_KEYS = (
@@ -72,13 +74,42 @@ MANAGED_ARGUMENTS = {
 }
 TRAINER_KEYS = tuple(field.name for field in fields(TrainingArguments) if field.init)
 
+#: Arguments of the Trainer -> where their numbers must lie.
+TRAINER_RANGES = {
+    "per_device_train_batch_size": ">= 1",
+    "per_device_eval_batch_size": ">= 1",
+    "weight_decay": ">= 0",
+    "adam_beta1": "in [0, 1)",
+    "adam_beta2": "in [0, 1)",
+    "adam_epsilon": ">= 0",
+    "neftune_noise_alpha": ">= 0",
+    "logging_steps": "> 0",
+    "save_steps": "> 0",
+    "eval_steps": "> 0",
+    "eval_delay": ">= 0",
+    "eval_accumulation_steps": ">= 1",
+    "torch_empty_cache_steps": ">= 1",
+    "dataloader_num_workers": ">= 0",
+    "dataloader_prefetch_factor": ">= 1",
+    "ddp_timeout": "> 0",
+    "ddp_bucket_cap_mb": "> 0",
+    "data_seed": "from 0 to 2**63 - 1",
+}
+
+#: Arguments of the Trainer that take other types than they announce.
+TRAINER_TYPES = {"fsdp": bool | str | list[str] | None, "accelerator_config": AcceleratorConfig | None}
+
 #: Fields of `LoraConfig` that a recipe does not choose.
 MANAGED_PEFT_FIELDS = (
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "modules_to_save",
+    "modules_to_save", "runtime_config",
 )  # fmt: skip
 PEFT_KEYS = tuple(field.name for field in fields(LoraConfig) if field.name not in MANAGED_PEFT_FIELDS)
-COLLATOR_KEYS = tuple(name for name in inspect.signature(DimpleDataCollator).parameters if name != "processor")
+COLLATOR_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(DimpleDataCollator).parameters.items()
+    if name != "processor"
+}
 
 
 @dataclass(frozen=True)
@@ -255,7 +286,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"the recipe must be YAML (got an error: {error})") from error
+        raise ValueError(f"the recipe must be YAML (got an error: {on_one_line(error)})") from error
 
 
 def _mapping(value: Any, known: Iterable[str], required: Iterable[str] = ()) -> dict[str, Any]:
@@ -270,6 +301,11 @@ def _mapping(value: Any, known: Iterable[str], required: Iterable[str] = ()) -> 
         if value.get(key) is None:
             raise ValueError(f"`{key}` must be given (got nothing)")
     return dict(value)
+
+
+def _given(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries without the empty ones, which stand for the default."""
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def _check_model(model: str) -> None:
@@ -290,7 +326,7 @@ def _read_data(value: Any, recipe_dir: Path, default: Mapping[str, Source] | Non
             continue
         with _at(f"data.{key}"):
             if not isinstance(entry, str):
-                entry = _mapping(entry, SOURCE_KEYS, ("location",))
+                entry = _given(_mapping(entry, SOURCE_KEYS, ("location",)))
             sources[key] = read_source(entry)
             sources[key].check(recipe_dir)
     return sources
@@ -302,20 +338,15 @@ def _read_trainer(value: Any) -> dict[str, Any]:
         for key in entries:
             if key in MANAGED_ARGUMENTS:
                 raise ValueError(f"`{key}` must not be given here: use {MANAGED_ARGUMENTS[key]}")
-        data_seed = entries.get("data_seed")
-        if data_seed is not None and not (type(data_seed) is int and 0 <= data_seed < 1 << 63):
-            raise ValueError(f"`data_seed` must be an integer from 0 to 2**63 - 1 (got {data_seed!r})")
-        per_device = entries.get("per_device_train_batch_size")
-        if per_device is not None and type(per_device) is not int:
-            raise ValueError(f"`per_device_train_batch_size` must be an integer (got {per_device!r})")
-        if not isinstance(entries.get("accelerator_config") or {}, dict):
-            raise ValueError(f"`accelerator_config` must be a mapping (got {entries['accelerator_config']!r})")
-    return entries
+        return check_fields(entries, TrainingArguments, TRAINER_RANGES, TRAINER_TYPES)
 
 
 def _read_collator(value: Any) -> dict[str, Any]:
     with _at("collator"):
-        options = _mapping(value, COLLATOR_KEYS)
+        options = _mapping(value, COLLATOR_DEFAULTS)
+        options = {
+            name: option for name, option in options.items() if option is not None or COLLATOR_DEFAULTS[name] is None
+        }
         check_options(options)
         folder = options.get("image_folder")
         if folder is not None and not Path(folder).is_dir():
@@ -329,7 +360,7 @@ def _read_held_out(entries: Mapping[str, Any]) -> HeldOut | None:
         for part in (entries, *entries["stages"])
     )
     with _at("held_out"):
-        options = HeldOut(**_mapping(entries.get("held_out"), HELD_OUT_KEYS))
+        options = HeldOut(**_given(_mapping(entries.get("held_out"), HELD_OUT_KEYS)))
         for name, least in (("num_examples", 0), ("max_new_tokens", 1)):
             value = getattr(options, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -344,10 +375,8 @@ def _read_peft(entries: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     with _at("peft"):
         options = _mapping(entries["peft"], PEFT_KEYS)
-        try:
-            lora_config(False, **options)
-        except TypeError as error:
-            raise ValueError(f"must be fields of PEFT's LoraConfig (got an error: {error})") from error
+        lora_config(False, **options)
+        check_initialization(_given(options))
     return options
 
 
@@ -393,7 +422,7 @@ def _read_stages(entries: Mapping[str, Any], recipe_dir: Path) -> tuple[StagePla
 
 
 def _read_stage(entry: Mapping[str, Any], uses_peft: bool) -> Stage:
-    given = {name: entry[name] for name in STAGE_FIELDS if name in entry}
+    given = _given({name: entry.get(name) for name in STAGE_FIELDS})
     if isinstance(given.get("train"), list):
         given["train"] = tuple(given["train"])
     elif "train" in given:

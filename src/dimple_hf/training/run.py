@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch.utils.data import Subset
 from transformers import (
     AutoProcessor,
@@ -40,13 +40,15 @@ from transformers.utils import logging
 from ..data.whole_file import whole_file
 from ..modeling import DimpleForConditionalGeneration
 from ..quantization import quantization_config
-from .adapters import freeze_other_modules, load_adapter, lora_config, remember_mode
+from .adapters import freeze_other_modules, load_adapter, remember_mode
 from .checkpoints import is_at_end, last_complete_checkpoint
 from .collator import DimpleDataCollator
 from .data_check import refuse_bad_data
 from .finite import FiniteLossCallback
 from .held_out import GenerationCallback
 from .metrics import MetricsCallback, add_before_reporters
+from .option_types import on_one_line
+from .preflight import REFUSALS, add_adapter, check_adapter, check_trainer
 from .recipe import Recipe, StagePlan
 from .seeding import derive_seed
 from .stages import PARTS, freeze_other_parts, set_mode
@@ -143,8 +145,10 @@ def build_training_arguments(recipe: Recipe, plan: StagePlan, num_processes: int
     settings = {"use_cpu": not torch.accelerator.is_available()} | trainer_settings(recipe, plan, num_processes)
     try:
         args = TrainingArguments(**settings)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ValueError(f"{recipe.path}: stage {plan.stage.name}: `trainer` is refused: {error}") from error
+    except REFUSALS as error:
+        raise ValueError(
+            f"{recipe.path}: stage {plan.stage.name}: `trainer` is refused: {on_one_line(error)}"
+        ) from error
     if args.n_gpu > 1:
         raise ValueError(
             f"one process must use one device (got {args.n_gpu}): run `accelerate launch -m dimple_hf.cli.main train "
@@ -261,7 +265,9 @@ def train_recipe(recipe: Recipe, num_processes: int = 1) -> Path:
     if not todo:
         return result
     for plan in todo:
-        build_training_arguments(recipe, plan, num_processes)
+        check_adapter(recipe, plan)  # first, because DeepSpeed changes how models are made
+    for plan in todo:
+        check_trainer(recipe, plan, build_training_arguments(recipe, plan, num_processes))
     processor = AutoProcessor.from_pretrained(recipe.model)
     recipe_dir = recipe.path.resolve().parent
     # All of them before the first model, so that nothing is refused after hours of training.
@@ -391,15 +397,12 @@ def load_model(recipe: Recipe, plan: StagePlan) -> PreTrainedModel | PeftModel:
     if not plan.uses_peft:
         freeze_other_parts(model, plan.stage.train)
         return model
-    modules = {PARTS[part] for part in plan.stage.train if part != "language_model"}
     if plan.adapter is None:
-        config = lora_config(plan.stage.full_attn_mask, **(recipe.peft or {}))
-        config.modules_to_save = sorted(modules) or None
-        return get_peft_model(model, config)
+        return add_adapter(model, recipe, plan)
     model = load_adapter(model, str(plan.adapter), is_trainable=True)
     set_mode(model, plan.stage)
     remember_mode(model)
-    freeze_other_modules(model, modules)
+    freeze_other_modules(model, {PARTS[part] for part in plan.stage.train if part != "language_model"})
     return model
 
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from ..modeling.configuration_dimple import LOSS_OPTIONS, check_noise_schedule
 from ..modeling.generation_config_dimple import nearest_name
-from .phases import Phase, PhaseCallback
+from .phases import Phase, PhaseCallback, is_number
 
 #: Part of the model -> its module. A head that is tied to the embeddings belongs to the language model.
 PARTS = MappingProxyType(
@@ -124,7 +124,7 @@ class Stage:
         check_noise_schedule(
             self.noise_schedule or "linear", self.loss_weighting or "uniform", bool(self.complementary_masks)
         )
-        if not isinstance(self.learning_rate_multipliers or {}, dict):
+        if not isinstance(self.learning_rate_multipliers, (dict, type(None))):
             raise ValueError(
                 "`learning_rate_multipliers` must be a mapping such as {'vision': 0.1} "
                 f"(got {self.learning_rate_multipliers!r})"
@@ -134,9 +134,9 @@ class Stage:
                 raise ValueError(
                     f"`learning_rate_multipliers` must name parts of `train`, {', '.join(self.train)} (got {part!r})"
                 )
-            if not _is_number(multiplier) or not 0 < multiplier < math.inf:
+            if not is_number(multiplier) or not 0 < multiplier < math.inf:
                 raise ValueError(f"`learning_rate_multipliers` must be > 0 (got {multiplier!r} for {part})")
-        if self.complementary_masks not in (None, True, False):
+        if not isinstance(self.complementary_masks, (bool, type(None))):
             raise ValueError(f"`complementary_masks` must be true or false (got {self.complementary_masks!r})")
 
     def _check_numbers(self) -> None:
@@ -144,12 +144,12 @@ class Stage:
             "learning_rate", "max_grad_norm", "num_epochs", "warmup_ratio", "decay_ratio", "causal_loss_weight",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and (not _is_number(value) or not math.isfinite(value)):
+            if value is not None and (not is_number(value) or not math.isfinite(value)):
                 raise ValueError(f"`{name}` must be a number (got {value!r})")
         for name in ("batch_size", "max_steps"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"`{name}` must be an integer >= 1 (got {value!r})")
+            if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
+                raise ValueError(f"`{name}` must be an integer from 1 to 2**31 - 1 (got {value!r})")
         if self.causal_loss_weight is not None and self.causal_loss_weight < 0:
             raise ValueError(f"`causal_loss_weight` must be >= 0 (got {self.causal_loss_weight})")
         if self.num_epochs is not None and not self.num_epochs > 0:
@@ -181,10 +181,6 @@ class Stage:
         """
         length = {"max_steps": self.max_steps} if self.num_epochs is None else {"num_train_epochs": self.num_epochs}
         return {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm, **length}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _hint(name: Any, known: Any) -> str:
