@@ -89,3 +89,9 @@ def test_checkpoint_that_can_be_neither_is_refused(
             build_parser().parse_args([*arguments, name])
         assert stopped.value.code == 2
         assert f"must be a directory or an id on the Hub (got {name!r})" in capsys.readouterr().err
+    (tmp_path / "model.zip").touch()
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*arguments, str(tmp_path / "model.zip")])
+    assert (
+        f"must be a directory or an id on the Hub (got the file {tmp_path / 'model.zip'})" in capsys.readouterr().err
+    )

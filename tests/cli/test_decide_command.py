@@ -329,7 +329,7 @@ def test_calibrate_names_a_file_that_holds_no_examples(tmp_path: Path, capsys: p
     for data, message in (
         (tmp_path / "gone.jsonl", f"`data` must be a file of JSON lines (got {tmp_path / 'gone.jsonl'})"),
         (pipe, f"`data` must be a file of JSON lines (got {pipe})"),
-        (image, f"{image}, line 1: 'utf-8' codec can't decode"),
+        (image, f"`data` must be a file of JSON lines (got {image}, an image: name it in a file of examples"),
     ):
         assert main(["calibrate", str(data), "--output", str(tmp_path)]) == 1
         assert message in capsys.readouterr().err

@@ -23,7 +23,7 @@ import pytest
 from datasets import load_dataset
 from jsonschema import Draft202012Validator
 
-from dimple_hf.cli import extract
+from dimple_hf.cli import extract, loading
 from dimple_hf.cli.answering import read_json
 from dimple_hf.cli.main import main
 
@@ -337,6 +337,27 @@ def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys:
     for dataset in ("", str(folder / "notes.txt")):
         assert main([*arguments, "--dataset", dataset]) == 1
         assert "a data set must be a directory or a Hub id (got" in capsys.readouterr().err
+
+
+def test_extract_of_nothing_but_archives_is_refused_before_a_model_is_loaded(
+    arguments: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive for the folder that was packed in it. Among images it is one that cannot be read."""
+    archive, pipe = tmp_path / "forms.zip", tmp_path / "pipe"
+    archive.write_bytes(b"PK\x03\x04")
+    os.mkfifo(pipe)
+    assert main([*arguments, "--image", str(archive), str(pipe)]) == 1  # which is not opened
+    assert [line["error"].rpartition("(")[2] for line in lines_of(capsys.readouterr().out)] == [
+        "got a ZIP archive: extract it first)",
+        "got a folder, a named pipe or a device)",
+    ]
+    monkeypatch.setattr(loading, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    assert main([*arguments, "--image", str(archive)]) == 1
+    message = f"`--image` must name images, or folders of images (got {archive}, a ZIP archive: extract it first)\n"
+    assert capsys.readouterr().err == f"dimple-hf extract: {message}"
+    schema = arguments.index("--schema") + 1
+    assert main([*arguments[:schema], str(archive), *arguments[schema + 1 :], "--image", str(folder)]) == 1
+    assert f"`--schema` must be a file with JSON ({archive}: a ZIP archive: extract it" in capsys.readouterr().err
 
 
 def test_extract_is_a_sub_command_with_help() -> None:

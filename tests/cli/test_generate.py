@@ -64,6 +64,22 @@ def test_generate_with_missing_image_returns_one_and_says_so(
     assert "`--image` must be a file (got nowhere.png)" in capsys.readouterr().err
 
 
+def test_generate_with_a_folder_or_archive_for_an_image_returns_one_and_says_so(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One line with the name, what it is, and what to do."""
+    assert main([*arguments, "--image", str(tmp_path)]) == 1
+    message = f"`--image` must be a file (got the folder {tmp_path}; `dimple-hf extract` reads folders)\n"
+    assert capsys.readouterr().err == f"dimple-hf generate: {message}"
+    archive = tmp_path / "forms.zip"
+    archive.write_bytes(b"PK\x03\x04")
+    assert main([*arguments, "--image", str(archive)]) == 1
+    assert capsys.readouterr().err.endswith(
+        "forms.zip') must be a PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM, AVIF, HEIF "
+        "file (got a ZIP archive: extract it first)\n"
+    )
+
+
 def test_generate_takes_a_question_that_is_too_long_for_the_name_of_a_file(
     arguments: list[str], capsys: pytest.CaptureFixture
 ) -> None:

@@ -14,10 +14,16 @@
 """The image opener: every source, bounds that hold before decoding, and errors that name the file."""
 
 import base64
+import bz2
+import gzip
 import io
+import lzma
 import struct
+import tarfile
 import tracemalloc
+import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +32,44 @@ import PIL.Image
 import pytest
 
 from dimple_hf.data.images import FORMATS, WEB_FORMATS, open_image
+from dimple_hf.data.sources import Source, load_named_dataset
 
 MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def archive_of(write: Callable[[io.BytesIO], Any]) -> bytes:
+    """What `write` writes into a file."""
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def write_zip(file: io.BytesIO) -> None:
+    """A ZIP archive of one file."""
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("rows.jsonl", "{}")
+
+
+def write_tar(file: io.BytesIO) -> None:
+    """A tar archive of one file."""
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("rows.jsonl"))
+
+
+#: Name, content, and what an error calls it.
+OTHER_FILES = [
+    ("images.zip", archive_of(write_zip), "a ZIP archive: extract it"),
+    ("images.tar", archive_of(write_tar), "a tar archive: extract it"),
+    ("images.tar.gz", gzip.compress(archive_of(write_tar)), "a gzip file: extract it"),
+    ("images.tar.xz", lzma.compress(archive_of(write_tar)), "an xz file: extract it"),
+    ("images.tar.bz2", bz2.compress(archive_of(write_tar)), "a bzip2 file: extract it"),
+    ("images.7z", b"anything", "a 7z archive: extract it"),
+    ("images.TGZ", b"anything", "a tar archive: extract it"),
+    ("images.7z", b"7z\xbc\xaf\x27\x1c\0\4" + bytes(24), "a 7z archive: extract it"),
+    ("scan.pdf", b"%PDF-1.7\n1 0 obj\n", "a PDF document: convert its pages"),
+]
 
 
 def file_of(image: PIL.Image.Image, kind: str = "png", **options: Any) -> bytes:
@@ -122,11 +162,54 @@ def test_open_image_bounds_the_scans_of_a_jpeg_file(kind: str) -> None:
         open_image(data[:-2] + last * (101 - scans) + data[-2:])
 
 
+@pytest.mark.parametrize(("name", "data", "kind"), OTHER_FILES)
+def test_open_image_of_an_archive_or_document_says_what_it_is(
+    tmp_path: Path, name: str, data: bytes, kind: str
+) -> None:
+    """By what the file holds, whatever its name, and by the name where that tells nothing."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"the image '.*{name}' must be a PNG, .*\(got {kind} first\)$"):
+        open_image(tmp_path / name)
+    (tmp_path / "scan").write_bytes(data)
+    content = kind if data != b"anything" else "another format, or a damaged file"
+    for source in (tmp_path / "scan", data):
+        with pytest.raises(ValueError, match=rf"the image .*must be a PNG, .*\(got {content}"):
+            open_image(source)
+
+
+@pytest.mark.parametrize(("name", "data", "kind"), OTHER_FILES)
+def test_data_that_are_an_archive_or_document_say_what_they_are(
+    tmp_path: Path, name: str, data: bytes, kind: str
+) -> None:
+    """Also under the name of a file of examples, each line of which was an error before."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name} must be a file of .jsonl, .*\(got {kind} first\)$"):
+        Source(str(tmp_path / name)).check(tmp_path)
+    with pytest.raises(ValueError, match=f"a data set must be a directory or a Hub id .*, {kind} first"):
+        load_named_dataset(str(tmp_path / name), "train")
+    if data != b"anything":
+        (tmp_path / "rows.jsonl").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"rows.jsonl must be a file of .jsonl, .*\(got {kind} first\)$"):
+            Source(str(tmp_path / "rows.jsonl")).check(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "webp", "tiff"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".png"])
+def test_data_that_are_an_image_say_so(tmp_path: Path, kind: str, suffix: str) -> None:
+    """Of any name. Control: a file of examples is fine."""
+    path = tmp_path / f"rows{suffix}"
+    PIL.Image.fromarray(PIXELS).save(path, kind)
+    with pytest.raises(ValueError, match=r"must be a file of .jsonl, .*\(got an image: name it in a file of examples"):
+        Source(str(path)).check(tmp_path)
+    (tmp_path / "good.jsonl").write_text("{}")
+    Source(str(tmp_path / "good.jsonl")).check(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         ("/nowhere/a.png", r"the image '/nowhere/a.png' must be a readable image \(there is no such file"),
-        ("/", r"the image '/' must be a readable image \(it is not a regular file\)"),
+        ("/", r"the image '/' must be a readable image \(it is a folder: name an image in it\)"),
         (__file__, r"the image '.*test_images.py' must be a PNG"),
         ("data:image/png;base64,A*A=", "the image 'data:image/png;base64,A"),
         (b"", "the image of 0 bytes must be a PNG"),

@@ -339,7 +339,7 @@ def test_image_processor_without_rescaling_takes_floats_as_they_are(
         ("data:image/png;base64,&", r"image 1 \('data:image/png;base64,&'"),
         (base64.b64encode(b"no image").decode(), r"image 1 \(.*\) must be a PNG, JPEG"),
         (Path(__file__), r"image 1 \('.*test_image_processing_dimple.py'\) must be a PNG"),
-        (Path(__file__).parent, r"image 1 \(.*not a regular file"),
+        (Path(__file__).parent, r"image 1 \(.*it is a folder: name an image in it"),
         (None, r"image 1 must .*got NoneType"),
         (7, r"image 1 must .*got int"),
         (b"bytes", r"image 1 \(of 5 bytes\) must .*got another format"),

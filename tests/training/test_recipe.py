@@ -390,6 +390,13 @@ def test_recipe_that_is_no_yaml_or_no_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the recipe must be YAML") as caught:
             load_recipe(path)
         assert "\n" not in str(caught.value)
+    path.write_bytes(b"PK\x03\x04\x81")
+    with pytest.raises(
+        ValueError, match=r"recipe.yaml: the recipe must be YAML \(got a ZIP archive: extract it first"
+    ):
+        load_recipe(path)
+    with pytest.raises(ValueError, match=r"the recipe must be a file \(got a folder\)"):
+        load_recipe(tmp_path)
     path.write_text("- align")
     with pytest.raises(ValueError, match="must be a mapping"):
         load_recipe(path)

@@ -78,6 +78,7 @@ def test_data_check_command_ends_with_1_for_a_bad_example(
     ("options", "status", "message"),
     [
         (["--limit", "0"], 1, "`--limit` must be at least 1 (got 0)"),
+        (["--image-folder", "nowhere"], 1, "`--image-folder` must be a folder (got nowhere)"),
         (["--columns", "{"], 2, "must be a mapping such as '{prompt: question}' (got '{')"),
         (["--columns", "{prompt: 5}"], 2, "must be a mapping such as '{prompt: question}' (got '{prompt: 5}')"),
     ],

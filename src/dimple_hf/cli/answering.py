@@ -120,7 +120,9 @@ def read_json(path: Path, option: str) -> Any:
     except OSError as error:
         raise ValueError(f"`{option}` must be a file with JSON ({path}: {error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{option}` must be a file with JSON ({path}: {error})") from error
+        from ..data.images import describe_no_data
+
+        raise ValueError(f"`{option}` must be a file with JSON ({path}: {describe_no_data(path) or error})") from error
 
 
 def model_settings(model: str) -> dict[str, str]:

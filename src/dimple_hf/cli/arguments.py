@@ -15,6 +15,7 @@
 
 import argparse
 import difflib
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,6 +65,8 @@ def checkpoint_name(text: str) -> str:
     """
     if text and Path(text).is_dir():  # an empty path is the current directory
         return text
+    if os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"must be a directory or an id on the Hub (got the file {text})")
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"`--limit` must be at least 1 (got {args.limit})")
+    if args.image_folder is not None and not args.image_folder.is_dir():
+        raise ValueError(f"`--image-folder` must be a folder (got {args.image_folder})")
     num_bad = 0
     for name, source, model, options in _data_sets(args):
         collator = DimpleDataCollator(load_processor(model), **options)

@@ -14,6 +14,7 @@
 """Read images into JSON of a given form: one line for each image, valid for the schema by construction."""
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +142,7 @@ def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
         `tuple[list[str], list[str]]`: The path of each image, once, as what names it and as what is opened.
 
     Raises:
-        ValueError: If the folders hold no image.
+        ValueError: If the folders hold no image, or all files are archives or PDF documents.
     """
     import PIL.Image
 
@@ -164,7 +165,21 @@ def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
         raise ValueError(
             f"`--image` must name images, or folders of images (got none in {', '.join(map(str, paths))})"
         )
+    if all(map(describe_file, files)):
+        raise ValueError(
+            f"`--image` must name images, or folders of images (got {files[0]}, {describe_file(files[0])})"
+        )
     return files, files
+
+
+def describe_file(path: str) -> str | None:
+    """What a file is that is no image, such as an archive, and what to do with it; `None` for any other."""
+    from ..data.images import NUM_HEAD_BYTES, describe_other_file
+
+    if not os.path.isfile(path):  # reported when it is opened as an image
+        return None
+    with open(path, "rb") as file:
+        return describe_other_file(file.read(NUM_HEAD_BYTES), path)
 
 
 def describe_skipped(skipped: Sequence[Path]) -> str:

@@ -139,10 +139,12 @@ def resolve_question(args: argparse.Namespace) -> tuple[str, list[Path]]:
         about the package's sample.
 
     Raises:
-        ValueError: If an image stands where the question does.
+        ValueError: If an image is a folder, or stands where the question does.
         FileNotFoundError: If an image is no file.
     """
     for image in args.image:
+        if os.path.isdir(image):
+            raise ValueError(f"`--image` must be a file (got the folder {image}; `dimple-hf extract` reads folders)")
         if not os.path.isfile(image):  # also of a name that is too long for a file
             raise FileNotFoundError(f"`--image` must be a file (got {image})")
     if args.question is not None and os.path.isfile(args.question):

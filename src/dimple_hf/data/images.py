@@ -16,6 +16,35 @@
 It stands in `processing`, because it travels to the Hub with the processor.
 """
 
-from ..processing.image_opening_dimple import FORMATS, WEB_FORMATS, open_image
+import os
+from pathlib import Path
 
-__all__ = ["FORMATS", "WEB_FORMATS", "open_image"]
+from ..processing.image_opening_dimple import (
+    FORMATS,
+    NUM_HEAD_BYTES,
+    WEB_FORMATS,
+    describe_other_file,
+    open_image,
+)
+
+#: What images begin with.
+IMAGE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"RIFF")
+
+
+def describe_no_data(path: str | os.PathLike[str]) -> str | None:
+    """
+    Args:
+        path (`str` or `os.PathLike`):
+            A file that text or a table is expected in.
+
+    Returns:
+        `str`, *optional*: What it is instead and what to do, if it is an archive, a PDF document or an image.
+    """
+    with open(path, "rb") as file:
+        head = file.read(NUM_HEAD_BYTES)
+    if head.startswith(IMAGE_MARKS):
+        return "an image: name it in a file of examples, or with `--image`"
+    return describe_other_file(head, Path(path).name)
+
+
+__all__ = ["FORMATS", "WEB_FORMATS", "describe_no_data", "describe_other_file", "open_image"]

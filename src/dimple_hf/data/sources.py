@@ -40,6 +40,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ..modeling.generation_config_dimple import nearest_name
 from .examples import READ_ERROR
+from .images import describe_no_data
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -214,8 +215,10 @@ class Source:
         if kind == "file":
             if not Path(self.location).is_file():
                 raise ValueError(f"{self.location} must be a file (got none there)")
-            if self._suffix not in FILE_SUFFIXES:
-                raise ValueError(f"{self.location} must be a file of {', '.join(FILE_SUFFIXES)}")
+            other = describe_no_data(self.location)
+            if self._suffix not in FILE_SUFFIXES or other is not None:
+                found = f" (got {other})" if other else ""
+                raise ValueError(f"{self.location} must be a file of {', '.join(FILE_SUFFIXES)}{found}")
         elif kind == "function":
             self._check_arguments(self._function(recipe_dir))
         elif kind == "directory":
@@ -347,7 +350,9 @@ def load_named_dataset(name: str, split: str, **options: Any) -> Any:
         OSError: If the Hub cannot be reached and the cache has no such data set.
     """
     if not name or Path(name).is_file():
-        raise ValueError(f"a data set must be a directory or a Hub id (got {name!r})")
+        other = describe_no_data(name) if name else None
+        found = f"{name!r}, {other}" if other else repr(name)
+        raise ValueError(f"a data set must be a directory or a Hub id (got {found})")
     if _is_saved(name):
         saved = load_from_disk(name)
         return _choose_split(saved, split, name) if isinstance(saved, DatasetDict) else saved

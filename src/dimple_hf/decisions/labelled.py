@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..data.images import describe_no_data
 from ..modeling import DimpleForConditionalGeneration
 from ..processing import DimpleProcessor
 from .layout import LabelLayout, TextLayout, lay_out
@@ -64,6 +65,9 @@ def read_labelled(path: Path) -> list[LabelledExample]:
     """
     if not path.is_file():
         raise ValueError(f"`data` must be a file of JSON lines (got {path})")
+    other = describe_no_data(path)
+    if other is not None:
+        raise ValueError(f"`data` must be a file of JSON lines (got {path}, {other})")
     examples = []
     with path.open("rb") as lines:  # text that is not UTF-8 is an error of its line
         for number, line in enumerate(lines, start=1):

@@ -54,6 +54,22 @@ URL_TIMEOUT = 30
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 
+#: Files that are taken for others -> offset of what they hold, what that is, the ends of their names.
+OTHER_FILES = {
+    "a ZIP archive": (0, (b"PK\x03\x04", b"PK\x05\x06"), (".zip",)),
+    "a 7z archive": (0, (b"7z\xbc\xaf\x27\x1c",), (".7z",)),
+    "a RAR archive": (0, (b"Rar!\x1a\x07",), (".rar",)),
+    "a tar archive": (257, (b"ustar\0", b"ustar "), (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")),
+    "a gzip file": (0, (b"\x1f\x8b\x08",), (".gz",)),
+    "an xz file": (0, (b"\xfd7zXZ\0",), (".xz",)),
+    "a bzip2 file": (4, (b"1AY&SY",), (".bz2",)),
+    "a Zstandard file": (0, (b"\x28\xb5\x2f\xfd",), (".zst",)),
+    "a PDF document": (0, (b"%PDF-",), (".pdf",)),
+}
+
+#: Bytes of a file that tell what it is.
+NUM_HEAD_BYTES = 264
+
 #: PNG's bit depths that Pillow widens or narrows without doing the same to the transparent colour (tRNS), by the raw
 #: mode: what the colour has to be multiplied by.
 TRANSPARENCY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
@@ -121,7 +137,8 @@ def _decode(source: Any, max_pixels: int | None, formats: Sequence[str]) -> PIL.
         if getattr(image, "tile", None) and image.format not in formats:  # not decoded yet
             raise PIL.UnidentifiedImageError(f"{image.format}; call its `load()` first if you trust it")
     else:
-        image = _open_bytes(source if isinstance(source, bytes) else _read(os.fsdecode(source)), formats)
+        path = "" if isinstance(source, bytes) else os.fsdecode(source)
+        image = _open_bytes(source if isinstance(source, bytes) else _read(path), formats, path)
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} pixels")
     # Up to twice its bound Pillow only warns, while a file of a few kilobytes can need gigabytes of memory.
@@ -171,6 +188,8 @@ def _read(source: str) -> bytes:
 
 
 def _read_file(path: str) -> bytes:
+    if os.path.isdir(path):
+        raise ValueError("it is a folder: name an image in it")
     # Reading a pipe or a device would wait, or never end.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is not a regular file")
@@ -189,7 +208,28 @@ def _decode_base64(text: str) -> bytes:
     return base64.b64decode("".join(text.split()), validate=True)
 
 
-def _open_bytes(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+def describe_other_file(data: bytes, name: str = "") -> str | None:
+    """
+    Args:
+        data (`bytes`):
+            A file, or its first `NUM_HEAD_BYTES`.
+        name (`str`, defaults to `""`):
+            Its name, which counts where the bytes tell nothing.
+
+    Returns:
+        `str`, *optional*: What it is and what to do, such as `"a ZIP archive: extract it first"`, if it is an archive,
+        a compressed file or a PDF document.
+    """
+    by_content = [
+        kind for kind, (offset, marks, _) in OTHER_FILES.items() if data[offset : offset + 8].startswith(marks)
+    ]
+    by_name = [kind for kind, (_, _, suffixes) in OTHER_FILES.items() if name.lower().endswith(suffixes)]
+    for kind in (*by_content, *by_name):
+        return f"{kind}: {'convert its pages' if kind == 'a PDF document' else 'extract it'} first"
+    return None
+
+
+def _open_bytes(data: bytes, formats: Sequence[str], name: str = "") -> PIL.Image.Image:
     """An image whose header has been read and whose pixels have not."""
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
     if brand in HEIF_BRANDS and "HEIF" in formats:
@@ -202,7 +242,10 @@ def _open_bytes(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             image = PIL.Image.open(io.BytesIO(data), formats=known)
     except PIL.UnidentifiedImageError as error:
-        if brand in HEIF_BRANDS:
+        other = describe_other_file(data, name)
+        if other is not None:
+            found = other
+        elif brand in HEIF_BRANDS:
             found = "a HEIC file, which `pip install pillow-heif` makes readable"
         elif brand in AVIF_BRANDS:
             found = "an AVIF file, which Pillow 11.3 or later reads"
@@ -261,4 +304,4 @@ def _displayable(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
-__all__ = ["FORMATS", "WEB_FORMATS", "open_image"]
+__all__ = ["FORMATS", "NUM_HEAD_BYTES", "WEB_FORMATS", "describe_other_file", "open_image"]

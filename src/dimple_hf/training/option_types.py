@@ -117,7 +117,8 @@ def check_type(name: str, value: Any, hint: Any, number_range: str | None = None
                 raise ValueError(f"`{name}`: {error}") from error
     in_range = RANGES[number_range] if number_range else lambda _: True
     if not accepts(value, hint) or not all(map(in_range, _numbers(value))):
-        wanted = " or ".join(dict.fromkeys(map(describe, alternatives(hint))))
+        # In an order of their own, because `typing` takes unions of the same members for one.
+        wanted = " or ".join(sorted(set(map(describe, alternatives(hint))), key=lambda name: (len(name), name)))
         end = f" {number_range}" if number_range else ""
         # YAML reads the bare word as false.
         quotes = ": put the word no in quotes" if value is False and "no" in re.split(r"\W+", wanted) else ""

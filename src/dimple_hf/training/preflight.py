@@ -35,16 +35,7 @@ from .recipe import Recipe, StagePlan
 from .stages import PARTS, set_mode
 
 #: What the libraries raise for options that they cannot use.
-REFUSALS = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    NotImplementedError,
-    RuntimeError,
-    OSError,
-)
+REFUSALS = (ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, OSError)
 
 #: Beginnings of the names of optimizers that look at the model's layers.
 MODEL_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")

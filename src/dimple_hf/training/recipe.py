@@ -32,6 +32,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_bitsandbytes_available
 
+from ..data.images import describe_no_data
 from ..data.sources import Source, read_source
 from ..modeling.generation_config_dimple import nearest_name
 from .adapters import check_initialization, lora_config
@@ -282,11 +283,12 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def _read_yaml(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError("the recipe must be a file (got none there)")
+        raise ValueError(f"the recipe must be a file (got {'a folder' if path.is_dir() else 'none there'})")
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"the recipe must be YAML (got an error: {on_one_line(error)})") from error
+        found = describe_no_data(path) or f"an error: {on_one_line(error)}"
+        raise ValueError(f"the recipe must be YAML (got {found})") from error
 
 
 def _mapping(value: Any, known: Iterable[str], required: Iterable[str] = ()) -> dict[str, Any]:
