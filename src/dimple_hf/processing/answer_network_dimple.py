@@ -13,7 +13,9 @@
 # limitations under the License.
 """The network of an answer: its parts joined, from its end to its beginning."""
 
-from .answer_parts_dimple import Alternation, Choices, Concat, Literal, Members, Part, Repeat, ValueSlot
+from collections.abc import Hashable
+
+from .answer_parts_dimple import Alternation, Choices, Concat, FreeValue, Literal, Members, Part, Repeat, ValueSlot
 from .byte_dfa_dimple import written
 from .byte_nfa_dimple import ByteNFA, TooLargeError
 
@@ -26,6 +28,23 @@ def fits(part: Part, max_states: int) -> bool:
     except TooLargeError:
         return False
     return True
+
+
+#: Networks of free values, and the nodes that they begin in, by the keys of the parts.
+_FREE_NETWORKS: dict[Hashable, tuple[ByteNFA, int]] = {}
+_MAX_FREE_NETWORKS = 64
+
+
+def _network_of(part: FreeValue) -> tuple[ByteNFA, int]:
+    """The network of a free value, made once, and the node to begin in."""
+    found = _FREE_NETWORKS.get(part.key)
+    if found is None:
+        nfa = ByteNFA()
+        start = nfa.either(NetworkBuilder(nfa).build(option, nfa.end) for option in part.options)
+        if len(_FREE_NETWORKS) >= _MAX_FREE_NETWORKS:
+            _FREE_NETWORKS.clear()
+        found = _FREE_NETWORKS[part.key] = nfa, start
+    return found
 
 
 class NetworkBuilder:
@@ -47,6 +66,8 @@ class NetworkBuilder:
             return nfa.literal(part.text.encode(), target)
         if isinstance(part, ValueSlot):
             return self._slot(part, target)
+        if isinstance(part, FreeValue):
+            return nfa.block(*_network_of(part), target)
         if isinstance(part, Alternation):
             return nfa.either(self.build(option, target) for option in part.options)
         if isinstance(part, Repeat):

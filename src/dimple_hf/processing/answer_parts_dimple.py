@@ -116,6 +116,19 @@ class Alternation:
 
 
 @dataclass(frozen=True, eq=False)
+class FreeValue(Alternation):
+    """
+    Any JSON value, so that its network is made once.
+
+    Args:
+        key (`tuple`):
+            Parts of one key have the same network.
+    """
+
+    key: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Repeat:
     """
     A part that comes several times.

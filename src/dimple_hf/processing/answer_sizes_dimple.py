@@ -13,10 +13,13 @@
 # limitations under the License.
 """How large an answer is: the tokens that it usually needs, and the states of its automaton."""
 
+from functools import lru_cache
+
 from .answer_parts_dimple import (
     Alternation,
     Choices,
     Concat,
+    FreeValue,
     Literal,
     Members,
     Part,
@@ -116,6 +119,8 @@ def _num_states(part: Part, known: dict[Part, int]) -> int:
         if isinstance(item, Concat) and item.parts:
             total += sum(num_states(inner, known) for inner in item.parts[:-1])
             following = item.parts[-1:]
+        elif isinstance(item, FreeValue):
+            total += _num_free_states(item)
         elif isinstance(item, Alternation):
             total, following = total + 1, item.options
         elif not isinstance(item, Concat):
@@ -123,6 +128,11 @@ def _num_states(part: Part, known: dict[Part, int]) -> int:
         stack += [inner for inner in following if inner not in ends]
         ends.update(following)
     return total
+
+
+@lru_cache(maxsize=256)
+def _num_free_states(part: FreeValue) -> int:
+    return 1 + sum(num_states(option, {}) for option in part.options)
 
 
 def _num_own_states(part: Literal | ValueSlot | Repeat | Members, known: dict[Part, int]) -> int:

@@ -25,7 +25,7 @@ from os.path import commonprefix
 from .byte_dfa_dimple import ByteDFA
 
 #: Most nodes of one answer, the states of its segments included.
-MAX_NODES = 24_000
+MAX_NODES = 25_000
 
 #: More characters than any segment is asked to count.
 UNCOUNTED = 30_000
@@ -70,15 +70,35 @@ class Text:
     target: int
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """
+    A copy of another network inside a network.
+
+    Args:
+        nfa (`ByteNFA`):
+            The other network.
+        start (`int`):
+            Its node to begin in, from which its end cannot be reached without a byte.
+        target (`int`):
+            The node after the copy.
+    """
+
+    nfa: "ByteNFA"
+    start: int
+    target: int
+
+
 class ByteNFA:
     """
-    Nodes with byte transitions, free transitions (taken without a byte), fixed texts and segments.
+    Nodes with byte transitions, free transitions (taken without a byte), fixed texts, segments and copies of other
+    networks.
 
     Each method takes the node to end in and returns the node to begin in.
 
     Args:
         max_nodes (`int`, *optional*):
-            Most nodes, the states inside its texts and segments included.
+            Most nodes, those inside its texts, segments and copies included.
 
     Raises:
         TooLargeError: From its methods, if it gets more.
@@ -90,13 +110,19 @@ class ByteNFA:
         self.free: dict[int, tuple[int, ...]] = {}
         self.text_of: dict[int, Text] = {}
         self.segment_of: dict[int, Segment] = {}
+        self.block_of: dict[int, Block] = {}
         self._branches: dict[tuple[tuple[int, int], ...], int] = {}
         self._shared: dict[tuple[object, ...], int] = {}
         self._num_inner_states = 0
         self.end = self._node()
 
+    @property
+    def size(self) -> int:
+        """Its nodes, and those inside its texts, segments and copies."""
+        return len(self.edges) + self._num_inner_states
+
     def _node(self, edges: tuple[tuple[int, int], ...] = ()) -> int:
-        if len(self.edges) + self._num_inner_states > self.max_nodes:
+        if self.size > self.max_nodes:
             raise TooLargeError(f"the answer must need at most {self.max_nodes} states (it needs more)")
         self.edges.append(edges)
         return len(self.edges) - 1
@@ -161,13 +187,23 @@ class ByteNFA:
             self.segment_of[node] = Segment(dfa, most, target)
         return self._shared[key]
 
+    def block(self, nfa: "ByteNFA", start: int, target: int) -> int:
+        """A copy of another network; see [`Block`]."""
+        key = ("block", nfa, target)
+        if key not in self._shared:
+            self._num_inner_states += nfa.size
+            self._shared[key] = node = self._node()
+            self.block_of[node] = Block(nfa, start, target)
+        return self._shared[key]
+
     def cores(self, node: int) -> list[int]:
-        """The nodes that can be reached without a byte and have something to do: bytes, a segment, or the end."""
+        """The nodes that can be reached without a byte and have something to do: with content, or the end."""
         seen, stack, found = {node}, [node], []
         while stack:
             current = stack.pop()
             segment = self.segment_of.get(current)
-            if self.edges[current] or current in self.text_of or segment is not None or current == self.end:
+            has_content = self.edges[current] or current in self.text_of or current in self.block_of
+            if has_content or segment is not None or current == self.end:
                 found.append(current)
             is_optional = segment is not None and not segment.dfa.is_quoted and segment.dfa.accepting[0]
             for target in (*self.free.get(current, ()), *((segment.target,) if segment and is_optional else ())):

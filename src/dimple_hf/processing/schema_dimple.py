@@ -36,6 +36,7 @@ from .answer_parts_dimple import (
 )
 from .answer_sizes_dimple import num_states
 from .char_dfa_dimple import TEXT_CHARS, CharDFA, CharNFA, EmptyLanguageError, free_text
+from .free_value_dimple import MAX_NUMBER_CHARS, free_value
 from .patterns_dimple import pattern_dfa
 from .schema_shapes_dimple import (
     Atom,
@@ -53,16 +54,6 @@ from .value_languages_dimple import FORMATS, MAX_DIGITS, PYDANTIC_FORMATS, exact
 
 #: Deepest nesting of a schema.
 MAX_DEPTH = 64
-
-#: Levels of arrays and objects, inside a value about which a schema says nothing, that a canvas is made for.
-USUAL_FREE_LEVELS = 2
-
-#: Levels inside the arrays there.
-MAX_LEVELS_IN_ARRAY = 4
-
-#: Numbers, booleans and null there, and the most characters of numbers.
-FREE_SCALAR = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?|true|false|null"
-MAX_FREE_NUMBER_CHARS = 32
 
 #: Most properties of an object of which each set is a state, where they may come in any order.
 MAX_UNORDERED_MEMBERS = 10
@@ -240,7 +231,7 @@ class SchemaReader:
         """What a conjunction allows; `None` if nothing. `left`: how deep it may still be."""
         if all(isinstance(atom.schema, bool) for atom in conjunction):
             if all(atom.schema == atom.holds for atom in conjunction):
-                return self._anything(left.free_levels, min(left.free_levels, USUAL_FREE_LEVELS))
+                return self._anything(left.free_levels)
             self._found_nothing(path)
             return None
         key = _key(conjunction)
@@ -280,38 +271,14 @@ class SchemaReader:
     def _found_nothing(self, path: str) -> None:
         self.nothing_at = self.nothing_at or path
 
-    def _anything(self, levels: int, usual_levels: int, in_array: bool = False) -> Part:
-        """
-        Any JSON value, with arrays and objects of `levels` levels, `usual_levels` of which a canvas is made for.
-        Arrays hold few levels, and those in arrays none but empty ones, so that the automaton does not double with
-        each level.
-        """
-        key = ("anything", levels, usual_levels, in_array)
-        if key not in self.parts:
-            most = self.limits.free_levels
-            self.is_adjustable = True
-            self.bounds["free values"] = (
-                f"arrays and objects nested at most {most} deep, numbers of at most {MAX_FREE_NUMBER_CHARS} characters"
-            )
-            usual_text = Shape(max_tokens=self.options.max_string_tokens)
-            options: list[Part] = [self._string_slot(Language(free_text(), None, True), usual_text, "$")]
-            # Numbers and words in one automaton: fewer nodes than with the words in bytes.
-            options.append(ValueSlot(Language(format_dfa(FREE_SCALAR), MAX_FREE_NUMBER_CHARS), "$", 8))
-            if not levels:
-                options.append(ValueSlot(Choices(("[]", "{}")), "$"))
-            if levels:
-                usual, inner_usual = min(1, usual_levels), max(0, usual_levels - 1)
-                items = self._anything(0 if in_array else min(levels - 1, MAX_LEVELS_IN_ARRAY), inner_usual, True)
-                value = self._anything(levels - 1, inner_usual)
-                name = self._string_slot(Language(free_text(), None, True), Shape(max_tokens=8), "$")
-                pair = (name, Concat((Literal(self.colon), value)))
-                members = Members((), (pair,), self.comma, usual_generated=usual)
-                options.append(Concat((Literal("["), Repeat(items, self.comma, 0, None, usual), Literal("]"))))
-                options.append(Concat((Literal("{"), members, Literal("}"))))
-            self.parts[key] = Alternation(tuple(options))
-        part = self.parts[key]
-        assert part is not None
-        return part
+    def _anything(self, levels: int) -> Part:
+        """Any JSON value, with arrays and objects of `levels` levels."""
+        self.is_adjustable = True
+        self.bounds["free values"] = (
+            f"arrays and objects nested at most {self.limits.free_levels} deep, numbers of at most {MAX_NUMBER_CHARS} "
+            "characters"
+        )
+        return free_value(levels, self.options.separators, self.options.max_string_tokens)
 
     def _shape(self, shape: Shape, path: str, left: Depth) -> list[Part]:
         """The parts of one alternative, one for each type."""
@@ -690,7 +657,7 @@ class SchemaReader:
         for language, conjunction, is_said in self._generated_kinds(shape, path):
             if not conjunction:
                 levels = left.free_levels if is_said else open_levels
-                value: Part | None = self._anything(levels, min(levels, USUAL_FREE_LEVELS))
+                value: Part | None = self._anything(levels)
             else:
                 value = self._value(conjunction, f"{path}.additionalProperties", left)
             if value is not None and language is not None:

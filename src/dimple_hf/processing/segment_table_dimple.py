@@ -316,7 +316,12 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
     node_class[TOKENS] = 1
     column, tree = dfa.column.astype(np.int32), vocabulary.tree
     for first, last in tree.levels[1:]:
-        keys = node_class[tree.parents[first:last]] * num_columns + column[tree.byte[first:last]]
+        nodes: slice | np.ndarray = slice(first, last)
+        parent_class = node_class[tree.parents[nodes]]
+        alive = np.flatnonzero(parent_class)
+        if 2 * len(alive) < len(parent_class):  # most texts have no way on, as where few characters are allowed
+            nodes, parent_class = first + alive, parent_class[alive]
+        keys = parent_class * num_columns + column[tree.byte[nodes]]
         is_present = np.zeros(len(classes) * num_columns, dtype=bool)
         is_present[keys] = True
         is_present[:num_columns] = False  # after no way on there is none
@@ -329,7 +334,7 @@ def _walk(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
             steps = table[np.where(before < 0, num_states, before >> _COUNT_BITS), some[:, None] % num_columns]
             after = np.where(steps < 0, -1, steps + (before & ((1 << _COUNT_BITS) - 1)))
             number_of[some] = classes.numbers_of(after)
-        node_class[first:last] = number_of[keys]
+        node_class[nodes] = number_of[keys]
     return classes.rows[: len(classes)].copy(), node_class
 
 

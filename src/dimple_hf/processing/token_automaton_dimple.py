@@ -24,7 +24,7 @@ characters from which the answer can still be completed. So segments count their
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -64,25 +64,25 @@ class TokenSet:
 
 @dataclass
 class _Instances:
-    """All segments of one table in an automaton: their first states, most characters, and how they go on."""
+    """
+    All segments of one table in an automaton.
+
+    Args:
+        table (`SegmentTable`):
+            The table.
+        base, limit, exit_number (`np.ndarray`):
+            Of each segment, its first state, most characters, and how it goes on; see [`FlatNFA`].
+    """
 
     table: SegmentTable
-    bases: list[int] = field(default_factory=list)
-    max_chars: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)  # numbers of what comes after them
-
-    def add(self, base: int, max_chars: int, target: int) -> None:
-        """One more segment."""
-        self.bases.append(base)
-        self.max_chars.append(max_chars)
-        self.targets.append(target)
+    base: np.ndarray
+    limit: np.ndarray
+    exit_number: np.ndarray
 
     def finish(self, rests: Steps, borders: np.ndarray) -> None:
-        """`rests`: what rests of tokens do after each target, those of target `n` from `borders[n]` on."""
-        self.base = np.array(self.bases, dtype=np.int32)
-        self.limit = np.array(self.max_chars, dtype=np.int16)
+        """`rests`: what rests of tokens do at each exit, those of exit number `n` from `borders[n]` on."""
         table = self.table
-        instance, index = ranges(borders[self.targets], borders[np.array(self.targets) + 1])
+        instance, index = ranges(borders[self.exit_number], borders[self.exit_number + 1])
         is_met = np.isin(rests.token, table.split_rest)[index]
         self.exit_instance, index = instance[is_met], index[is_met]
         exit_rest, self.exit_target, self.exit_start = rests.token[index], rests.state[index], rests.count[index]
@@ -134,30 +134,25 @@ class TokenAutomaton:
         flat = FlatNFA(nfa, start)
         automaton.num_states = flat.num_states
         automaton._free_ends = flat.free_ends
-        # Tokens begin at nodes; rests after segments, whose equal targets go on alike.
-        target_nodes = dict.fromkeys(segment.target for segment in flat.segments)
-        number_of = {node: number for number, node in enumerate(target_nodes)}
-        begins = [(number, state) for node, number in number_of.items() for state in flat.states_at(node)]
-        numbers, states = np.array(begins, dtype=np.int32).reshape(-1, 2).T
-        origins, states = np.append(flat.nodes, flat.num_states + numbers), np.append(flat.nodes, states)
-        roots = np.repeat(np.array([TOKENS, RESTS], dtype=np.int32), [len(flat.nodes), len(begins)])
+        # Tokens begin at nodes, rests of tokens after segments.
+        exits = np.repeat(np.arange(flat.num_exits, dtype=np.int32), np.diff(flat.exit_first))
+        origins, states = np.append(flat.nodes, flat.num_states + exits), np.append(flat.nodes, flat.exit_state)
+        roots = np.repeat(np.array([TOKENS, RESTS], dtype=np.int32), [len(flat.nodes), len(exits)])
         steps = flat.walk(vocabulary.tree, origins, states, roots)
         is_rest = steps.origin >= flat.num_states
         rests = steps[is_rest]
         rests = Steps(rests.origin - flat.num_states, -2 - rests.token, rests.state, rests.count)
-        automaton._add_instances(flat, number_of, *rests.sorted_by_origin(len(number_of)))
+        automaton._add_instances(flat, *rests.sorted_by_origin(flat.num_exits))
         automaton._finish(flat.starts, steps[~is_rest])
         return automaton
 
-    def _add_instances(self, flat: FlatNFA, number_of: dict[int, int], rests: Steps, borders: np.ndarray) -> None:
-        """The segments of a network, and how each of them goes on, by the number of its target."""
-        dfas = dict.fromkeys(segment.dfa for segment in flat.segments)
-        instances = {dfa: _Instances(SegmentTable.of(dfa, self.vocabulary)) for dfa in dfas}
-        for segment, base in zip(flat.segments, flat.bases, strict=True):
-            instances[segment.dfa].add(base, segment.max_chars, number_of[segment.target])
-        self.instances = list(instances.values())
-        for each in self.instances:
-            each.finish(rests, borders)
+    def _add_instances(self, flat: FlatNFA, rests: Steps, borders: np.ndarray) -> None:
+        """The segments of a network, by their automata."""
+        for number, dfa in enumerate(flat.dfas):
+            kept = flat.dfa == number
+            table = SegmentTable.of(dfa, self.vocabulary)
+            self.instances.append(_Instances(table, flat.base[kept], flat.limit[kept], flat.exit_number[kept]))
+            self.instances[-1].finish(rests, borders)
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int]], vocabulary: Vocabulary) -> "TokenAutomaton":

@@ -19,10 +19,12 @@ from which tokens begin side by side, so that its cost is in numpy and not in a 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from .byte_nfa_dimple import ByteNFA, Segment, TooLargeError
+from .byte_dfa_dimple import ByteDFA
+from .byte_nfa_dimple import ByteNFA, TooLargeError
 from .vocabulary_dimple import TokenTree, ranges
 
 #: Most transitions of one automaton.
@@ -62,7 +64,7 @@ class Steps:
 class FlatNFA:
     """
     A network in arrays. A node with bytes is one state; a text has a state for each of its bytes, a segment one for
-    each of its automaton.
+    each of its automaton, a copy of another network one for each of that network.
 
     Args:
         nfa (`ByteNFA`):
@@ -74,27 +76,47 @@ class FlatNFA:
         num_states (`int`): Number of states, with `END` and `PADDED`.
         starts (`tuple[int, ...]`): The states to begin in.
         nodes (`np.ndarray`): int32 of shape `(num_nodes,)`: the states with bytes of their own, outside segments.
-        segments (`list[Segment]`), bases (`list[int]`): The segments, and the first state of each.
+        dfas (`list[ByteDFA]`): The automata of segments.
+        dfa, base, limit, exit_number (`np.ndarray`):
+            int32 (`limit`: int16) of shape `(num_segments,)`: the number of each segment's automaton, its first state,
+            its most characters, and how it goes on: segments of one number go on alike.
+        exit_first, exit_state (`np.ndarray`):
+            int32 of shape `(num_exits + 1,)` and `(num_exit_states,)`: the states after segments of number `n` are
+            `exit_state[exit_first[n] : exit_first[n + 1]]`.
     """
 
     def __init__(self, nfa: ByteNFA, start: int) -> None:
         self.nfa = nfa
         self.num_states = 2
-        self.segments: list[Segment] = []
-        self.bases: list[int] = []
-        self._state_of: dict[int, int] = {nfa.end: END}  # of a segment, its first
+        self._state_of: dict[int, int] = {nfa.end: END}  # of a text, segment or copy, its first
         self._states_at: dict[int, tuple[int, ...]] = {}
         self._queue: list[int] = []
+        self.dfas: list[ByteDFA] = []
+        self._dfa_number: dict[ByteDFA, int] = {}
+        # Sources, bytes and targets of transitions; automata, first states, most characters and exits of segments;
+        # numbers and states of exits.
+        self._edges: list[tuple[np.ndarray, ...]] = []
+        self._segments: list[tuple[np.ndarray, ...]] = []
+        self._exits: list[tuple[np.ndarray, ...]] = []
+        self.num_exits = 0
         self.starts = self.states_at(start)
-        self._read_nodes()
-        self._read_segments()
+        self._read()
+        self._sort_edges()
+        self._find_insides()
 
     def states_at(self, node: int) -> tuple[int, ...]:
         """The states that can be reached from a node without a byte."""
         found = self._states_at.get(node)
         if found is None:
-            cores = (node,) if self.nfa.edges[node] or node in self.nfa.text_of else self.nfa.cores(node)
-            found = self._states_at[node] = tuple(map(self._number, cores))
+            nfa = self.nfa
+            states: list[int] = []
+            for core in (node,) if nfa.edges[node] or node in nfa.text_of else nfa.cores(node):
+                first = self._number(core)
+                block = nfa.block_of.get(core)
+                states += (
+                    [first] if block is None else [first + start - 2 for start in flat(block.nfa, block.start).starts]
+                )
+            found = self._states_at[node] = tuple(states)
         return found
 
     def _number(self, core: int) -> int:
@@ -106,86 +128,127 @@ class FlatNFA:
                 self.num_states += len(text.data)
             elif (segment := self.nfa.segment_of.get(core)) is not None:
                 self.num_states += len(segment.dfa.table)
+            elif (block := self.nfa.block_of.get(core)) is not None:
+                self.num_states += flat(block.nfa, block.start).num_states - 2
             else:
                 self.num_states += 1
             self._queue.append(core)
         return number
 
-    def _read_nodes(self) -> None:
-        """The bytes of all states that are nodes; finds the other states on the way."""
-        nodes: list[int] = []
-        sizes: list[int] = []
+    def _read(self) -> None:
+        """The transitions and segments of all nodes; finds the other nodes on the way."""
+        sources: list[int] = []
         bytes_of: list[int] = []
         targets: list[int] = []
-        exits: list[int] = []
-        exit_counts: list[int] = []
+        segments: list[tuple[int, int, int, int]] = []
+        exits: list[tuple[int, int]] = []
+        number_of: dict[int, int] = {}
         for core in self._queue:  # grows meanwhile
             state = self._state_of[core]
             if (text := self.nfa.text_of.get(core)) is not None:
                 after, num_inner = self.states_at(text.target), len(text.data) - 1
-                nodes += range(state, state + num_inner + 1)
-                sizes += (1,) * num_inner + (len(after),)
+                sources += (*range(state, state + num_inner), *(state + num_inner,) * len(after))
                 bytes_of += text.data[:-1] + text.data[-1:] * len(after)
-                targets += range(state + 1, state + num_inner + 1)
-                targets += after
-                continue
-            if (segment := self.nfa.segment_of.get(core)) is not None:
-                after = self.states_at(segment.target)
-                self.segments.append(segment)
-                self.bases.append(state)
-                exits += after
-                exit_counts.append(len(after))
-                continue
-            num_before = len(targets)
-            for byte, target in self.nfa.edges[core]:
-                after = self.states_at(target)
-                targets += after
-                bytes_of += [byte] * len(after)
-            nodes.append(state)
-            sizes.append(len(targets) - num_before)
-        self.nodes = np.array(nodes, dtype=np.int32)
-        self._edge_first = np.zeros(self.num_states + 1, dtype=np.int32)
-        self._edge_first[self.nodes + 1] = sizes
-        np.cumsum(self._edge_first, out=self._edge_first)
-        self._edge_byte = np.array(bytes_of, dtype=np.int32)
-        self._edge_target = np.array(targets, dtype=np.int32)
-        self._exit_state = np.array(exits, dtype=np.int32)
-        self._exit_first = np.concatenate([[0], np.cumsum(exit_counts, dtype=np.int64)])
+                targets += (*range(state + 1, state + num_inner + 1), *after)
+            elif (segment := self.nfa.segment_of.get(core)) is not None:
+                if segment.target not in number_of:
+                    number_of[segment.target] = self.num_exits
+                    exits += [(self.num_exits, after) for after in self.states_at(segment.target)]
+                    self.num_exits += 1
+                dfa = self._number_of_dfa(segment.dfa)
+                segments.append((dfa, state, segment.max_chars, number_of[segment.target]))
+            elif (block := self.nfa.block_of.get(core)) is not None:
+                self._copy(flat(block.nfa, block.start), state, np.array(self.states_at(block.target), dtype=np.int32))
+            else:
+                for byte, target in self.nfa.edges[core]:
+                    after = self.states_at(target)
+                    sources += (state,) * len(after)
+                    bytes_of += (byte,) * len(after)
+                    targets += after
+        self._edges.append(tuple(np.array(column, dtype=np.int32) for column in (sources, bytes_of, targets)))
+        self._segments.append(tuple(np.array(segments, dtype=np.int32).reshape(-1, 4).T))
+        self._exits.append(tuple(np.array(exits, dtype=np.int32).reshape(-1, 2).T))
 
-    def _read_segments(self) -> None:
+    def _number_of_dfa(self, dfa: ByteDFA) -> int:
+        number = self._dfa_number.get(dfa)
+        if number is None:
+            number = self._dfa_number[dfa] = len(self.dfas)
+            self.dfas.append(dfa)
+        return number
+
+    def _copy(self, other: "FlatNFA", first: int, after: np.ndarray) -> None:
+        """All of another network, its states numbered from `first` on; `after`: the states in place of its end."""
+
+        def placed(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Of which of `states` each new one is in place, and the new ones."""
+            is_end = states == END
+            index = np.repeat(np.arange(len(states)), np.where(is_end, len(after), 1))
+            new = states[index] + np.int32(first - 2)
+            new[is_end[index]] = np.tile(after, is_end.sum())
+            return index, new
+
+        index, targets = placed(other._edge_target)
+        self._edges.append((other._edge_source[index] + np.int32(first - 2), other._edge_byte[index], targets))
+        numbers = np.array([self._number_of_dfa(dfa) for dfa in other.dfas], dtype=np.int32)
+        exits = other.exit_number + np.int32(self.num_exits)
+        self._segments.append((numbers[other.dfa], other.base + np.int32(first - 2), other.limit, exits))
+        index, states = placed(other.exit_state)
+        self._exits.append((other._exit_of[index] + np.int32(self.num_exits), states))
+        self.num_exits += other.num_exits
+
+    def _sort_edges(self) -> None:
+        """Puts what was found into the order of states, segments and exits."""
+        source, byte, target = (np.concatenate(parts) for parts in zip(*self._edges, strict=True))
+        order = np.argsort(source, kind="stable")
+        self._edge_source, self._edge_byte, self._edge_target = source[order], byte[order], target[order]
+        counts = np.bincount(source, minlength=self.num_states)
+        self._edge_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        self.nodes = np.flatnonzero(counts).astype(np.int32)
+        columns = [np.concatenate(parts) for parts in zip(*self._segments, strict=True)]
+        self.dfa, self.base, limit, self.exit_number = (column.astype(np.int32) for column in columns)
+        self.limit = limit.astype(np.int16)
+        number, state = (np.concatenate(parts) for parts in zip(*self._exits, strict=True))
+        order = np.argsort(number, kind="stable")
+        self._exit_of, self.exit_state = number[order], state[order]
+        self.exit_first = np.searchsorted(self._exit_of, np.arange(self.num_exits + 1)).astype(np.int32)
+
+    def _find_insides(self) -> None:
         """Of all states inside segments, the rows of their tables, one after the other."""
-        dfas = {segment.dfa: 0 for segment in self.segments}
-        offset = 0
-        for dfa in dfas:
-            dfas[dfa] = offset
-            offset += dfa.table.size
+        dfas = self.dfas
+        heights, widths = np.array([dfa.table.shape for dfa in dfas], dtype=np.int32).reshape(-1, 2).T
         self._tables = np.concatenate([dfa.table.reshape(-1) for dfa in dfas] or [np.zeros(0, dtype=np.int32)])
         self._columns = np.stack([dfa.column for dfa in dfas] or [np.zeros(256, dtype=np.uint8)]).astype(np.int32)
-        index_of = {dfa: index for index, dfa in enumerate(dfas)}
+        is_char_start = np.concatenate([dfa.is_char_start for dfa in dfas] or [np.zeros(0, dtype=bool)])
+        accepting = np.concatenate([dfa.accepting for dfa in dfas] or [np.zeros(0, dtype=bool)])
+        is_quoted = np.array([dfa.is_quoted for dfa in dfas], dtype=bool)
+        first_row, first_cell = np.cumsum(heights) - heights, np.cumsum(heights * widths) - heights * widths
+        # Each state: its segment, and its place in the segment's automaton.
+        first = np.zeros(len(self.dfa), dtype=np.int32)
+        segment, inner = ranges(first, heights[self.dfa])
+        states, dfa = self.base[segment] + inner, self.dfa[segment]
         self._segment_of = np.full(self.num_states, -1, dtype=np.int32)
         self._row = np.zeros(self.num_states, dtype=np.int32)
         self._begins_char = np.zeros(self.num_states, dtype=np.int16)
         self._may_end = np.zeros(self.num_states, dtype=bool)  # at a quotation mark
         self._may_go_on = np.zeros(self.num_states, dtype=bool)  # without any byte
-        for index, (segment, base) in enumerate(zip(self.segments, self.bases, strict=True)):
-            dfa = segment.dfa
-            height, width = dfa.table.shape
-            inside = slice(base, base + height)
-            self._segment_of[inside] = index
-            self._row[inside] = dfas[dfa] + width * np.arange(height)
-            self._begins_char[inside] = dfa.is_char_start
-            (self._may_end if dfa.is_quoted else self._may_go_on)[inside] = dfa.accepting
-        self._base = np.array(self.bases, dtype=np.int32)
-        self._limit = np.array([segment.max_chars for segment in self.segments], dtype=np.int16)
-        self._dfa = np.array([index_of[segment.dfa] for segment in self.segments], dtype=np.int32)
+        self._segment_of[states] = segment
+        self._row[states] = first_cell[dfa] + widths[dfa] * inner
+        self._begins_char[states] = is_char_start[first_row[dfa] + inner]
+        may_end = accepting[first_row[dfa] + inner]
+        self._may_end[states] = may_end & is_quoted[dfa]
+        self._may_go_on[states] = may_end & ~is_quoted[dfa]
 
     @property
     def free_ends(self) -> tuple[np.ndarray, np.ndarray]:
         """The states in which a segment may end without a byte, and those that are reached by that, pair by pair."""
         states = np.flatnonzero(self._may_go_on)
-        segment = self._segment_of[states]
-        index, out = ranges(self._exit_first[segment], self._exit_first[segment + 1])
-        return states[index], self._exit_state[out]
+        index, out = self._exits_of(self._segment_of[states])
+        return states[index], self.exit_state[out]
+
+    def _exits_of(self, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of which of `segments` each exit is, and its number in `exit_state`."""
+        number = self.exit_number[segments]
+        return ranges(self.exit_first[number], self.exit_first[number + 1])
 
     def walk(self, tree: TokenTree, origins: np.ndarray, states: np.ndarray, tree_nodes: np.ndarray) -> Steps:
         """
@@ -239,12 +302,18 @@ class FlatNFA:
         index = inside[index]
         state, byte = states[index], tree.byte[child]
         segment = self._segment_of[state]
-        following = self._tables[self._row[state] + self._columns[self._dfa[segment], byte]]
+        following = self._tables[self._row[state] + self._columns[self.dfa[segment], byte]]
         count = counts[index] + self._begins_char[state]
-        stays = (following >= 0) & (count <= self._limit[segment])
-        reached = self._base[segment] + np.maximum(following, 0)
+        stays = (following >= 0) & (count <= self.limit[segment])
+        reached = self.base[segment] + np.maximum(following, 0)
         yield index[stays], child[stays], reached[stays], count[stays]
         ends = np.flatnonzero((~stays & (byte == 0x22) & self._may_end[state]) | (stays & self._may_go_on[reached]))
-        which, out = ranges(self._exit_first[segment[ends]], self._exit_first[segment[ends] + 1])
+        which, out = self._exits_of(segment[ends])
         ends = ends[which]
-        yield index[ends], child[ends], self._exit_state[out], np.zeros(len(ends), dtype=np.int16)
+        yield index[ends], child[ends], self.exit_state[out], np.zeros(len(ends), dtype=np.int16)
+
+
+@lru_cache(maxsize=64)
+def flat(nfa: ByteNFA, start: int) -> FlatNFA:
+    """A network in arrays, for copies of it; made once."""
+    return FlatNFA(nfa, start)

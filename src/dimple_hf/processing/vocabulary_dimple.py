@@ -41,6 +41,9 @@ _CACHE_VERSION = 5
 TOKENS, RESTS = 1, 2
 
 
+#: Longest text whose tokens are remembered, and how many of them.
+MAX_SHORT, MAX_REMEMBERED_TEXTS = 4, 4096
+
 #: Where a number of JSON can end inside a token.
 _END_OF_NUMBER = re.compile(rb"[0-9](?=[^0-9.eE])", re.DOTALL)
 
@@ -55,9 +58,9 @@ def _byte_of_char() -> dict[str, int]:
 @dataclass(frozen=True, eq=False)
 class TokenTree:
     """
-    The prefix trees of the tokens, below node `TOKENS`, and of the rests of tokens, below node `RESTS`, as one, so that
-    both are walked down at once. Node 0 is its root; nodes are numbered level by level, and the children of a node have
-    consecutive numbers, in the order of their bytes.
+    The prefix trees of the tokens, below node `TOKENS`, and of the rests of tokens, below node `RESTS`, as one, so
+    that both are walked down at once. Node 0 is its root; nodes are numbered level by level, and the children of a
+    node have consecutive numbers, in the order of their bytes.
 
     Args:
         first_child (`np.ndarray`):
@@ -139,6 +142,7 @@ class Vocabulary:
         self._encode: Callable[[str], list[int]] = lambda text: (
             tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         )
+        self._short_texts: dict[str, list[int]] = {}
         self.byte_ids = {data[0]: i for i, data in enumerate(self.token_bytes) if data is not None and len(data) == 1}
         arrays = self._arrays()
         self.tree = TokenTree(arrays["first_child"], arrays["byte"], arrays["token"])
@@ -166,8 +170,16 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """
         Tokens of `text` that decode to exactly `text`. Where the tokenizer would change it, because it is not in
-        normal form C or spells a special token, a token per byte.
+        normal form C or spells a special token, a token per byte. Short texts are remembered, as brackets are.
         """
+        ids = self._short_texts.get(text)
+        if ids is None:
+            ids = self._encoded(text)
+            if len(text) <= MAX_SHORT and len(self._short_texts) < MAX_REMEMBERED_TEXTS:
+                self._short_texts[text] = ids
+        return ids.copy()
+
+    def _encoded(self, text: str) -> list[int]:
         ids = self._encode(text)
         if all(self.token_bytes[i] is not None for i in ids) and self.to_bytes(ids) == text.encode():
             return ids
