@@ -222,7 +222,7 @@ class FlatNFA:
         accepting = np.concatenate([dfa.accepting for dfa in dfas] or [np.zeros(0, dtype=bool)])
         is_quoted = np.array([dfa.is_quoted for dfa in dfas], dtype=bool)
         first_row, first_cell = np.cumsum(heights) - heights, np.cumsum(heights * widths) - heights * widths
-        # Each state: its segment, and its place in the segment's automaton.
+        # Each state: its segment, and its number in the segment's automaton.
         first = np.zeros(len(self.dfa), dtype=np.int32)
         segment, inner = ranges(first, heights[self.dfa])
         states, dfa = self.base[segment] + inner, self.dfa[segment]
