@@ -142,6 +142,11 @@ BAD_ROWS = {
     "roles must be one of system, user, human, assistant, gpt (got 'bot')": {
         "messages": [{"role": "bot", "content": "hi"}]
     },
+    "roles must be one of system, user, human, assistant, gpt (got ['user'])": {
+        "messages": [{"role": ["user"], "content": "a"}]
+    },
+    "its text must be valid Unicode ('utf-8' codec can't encode character '\\ud800' in position 0: surrogates not "
+    "allowed)": {"messages": [{"role": "user", "content": "\ud800"}, ANSWER]},
     "roles must be one of system, user, human, assistant, gpt (got None)": {"conversations": [{"value": "hi"}]},
     "`value` must be a string (got None)": {"conversations": [{"from": "human", "value": None}]},
     "`messages` must be a list of mappings (got 'hi')": {"messages": "hi"},

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import EOS, MASK, PAD, model_inputs, tiny_config, tiny_model
 from helpers import MIXED_PROMPTS as PROMPTS
@@ -258,6 +259,11 @@ def test_generation_config_never_runs_code_from_the_checkpoint(tmp_path: Path) -
         ({"max_new_tokens": -3}, "`max_new_tokens` must be .*-3"),
         ({"max_new_tokens": 2.5}, "`max_new_tokens` must be an integer >= 1 \\(got 2.5\\)"),
         ({"max_new_tokens": True}, "`max_new_tokens` must be an integer >= 1 \\(got True\\)"),
+        ({"max_new_tokens": "3"}, "`max_new_tokens` must be an integer >= 1 \\(got '3'\\)"),
+        ({"max_denoising_steps": 10**9}, "`max_denoising_steps` must be at most 65536 \\(got 1000000000\\)"),
+        ({"mask_token_id": -1}, "`mask_token_id` must be an integer >= 0 \\(got -1\\)"),
+        ({"max_time": "3"}, "`max_time` must be a number of seconds \\(got '3'\\)"),
+        ({"unmasking": ["margin"]}, "`unmasking` must be one of .* \\(got \\['margin'\\]\\)"),
         ({"max_length": 0}, "`max_length` must be an integer >= 1 \\(got 0\\)"),
         ({"max_denoising_steps": 0}, "`max_denoising_steps` must be an integer >= 1 \\(got 0\\)"),
         ({"num_return_sequences": 0}, "`num_return_sequences` must be an integer >= 1 \\(got 0\\)"),
@@ -271,6 +277,15 @@ def test_generation_config_with_a_bad_option_is_refused(options: dict[str, Any],
     model.model.layers[0].register_forward_pre_hook(lambda module, args: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
         model.generate(**model_inputs(PROMPTS[0]), **options)
+
+
+def test_generation_config_takes_and_saves_numbers_of_numpy(tmp_path: Path) -> None:
+    """They come out of arrays and data frames, and JSON has no such types."""
+    options = {"max_new_tokens": np.int64(3), "top_p": np.float32(0.5), "confidence_threshold": np.float64(0.25)}
+    DimpleGenerationConfig(do_sample=True, **options).save_pretrained(tmp_path)
+    loaded = DimpleGenerationConfig.from_pretrained(tmp_path)
+    assert (loaded.max_new_tokens, loaded.top_p, loaded.confidence_threshold) == (3, 0.5, 0.25)
+    assert type(loaded.max_new_tokens) is int
 
 
 def test_generation_config_limits_are_accepted() -> None:

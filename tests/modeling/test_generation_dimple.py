@@ -839,6 +839,23 @@ def test_bad_input_is_refused_before_any_pass(
             {"answer_ids": torch.zeros(2, 4, dtype=torch.long)},
             r"not be longer than `max_new_tokens`=3 \(got 4 tokens\)",
         ),
+        ({"answer_ids": [[0, 0]]}, r"`answer_ids` must be a tensor, .* \(got list\)"),
+        ({"attention_mask": [[1]]}, r"`attention_mask` must be a tensor, .* \(got list\)"),
+        (
+            {"answer_ids": torch.zeros(2, 2, dtype=torch.long), "answer_attention_mask": [[1, 1]]},
+            r"`answer_attention_mask` must be a tensor, .* \(got list\)",
+        ),
+        ({"pixel_values": [0.0], "image_grid_thw": [[1, 2, 2]]}, r"`pixel_values` must be a tensor, .* \(got list\)"),
+        ({"answer_constraint": "a+"}, r"`answer_constraint` must be an `AnswerConstraint` \(got 'a\+'\)"),
+        (
+            {"generation_config": {"top_k": 3}},
+            r"`generation_config` must be a GenerationConfig \(got \{'top_k': 3\}\)",
+        ),
+        ({"logits_processor": print}, r"`logits_processor` must be a list of functions \(got <built-in"),
+        ({"stopping_criteria": [3]}, r"`stopping_criteria` must be a list of functions \(got \[3\]\)"),
+        ({"streamer": print}, r"`streamer` must have `put` and `end` \(got <built-in"),
+        ({"mask_token_id": 10**6}, r"`mask_token_id` must be below `vocab_size`=\d+ \(got 1000000\)"),
+        ({"eos_token_id": "<|im_end|>"}, r"`eos_token_id` must be an integer or a list of integers \(got '<"),
         ({"streamer": TextStreamer(None)}, r"`streamer` must be used with one sequence at a time \(got 2\)"),
     ],
 )
@@ -849,7 +866,7 @@ def test_bad_option_of_generate_is_refused_before_any_pass(
     """Unknown names get the nearest known one, the original's names get ours."""
     seen = passes(model)
     with pytest.raises(ValueError, match=message):
-        model.generate(**model_inputs(*MIXED_PROMPTS[:2]), max_new_tokens=3, **options)
+        model.generate(**{**model_inputs(*MIXED_PROMPTS[:2]), "max_new_tokens": 3, **options})
     assert seen == []
 
 

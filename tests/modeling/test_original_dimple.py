@@ -95,6 +95,8 @@ def test_options_ignore_the_models_generation_config(model: DimpleForConditional
         ({"decoding_pipeline": "dreams"}, "`decoding_pipeline` must be one of dim, dream .*mean `dream`"),
         ({"algo": "entropy"}, "`algo` must be an option of the original or a model input; did you mean `alg`\\?"),
         ({"unmasking": "margin"}, "`unmasking` must be an option of the original"),
+        ({"alg": ["origin"]}, "`alg` must be one of .* \\(got \\['origin'\\]\\)"),
+        ({"steps": 10**9}, "`steps` must be at most 65536 \\(got 1000000000\\)"),
         ({"steps": 0}, "`steps` must be an integer >= 1 \\(got 0\\)"),
         ({"steps": None}, "`steps` must be an integer >= 1 \\(got None\\)"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer >= 1"),

@@ -568,6 +568,7 @@ def test_source_csv_takes_long_cells_and_skips_empty_rows(tmp_path: Path) -> Non
 
 BAD_TABLES = {
     "prompt,completion,completion\n1,2,3\n": "must have columns of different names .got completion more than once",
+    'prompt,completion\n"a,1\nb,2\n': "rows.csv must be CSV .* in the row that begins in line 2: unexpected end",
     "prompt;completion\n1;2\n": "must have commas between its columns .got the header 'prompt;completion'",
 }
 
@@ -579,6 +580,16 @@ def test_source_csv_whose_columns_are_not_clear_is_refused(tmp_path: Path, text:
     path.write_text(text)
     with pytest.raises(ValueError, match=BAD_TABLES[text]):
         Source(str(path)).load(tmp_path)
+
+
+def test_source_example_that_is_no_mapping_or_has_no_id_is_named_by_its_position(tmp_path: Path) -> None:
+    """So that a line of the output, or the error, can be matched to it."""
+    (tmp_path / "rows.json").write_text('[1, {"id": null, "prompt": "a"}, {"id": 0, "prompt": "a"}]')
+    rows = Source(str(tmp_path / "rows.json")).load(tmp_path)
+    assert rows[0] == {"id": "rows.json[0]", READ_ERROR: "it must be a mapping (got int)"}
+    assert [row["id"] for row in rows] == ["rows.json[0]", "rows.json[1]", 0]
+    (tmp_path / "rows.jsonl").write_text('{"id": null, "prompt": "a"}')
+    assert Source(str(tmp_path / "rows.jsonl")).load(tmp_path)[0]["id"] == "rows.jsonl:1"
 
 
 def test_source_parquet_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:

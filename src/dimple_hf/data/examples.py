@@ -171,6 +171,7 @@ def _read_chat(
         {"role": role, "content": _read_content(content, has_placeholders)} for role, content in turns
     ]
     contents: list[dict[str, Any]] = [part for message in messages for part in message["content"]]
+    _check_unicode(contents)
     parts = [part for part in contents if part["type"] == "image"]
     if images and not parts and is_plain:
         question = next((message for message in messages if message["role"] == "user"), None)
@@ -224,7 +225,7 @@ def _read_turn(turn: Mapping[str, Any], column: str) -> tuple[str, Any]:
     role, name, content = turn.get("role"), "content", turn.get("content")
     if role is None and turn.get("from") is not None:
         role, name, content = turn["from"], "value", turn.get("value")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadExampleError(f"roles must be one of {', '.join(ROLES)} (got {_shown(role)})")
     if name == "value" and not isinstance(content, str):
         raise BadExampleError(f"`value` must be a string (got {_shown(content)})")
@@ -264,6 +265,15 @@ def _read_part(part: Any) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     raise BadExampleError(f"parts must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} (got {_shown(part)})")
+
+
+def _check_unicode(parts: list[dict[str, Any]]) -> None:
+    """Refuses half characters, which JSON can spell and no tokenizer takes."""
+    for part in parts:
+        try:
+            part.get("text", "").encode()
+        except UnicodeEncodeError as error:
+            raise BadExampleError(f"its text must be valid Unicode ({error})") from error
 
 
 def _shown(value: Any) -> str:

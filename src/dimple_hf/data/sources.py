@@ -111,7 +111,7 @@ class JsonLines:
             raise ValueError(f"{location} must be a JSON object (got an error: {error})") from error
         if not isinstance(example, dict):
             raise ValueError(f"{location} must be a JSON object (got {type(example).__name__})")
-        return {"id": location} | example
+        return with_id(example, location)
 
 
 class Examples:
@@ -137,12 +137,21 @@ class Examples:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):
+            raise IndexError(index)  # ends a loop over the examples; all other errors are an example's
         location = f"{self.name}[{index}]"
         try:
-            example = dict(self.examples[index])
+            example = self.examples[index]
         except Exception as error:  # whatever a file, a decoder or a user's function raises
             return {"id": location, READ_ERROR: f"it must be readable (got {type(error).__name__}: {error})"}
-        return {"id": location} | rename_columns(example, self.columns)
+        if not isinstance(example, Mapping):
+            return {"id": location, READ_ERROR: f"it must be a mapping (got {type(example).__name__})"}
+        return with_id(rename_columns(example, self.columns), location)
+
+
+def with_id(example: Mapping[str, Any], location: str) -> dict[str, Any]:
+    """An example with its `id`, or where it stands instead of one that is missing or `None`."""
+    return {"id": location} | {name: value for name, value in example.items() if name != "id" or value is not None}
 
 
 def rename_columns(example: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -414,7 +423,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> list[dict[str, Any]]:
     csv.field_size_limit(MAX_CELL)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-            reader = csv.DictReader(file, restkey=SURPLUS_CELLS, delimiter=delimiter)
+            reader = csv.DictReader(file, restkey=SURPLUS_CELLS, delimiter=delimiter, strict=True)
             names = list(reader.fieldnames or ())
             _check_columns(path, [name for name in names if name])  # Excel leaves columns without a name at the end
             if len(names) == 1 and any(other in names[0] for other in ",;\t" if other != delimiter):
@@ -423,6 +432,11 @@ def _read_csv(path: Path, delimiter: str = ",") -> list[dict[str, Any]]:
             examples = [example for example in reader if any(example.values())]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be in UTF-8 (got an error: {error})") from error
+    except csv.Error as error:  # as of a quotation mark that is never closed: all rows after it would be one cell
+        line = reader.line_num + 1
+        raise ValueError(
+            f"{path} must be CSV (got an error in the row that begins in line {line}: {error})"
+        ) from error
     for example in examples:
         if SURPLUS_CELLS in example:  # as of a text with commas that is not quoted: its end would be lost
             surplus = reprlib.repr(example.pop(SURPLUS_CELLS))

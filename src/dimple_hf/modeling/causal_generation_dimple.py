@@ -167,7 +167,10 @@ class DimpleCausalGenerationMixin(GenerationMixin):
 def end_token_ids(config: GenerationConfig) -> list[int]:
     """The end tokens and the padding token, with which the released model ends its answers."""
     eos, pad = config.eos_token_id, config.pad_token_id
-    ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+    try:
+        ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError) as error:  # a token, such as "<|im_end|>"
+        raise ValueError(f"`eos_token_id` must be an integer or a list of integers (got {eos!r})") from error
     return [*ends, pad] if pad is not None and pad not in ends else ends
 
 

@@ -16,6 +16,7 @@
 import copy
 import difflib
 import math
+import numbers
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from .cache_dimple import BLOCK_POLICIES, CACHE_POLICIES, CachePolicy
 from .rules_dimple import SAMPLER_RULES, SamplerConfig, SamplerRule, option_names, sampler_config_from_dict
-from .sampling_dimple import CONFIDENCE_MEASURES, SCHEDULES
+from .sampling_dimple import CONFIDENCE_MEASURES, MAX_DENOISING_STEPS, SCHEDULES
 
 DEFAULT_MAX_NEW_TOKENS = 64
 
@@ -299,32 +300,51 @@ class DimpleGenerationConfig(GenerationConfig):
         return policy
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        self._check_numbers()  # before the parent compares them with others
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        for name in (
-            "max_new_tokens", "max_length", "max_denoising_steps", "block_length", "initial_answer_length",
-            "cache_refresh_interval", "num_return_sequences", "top_k",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            least = 0 if name == "top_k" else 1  # 0 is transformers' way to switch it off
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"`{name}` must be an integer >= {least} (got {value!r})")
         for name, known in (("unmasking", CONFIDENCE_MEASURES), ("unmasking_schedule", SCHEDULES)):
             self._check_name(name, known)
-        for name in ("confidence_threshold", "top_p"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
-                raise ValueError(f"`{name}` must lie in (0, 1] (got {value!r})")
-        temperature = self.temperature
-        if temperature is not None and not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
-            raise ValueError(
-                f"`temperature` must be positive and finite (got {temperature!r}); greedy decoding: do_sample=False"
-            )
         self._check_sampler()
         self._check_cache_options()
 
+    def _check_numbers(self) -> None:
+        """Checks the options that are numbers; those of numpy become Python's, which can be saved."""
+        for name in (
+            "max_new_tokens", "max_length", "max_denoising_steps", "block_length", "initial_answer_length",
+            "cache_refresh_interval", "num_return_sequences", "top_k", "mask_token_id",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            # 0 is a token, and transformers' way to switch `top_k` off
+            least = 0 if name in ("top_k", "mask_token_id") else 1
+            if value is None:
+                continue
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+                raise ValueError(f"`{name}` must be an integer >= {least} (got {value!r})")
+            setattr(self, name, int(value))
+        if self.max_denoising_steps is not None and self.max_denoising_steps > MAX_DENOISING_STEPS:
+            raise ValueError(
+                f"`max_denoising_steps` must be at most {MAX_DENOISING_STEPS} (got {self.max_denoising_steps})"
+            )
+        for name in ("confidence_threshold", "top_p"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not (isinstance(value, numbers.Real) and 0 < float(value) <= 1):
+                raise ValueError(f"`{name}` must lie in (0, 1] (got {value!r})")
+            setattr(self, name, float(value))
+        temperature = self.temperature
+        if temperature is not None and not (
+            isinstance(temperature, numbers.Real) and 0 < float(temperature) < math.inf
+        ):
+            raise ValueError(
+                f"`temperature` must be positive and finite (got {temperature!r}); greedy decoding: do_sample=False"
+            )
+        if self.max_time is not None and not isinstance(self.max_time, numbers.Real):
+            raise ValueError(f"`max_time` must be a number of seconds (got {self.max_time!r})")
+
     def _check_name(self, option: str, known: Iterable[str]) -> None:
         value = getattr(self, option)
-        if value is not None and value not in known:
+        if value is not None and (not isinstance(value, str) or value not in known):
             raise ValueError(
                 f"`{option}` must be one of {', '.join(known)} (got {value!r}){nearest_name(str(value), known)}"
             )

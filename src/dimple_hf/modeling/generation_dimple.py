@@ -235,11 +235,16 @@ class DimpleGenerationMixin(DimpleOriginalGenerationMixin, DimpleCausalGeneratio
     ) -> PreparedCall:
         """Checks options and inputs, which are in `kwargs`, before any work; then encodes the images."""
         # 1. Options
+        _check_objects(generation_config, logits_processor, stopping_criteria, streamer)
         config, given = self._prepare_generation_config(generation_config, **kwargs)
         self._check_options(config, given)
         _check_streamer(streamer, len(input_ids) * config.num_return_sequences)
         pad_token_id = self._pad_token_id(config)
         mask_token_id = self.config.mask_token_id if config.mask_token_id is None else config.mask_token_id
+        if mask_token_id >= self.config.vocab_size:
+            raise ValueError(
+                f"`mask_token_id` must be below `vocab_size`={self.config.vocab_size} (got {mask_token_id})"
+            )
 
         # 2. The canvas, and how long it is at first
         max_positions = self.config.max_position_embeddings
@@ -400,6 +405,22 @@ def _check_canvas_length(canvas: torch.LongTensor, max_new_tokens: int | None) -
         raise ValueError(
             f"`answer_ids` must not be longer than `max_new_tokens`={max_new_tokens} (got {canvas.shape[1]} tokens)"
         )
+
+
+def _check_objects(
+    generation_config: GenerationConfig | None,
+    logits_processor: LogitsProcessorList | None,
+    stopping_criteria: StoppingCriteriaList | None,
+    streamer: BaseStreamer | None,
+) -> None:
+    """Refuses what is likely given instead of objects and lists of them: a dict, or a function that is in no list."""
+    if generation_config is not None and not hasattr(generation_config, "__dict__"):
+        raise ValueError(f"`generation_config` must be a GenerationConfig (got {generation_config!r})")
+    for name, value in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
+        if value is not None and not (isinstance(value, (list, tuple)) and all(map(callable, value))):
+            raise ValueError(f"`{name}` must be a list of functions (got {value!r})")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(f"`streamer` must have `put` and `end` (got {streamer!r})")
 
 
 def _check_streamer(streamer: BaseStreamer | None, num_rows: int) -> None:

@@ -77,15 +77,20 @@ def take_prompt(inputs: torch.LongTensor | None, kwargs: dict[str, Any]) -> torc
         got = "neither" if inputs is None else "both"
         raise ValueError(f"exactly one of `inputs` and `input_ids` must be given (got {got})")
     inputs = input_ids if inputs is None else inputs
-    if not isinstance(inputs, torch.Tensor):
-        got = type(inputs).__name__
-        raise ValueError(f"`input_ids` must be a tensor, as of the processor with return_tensors='pt' (got {got})")
+    check_tensor("input_ids", inputs)
     if inputs.ndim != 2 or inputs.shape[1] == 0 or torch.is_floating_point(inputs):
         raise ValueError(
             "`input_ids` must be an integer tensor of shape (batch_size, prompt_length >= 1) "
             f"(got {inputs.dtype}, {tuple(inputs.shape)})"
         )
     return inputs.long()
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuses a list, as of a processor without `return_tensors`, for the input `name` (`str`)."""
+    if not isinstance(value, torch.Tensor):
+        got = type(value).__name__
+        raise ValueError(f"`{name}` must be a tensor, as of the processor with return_tensors='pt' (got {got})")
 
 
 def check_length(prompt_length: int, answer_length: int, max_positions: int) -> None:
@@ -119,6 +124,7 @@ def check_prompt(
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
+    check_tensor("attention_mask", attention_mask)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)} "
@@ -144,6 +150,7 @@ def checked_canvas(inputs: torch.LongTensor, answer_ids: torch.LongTensor | None
     """Checks the shape of `answer_ids`, if they are given."""
     if answer_ids is None:
         return None
+    check_tensor("answer_ids", answer_ids)
     if answer_ids.ndim != 2 or len(answer_ids) != len(inputs) or answer_ids.shape[1] == 0:
         raise ValueError(
             f"`answer_ids` must have shape (batch_size={len(inputs)}, answer_length >= 1) "
@@ -255,6 +262,7 @@ class GenerationInputs:
 def _check_answer_attention_mask(
     answer_attention_mask: torch.LongTensor, canvas: torch.LongTensor, mask_token_id: int
 ) -> None:
+    check_tensor("answer_attention_mask", answer_attention_mask)
     if answer_attention_mask.shape != canvas.shape:
         raise ValueError(
             f"`answer_attention_mask` must have the shape of `answer_ids`, {tuple(canvas.shape)} "
@@ -278,6 +286,9 @@ def _check_images(
     if (pixel_values is None and not mm_encoder_outputs) != (image_grid_thw is None):
         missing = "image_grid_thw" if image_grid_thw is None else "pixel_values"
         raise ValueError(f"`pixel_values` and `image_grid_thw` must be given together (got no `{missing}`)")
+    for name, value in (("pixel_values", pixel_values), ("image_grid_thw", image_grid_thw)):
+        if value is not None:
+            check_tensor(name, value)
 
 
 def _check_constraint(constraint: AnswerConstraint | None, num_rows: int) -> None:
@@ -286,6 +297,8 @@ def _check_constraint(constraint: AnswerConstraint | None, num_rows: int) -> Non
             "`answer_constraint` must be one object for all rows, as the processor makes it for a batch (got "
             f"{len(constraint)} of them; a pipeline cannot join them: leave its `batch_size` at 1)"
         )
+    if constraint is not None and not hasattr(constraint, "constrained_rows"):
+        raise ValueError(f"`answer_constraint` must be an `AnswerConstraint` (got {constraint!r})")
     if constraint is not None and len(constraint.constrained_rows) != num_rows:
         raise ValueError(
             f"`answer_constraint` must be for {num_rows} rows (got one for {len(constraint.constrained_rows)})"

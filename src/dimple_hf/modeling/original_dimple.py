@@ -31,6 +31,7 @@ from .generation_config_dimple import nearest_name
 from .sampling_dimple import (
     CONFIDENCE_MEASURES,
     DEFAULT_EPS,
+    MAX_DENOISING_STEPS,
     SCHEDULES,
     argmax,
     check_finite,
@@ -134,9 +135,11 @@ class OriginalOptions:
             may_be_missing = name in ("max_new_tokens", "top_k")
             if not (isinstance(value, int) and value >= 1) and not (may_be_missing and value is None):
                 raise ValueError(f"`{name}` must be an integer >= 1 (got {value!r})")
+        if self.steps > MAX_DENOISING_STEPS:
+            raise ValueError(f"`steps` must be at most {MAX_DENOISING_STEPS} (got {self.steps})")
         for name, known in (("alg", RANKINGS), ("decoding_pipeline", PIPELINES)):
             value = getattr(self, name)
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(known)} (got {value!r}){nearest_name(str(value), known)}"
                 )

@@ -248,6 +248,10 @@ def block_steps(step: int, num_block_steps: int, masked: torch.Tensor, block_len
     return (step - _block_index(masked, block_length) * num_block_steps).clamp(0, num_block_steps - 1)
 
 
+#: Most denoising steps: a step looks at the whole time grid.
+MAX_DENOISING_STEPS = 1 << 16
+
+
 def denoising_times(num_steps: int, eps: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """
     The time grid of the schedules: from 1, all masked, down to `eps`, nothing masked.
