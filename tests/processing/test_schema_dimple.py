@@ -695,3 +695,31 @@ def test_identifiers_inside_unknown_keywords_are_none(tokenizer: DimpleTokenizer
     for definitions in (schema["$defs"], dict(reversed(schema["$defs"].items()))):
         assert can_write(tokenizer, schema | {"$defs": definitions}, {"a": "x"})
         assert not can_write(tokenizer, schema | {"$defs": definitions}, {"a": None})
+
+
+def test_what_no_limit_is_about_is_read_once() -> None:
+    """The same part for all limits, with what it is bounded to; open objects and sets are read for each."""
+    closed = {"type": "object", "properties": {"n": {"type": "number"}}, "additionalProperties": False}
+    unordered = {
+        "type": "object",
+        "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
+        "required": ["a", "b"],
+    }
+    unique = {"type": "array", "uniqueItems": True, "items": {"type": ["string", "number"]}}
+    properties = {"closed": closed, "open": {"type": "object"}, "unordered": unordered, "unique": unique}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    reader = SchemaReader(schema, ReaderOptions(any_order=True))
+    limits = Depth(1, 0, 0, unique=0), Depth(2, 4, 3, 4_000, unique=2_000)
+    found, bounds = [], []
+    for one in (*limits, limits[0]):
+        found.append({key: value for key, value, _ in reader.part(one).parts[1].named})
+        bounds.append(reader.bounds)
+    small, large, again = found
+    assert small['"closed":'] is large['"closed":'] is again['"closed":']
+    assert all("numbers" in one for one in bounds)
+    for name in ("open", "unordered", "unique"):
+        assert small[f'"{name}":'] is not large[f'"{name}":']
+    assert bounds[0] == bounds[2] != bounds[1]
+    fresh = SchemaReader(schema, ReaderOptions(any_order=True))
+    fresh.part(limits[1])
+    assert fresh.bounds == bounds[1]  # what was read before changes nothing

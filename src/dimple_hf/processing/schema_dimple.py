@@ -160,6 +160,9 @@ class SchemaReader:
         self.recursive: set[frozenset[tuple[bool, int]]] = set()
         self.leading: set[frozenset[tuple[bool, int]]] = set()  # those that contain recursive ones
         self.parts: dict[tuple[Any, ...], Part | None] = {}
+        # Parts that are the same for all limits, with what they are bounded to.
+        self.fixed: dict[frozenset[tuple[bool, int]], tuple[Part | None, dict[str, str]]] = {}
+        self.is_limited = False  # whether the part that is being read depends on the limits
         self.unique: dict[tuple[Any, ...], tuple[Part | None, int]] = {}
         self.languages: dict[tuple[Any, ...], Language] = {}
         self.sizes: dict[Part, int] = {}  # states of parts
@@ -240,26 +243,43 @@ class SchemaReader:
         if left.recursion < 0 and is_last:
             return None
         left = left.entered if entered is None else entered
-        if (key, left) not in self.parts:
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise ValueError(f"`schema` must be nested at most {MAX_DEPTH} deep (it is deeper at {path})")
-            options: list[Part] = []
-            for shape in self.expander.shapes(conjunction):
-                if not (is_last and self._leads_on(shape)):
-                    options += self._shape(shape, path, left)
-            self.depth -= 1
-            self.parts[key, left] = _one_of(options)
-        part = self.parts[key, left]
+        if key in self.fixed:
+            part, bounds = self.fixed[key]
+            self.bounds |= bounds
+        elif (key, left) in self.parts:
+            part, self.is_limited = self.parts[key, left], True
+        else:
+            part = self._read(conjunction, path, left, is_last)
         if part is None:
             self._found_nothing(path)
+        return part
+
+    def _read(self, conjunction: Conjunction, path: str, left: Depth, is_last: bool) -> Part | None:
+        """What a conjunction allows, and remembers it: for all limits, or for what is left of them."""
+        outer_bounds, outer_is_limited = self.bounds, self.is_limited
+        self.bounds, self.is_limited = {}, is_last
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"`schema` must be nested at most {MAX_DEPTH} deep (it is deeper at {path})")
+        options: list[Part] = []
+        for shape in self.expander.shapes(conjunction):
+            if not (is_last and self._leads_on(shape)):
+                options += self._shape(shape, path, left)
+        self.depth -= 1
+        part, key = _one_of(options), _key(conjunction)
+        if self.is_limited or key in self.recursive:
+            self.parts[key, left] = part
+            outer_is_limited = True
+        else:
+            self.fixed[key] = part, self.bounds
+        self.bounds, self.is_limited = outer_bounds | self.bounds, outer_is_limited
         return part
 
     def _entered(self, conjunction: Conjunction, left: Depth) -> Depth | None:
         """What is left inside a conjunction; `None` if it contains itself and has been entered often enough."""
         if _key(conjunction) not in self.recursive:
             return left
-        self.is_adjustable = True
+        self.is_adjustable = self.is_limited = True
         self.bounds["recursion"] = f"at most {self.limits.recursion} levels of schemas that refer to themselves"
         return left.entered if left.recursion > 0 else None
 
@@ -273,7 +293,7 @@ class SchemaReader:
 
     def _anything(self, levels: int) -> Part:
         """Any JSON value, with arrays and objects of `levels` levels."""
-        self.is_adjustable = True
+        self.is_adjustable = self.is_limited = True
         self.bounds["free values"] = (
             f"arrays and objects nested at most {self.limits.free_levels} deep, numbers of at most {MAX_NUMBER_CHARS} "
             "characters"
@@ -484,6 +504,7 @@ class SchemaReader:
         if not num_named and values is not None and len(values) > MAX_UNORDERED:
             self.bounds[path] = "different items in the order of the schema"
             return self._ordered([dumps(value, self.options.separators, path) for value in values], shape)
+        self.is_limited = True
         depths = [self._entered(conjunction, left) for conjunction in conjunctions]
         every = [one for own in sums for one in own]
         if any(one.types & {"object", "array"} or one.properties or one.items or one.excluded for one in every):
@@ -636,6 +657,7 @@ class SchemaReader:
             return members
         unordered = replace(members, any_order=True)
         is_counted = members.min_members or members.max_members is not None
+        self.is_limited = self.is_limited or self.options.any_order
         if self.limits.unordered and not is_counted and len(named) <= MAX_UNORDERED_MEMBERS:
             if num_states(unordered, self.sizes) <= self.limits.unordered:
                 return unordered

@@ -509,12 +509,13 @@ class StructurePrior:
         depths = UNORDERED_DEPTHS if any_order else DEPTHS
         # What the shallowest needs is not tried with less, so that large schemas are not read once for each depth.
         least = 0
+        sizes: dict[Part, int] = {}
         for depth, max_states in depths:
             if max_states < MAX_NODES and max_states >= least:
                 part = reader.part(depth)
-                estimate = num_states(part, {})
+                estimate = num_states(part, sizes)
                 if estimate > max_states:
-                    least = least or num_states(reader.part(depths[-1][0]), {})
+                    least = least or num_states(reader.part(depths[-1][0]), sizes)
                 # Alternatives that end alike share their ends, which counts where a schema refers to itself.
                 is_doubtful = bool(reader.recursive) and max(least, estimate / MAX_SHARING) <= max_states
                 if estimate <= max_states or (is_doubtful and fits(part, max_states)):
