@@ -16,11 +16,11 @@
 import numpy as np
 import pytest
 
-from dimple_hf.processing import token_walk_dimple, vocabulary_dimple
+from dimple_hf.processing import token_walk_dimple
 from dimple_hf.processing.byte_dfa_dimple import written
 from dimple_hf.processing.byte_nfa_dimple import ByteNFA, TooLargeError
 from dimple_hf.processing.char_dfa_dimple import free_text
-from dimple_hf.processing.token_walk_dimple import FlatNFA, Steps
+from dimple_hf.processing.token_walk_dimple import FlatNFA
 from dimple_hf.processing.value_languages_dimple import number_dfa
 from dimple_hf.processing.vocabulary_dimple import TokenTree, _tree_of
 
@@ -72,37 +72,34 @@ def stepped(nfa: ByteNFA, current: Configurations, byte: int) -> Configurations:
     return found
 
 
-def walk(flat: FlatNFA) -> Steps:
-    """What tokens do from every node, and, with 1000 added to the node, what rests of tokens do."""
-    nodes = np.concatenate([flat.nodes, flat.nodes])
-    origins = np.concatenate([flat.nodes, 1000 + flat.nodes])
-    roots = np.repeat(np.array([vocabulary_dimple.TOKENS, vocabulary_dimple.RESTS]), len(flat.nodes))
-    return flat.walk(TREE, origins, nodes, roots)
-
-
 def test_walk_finds_what_trying_every_token_finds() -> None:
     """The states of the tokens, and how many characters they begin, decide what an answer can be."""
     nfa, start = some_network()
     flat = FlatNFA(nfa, start)
-    steps = walk(flat)
+    steps, _ = flat.walk(TREE)
     found: dict[tuple[int, int, int], int] = {}
     for origin, token, state, count in zip(steps.origin, steps.token, steps.state, steps.count, strict=True):
         key = (int(origin), int(token), int(state))
         found[key] = min(int(count), found.get(key, int(count)))
 
-    expected: dict[tuple[int, int, int], int] = {}
+    number_of = dict(zip(flat.base.tolist(), flat.exit_number.tolist(), strict=True))
+    begins: list[tuple[int, Configurations, list[tuple[int, bytes]]]] = []
     for node, first in flat._state_of.items():
-        if node in nfa.segment_of or node == nfa.end:
-            continue
-        for state in range(len(nfa.text_of[node].data) if node in nfa.text_of else 1):
-            tokens = [(first + state, token, data) for token, data in enumerate(TOKENS)]
-            rests = [(1000 + first + state, -2 - number, data) for number, data in enumerate(RESTS)]
-            for origin, token, data in tokens + rests:
-                current: Configurations = {(node, state): 0}
-                for byte in data:
-                    current = stepped(nfa, current, byte)
-                for (core, inner), count in current.items():
-                    expected[origin, token, flat._state_of[core] + inner] = count
+        if node in nfa.segment_of:
+            after = {(core, 0): 0 for core in nfa.cores(nfa.segment_of[node].target)}
+            rests = [(-2 - number, data) for number, data in enumerate(RESTS)]
+            begins.append((flat.num_states + number_of[first], after, rests))
+        elif node != nfa.end:
+            for state in range(len(nfa.text_of[node].data) if node in nfa.text_of else 1):
+                begins.append((first + state, {(node, state): 0}, list(enumerate(TOKENS))))
+    expected: dict[tuple[int, int, int], int] = {}
+    for origin, begin, tokens in begins:
+        for token, data in tokens:
+            current = begin
+            for byte in data:
+                current = stepped(nfa, current, byte)
+            for (core, inner), count in current.items():
+                expected[origin, token, flat._state_of[core] + inner] = count
 
     assert found == expected
     # The controls: tokens that end inside a string, with characters, and such as pass through one.
@@ -115,10 +112,10 @@ def test_walk_stops_at_too_many_transitions(monkeypatch: pytest.MonkeyPatch) -> 
     """A stranger's schema must not fill the memory."""
     nfa, start = some_network()
     flat = FlatNFA(nfa, start)
-    assert len(walk(flat).token) > 20  # the control
+    assert len(flat.walk(TREE)[0].token) > 20  # the control
     monkeypatch.setattr(token_walk_dimple, "MAX_TRANSITIONS", 20)
     with pytest.raises(TooLargeError, match="must need at most 20 transitions"):
-        walk(flat)
+        flat.walk(TREE)
 
 
 def test_children_are_those_of_the_tree() -> None:

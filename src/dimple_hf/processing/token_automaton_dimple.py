@@ -31,7 +31,7 @@ import numpy as np
 from .byte_nfa_dimple import MAX_NODES, ByteNFA, TooLargeError
 from .segment_table_dimple import SegmentTable
 from .token_walk_dimple import END, MAX_TRANSITIONS, PADDED, FlatNFA, Steps
-from .vocabulary_dimple import RESTS, TOKENS, Vocabulary, ranges
+from .vocabulary_dimple import Vocabulary, ranges
 
 #: In sets from the left: not reached. More than any count, and with the characters of a token still an int16.
 NEVER = 32_000
@@ -134,11 +134,7 @@ class TokenAutomaton:
         flat = FlatNFA(nfa, start)
         automaton.num_states = flat.num_states
         automaton._free_ends = flat.free_ends
-        # Tokens begin at nodes, rests of tokens after segments.
-        exits = np.repeat(np.arange(flat.num_exits, dtype=np.int32), np.diff(flat.exit_first))
-        origins, states = np.append(flat.nodes, flat.num_states + exits), np.append(flat.nodes, flat.exit_state)
-        roots = np.repeat(np.array([TOKENS, RESTS], dtype=np.int32), [len(flat.nodes), len(exits)])
-        steps = flat.walk(vocabulary.tree, origins, states, roots)
+        steps, _ = flat.walk(vocabulary.tree)
         is_rest = steps.origin >= flat.num_states
         rests = steps[is_rest]
         rests = Steps(rests.origin - flat.num_states, -2 - rests.token, rests.state, rests.count)

@@ -20,12 +20,14 @@ from which tokens begin side by side, so that its cost is in numpy and not in a 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .byte_dfa_dimple import ByteDFA
 from .byte_nfa_dimple import ByteNFA, TooLargeError
-from .vocabulary_dimple import TokenTree, ranges
+from .vocabulary_dimple import RESTS, TOKENS, TokenTree, ranges
 
 #: Most transitions of one automaton.
 MAX_TRANSITIONS = 2_000_000
@@ -59,6 +61,29 @@ class Steps:
         order = np.argsort(self.origin, kind="stable")
         borders = np.searchsorted(self.origin[order], np.arange(num_origins + 1))
         return self[order], borders
+
+
+class _Begins(NamedTuple):
+    """
+    Where walks go on.
+
+    Args:
+        origins, states, tree_nodes (`np.ndarray`):
+            int32 of shape `(num_begins,)`: where a token began, the present state, and the present node of the tree.
+    """
+
+    origins: np.ndarray
+    states: np.ndarray
+    tree_nodes: np.ndarray
+
+
+class _Copy(NamedTuple):
+    """Another network inside a network: its first state and exit there, and the states in place of its end."""
+
+    other: "FlatNFA"
+    first: int
+    first_exit: int
+    after: np.ndarray
 
 
 class FlatNFA:
@@ -99,6 +124,8 @@ class FlatNFA:
         self._segments: list[tuple[np.ndarray, ...]] = []
         self._exits: list[tuple[np.ndarray, ...]] = []
         self.num_exits = 0
+        self._copies: list[_Copy] = []
+        self._walked: WeakKeyDictionary[TokenTree, tuple[Steps, _Begins]] = WeakKeyDictionary()
         self.starts = self.states_at(start)
         self._read()
         self._sort_edges()
@@ -194,6 +221,7 @@ class FlatNFA:
         self._segments.append((numbers[other.dfa], other.base + np.int32(first - 2), other.limit, exits))
         index, states = placed(other.exit_state)
         self._exits.append((other._exit_of[index] + np.int32(self.num_exits), states))
+        self._copies.append(_Copy(other, first, self.num_exits, after))
         self.num_exits += other.num_exits
 
     def _sort_edges(self) -> None:
@@ -250,26 +278,69 @@ class FlatNFA:
         number = self.exit_number[segments]
         return ranges(self.exit_first[number], self.exit_first[number + 1])
 
-    def walk(self, tree: TokenTree, origins: np.ndarray, states: np.ndarray, tree_nodes: np.ndarray) -> Steps:
+    def walk(self, tree: TokenTree) -> tuple[Steps, _Begins]:
         """
-        Goes down a tree of tokens and through the network at once.
+        Goes down a tree of tokens and through the network at once, from all nodes and exits.
 
         Args:
             tree (`TokenTree`):
                 Tokens, and rests of tokens.
-            origins, states, tree_nodes (`np.ndarray`):
-                int32 of shape `(num_begins,)`: what each beginning is called, its state, and its node in the tree.
 
         Returns:
-            [`Steps`]: Of every token or rest that can begin so.
+            `tuple`: The steps of every token from every node, and of every rest from every exit: the origin of exit
+            number `n` is `num_states + n`. And what reaches the end, where tokens go on if the network is copied.
 
         Raises:
             TooLargeError: If there are more than `MAX_TRANSITIONS`.
         """
+        is_own_state, is_own_exit = np.ones(self.num_states, dtype=bool), np.ones(self.num_exits, dtype=bool)
+        found: list[Steps] = []
+        begins: list[_Begins] = []
+        num_found = 0
+        for copy in self._copies:
+            is_own_state[copy.first : copy.first + copy.other.num_states - 2] = False
+            is_own_exit[copy.first_exit : copy.first_exit + copy.other.num_exits] = False
+            inside, leaving = copy.other._walk_inside(tree)
+            num_found += len(inside.origin)
+            if num_found > MAX_TRANSITIONS:
+                raise TooLargeError(f"the answer must need at most {MAX_TRANSITIONS} transitions (it needs more)")
+            state = inside.state + np.int32(copy.first - 2)
+            found.append(Steps(self._placed(copy, inside.origin), inside.token, state, inside.count))
+            origins = np.repeat(self._placed(copy, leaving.origins), len(copy.after))
+            tree_nodes = np.repeat(leaving.tree_nodes, len(copy.after))
+            begins.append(_Begins(origins, np.tile(copy.after, len(leaving.origins)), tree_nodes))
+        nodes, exits = self.nodes[is_own_state[self.nodes]], np.flatnonzero(is_own_exit[self._exit_of])
+        begins.append(_Begins(nodes, nodes, np.full_like(nodes, TOKENS)))
+        origins = self._exit_of[exits] + np.int32(self.num_states)
+        begins.append(_Begins(origins, self.exit_state[exits], np.full_like(origins, RESTS)))
+        steps, ends = self._descend(tree, _Begins(*map(np.concatenate, zip(*begins, strict=True))))
+        columns = [(one.origin, one.token, one.state, one.count) for one in (*found, steps)]
+        return Steps(*map(np.concatenate, zip(*columns, strict=True))), ends
+
+    def _placed(self, copy: _Copy, origins: np.ndarray) -> np.ndarray:
+        """Origins in another network as those of its copy."""
+        shift_of_exits = self.num_states + copy.first_exit - copy.other.num_states
+        is_state = origins < copy.other.num_states
+        return np.asarray(origins + np.where(is_state, copy.first - 2, shift_of_exits).astype(np.int32))
+
+    def _walk_inside(self, tree: TokenTree) -> tuple[Steps, _Begins]:
+        """The steps of [`~FlatNFA.walk`] that do not leave the network, and where tokens leave it; found once."""
+        found = self._walked.get(tree)
+        if found is None:
+            steps, ends = self.walk(tree)
+            found = self._walked[tree] = steps[steps.state != END], ends
+        return found
+
+    def _descend(self, tree: TokenTree, begins: _Begins) -> tuple[Steps, _Begins]:
+        """Steps from some begins, and what reaches the end, where tokens go on if the network is copied."""
+        origins, states, tree_nodes = begins
         counts = np.zeros(len(states), dtype=np.int16)
         found = [(origins[:0], states[:0], states[:0], counts[:0])]
+        ended = []
         num_found = 0
         while True:
+            is_end = states == END
+            ended.append(_Begins(origins[is_end], states[is_end], tree_nodes[is_end]))
             is_final = tree.token[tree_nodes] != -1
             if is_final.any():
                 found.append((origins[is_final], tree.token[tree_nodes[is_final]], states[is_final], counts[is_final]))
@@ -277,7 +348,8 @@ class FlatNFA:
             if num_found + len(states) > MAX_TRANSITIONS:
                 raise TooLargeError(f"the answer must need at most {MAX_TRANSITIONS} transitions (it needs more)")
             if not len(states):
-                return Steps(*map(np.concatenate, zip(*found, strict=True)))
+                ends = _Begins(*map(np.concatenate, zip(*ended, strict=True)))
+                return Steps(*map(np.concatenate, zip(*found, strict=True))), ends
             ways = [*self._from_nodes(tree, tree_nodes, states), *self._inside(tree, tree_nodes, states, counts)]
             index, tree_nodes, states, counts = (np.concatenate(column) for column in zip(*ways, strict=True))
             origins = origins[index]
