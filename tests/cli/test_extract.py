@@ -326,6 +326,10 @@ def test_extract_refuses_bad_options(arguments: list[str], folder: Path, capsys:
     assert "error" in lines_of(capsys.readouterr().out)[0]
     assert main([*missing, str(folder / "a.png")]) == 0
     assert ["error" in line for line in lines_of(capsys.readouterr().out)] == [True, False]
+    assert main([*arguments, "--image", str(folder / "nowhere")]) == 1  # not the base64 that its name could be
+    assert f"(got {folder / 'nowhere'}, where there is nothing)" in capsys.readouterr().err
+    assert main([*arguments, "--image", str(folder / "a.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().err.splitlines()[-1])["output"] is None  # standard output has no name
     (folder / "none").mkdir()
     assert main([*arguments, "--image", str(folder / "none")]) == 1
     assert "`--image` must name images, or folders of images (got none in" in capsys.readouterr().err

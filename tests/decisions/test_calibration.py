@@ -49,6 +49,12 @@ def test_temperature_needs_one_target_for_each_example() -> None:
         fit_temperature([], [])
     with pytest.raises(ValueError, match=r"\(got 2 of 2\)"):
         fit_temperature([torch.zeros(2)], [2])
+    with pytest.raises(ValueError, match=r"\(got 0.5 of 2\)"):
+        fit_temperature([torch.zeros(2)], [0.5])
+    with pytest.raises(ValueError, match=r"`log_probs` must be tensors of numbers \(got \[0.0, 0.0\]\)"):
+        fit_temperature([[0.0, 0.0]], [1])
+    with pytest.raises(ValueError, match=r"`log_probs` must be tensors of numbers \(got tensor\(\[nan, nan\]\)\)"):
+        fit_temperature([torch.zeros(2) / 0], [1])
 
 
 def test_calibration_error_and_reliability_are_counted() -> None:

@@ -253,6 +253,8 @@ def test_calibration_divides_log_probabilities(forms_model: Any, forms_processor
     [
         (3, {}, r"`inputs` must be texts, images, paths or conversations \(got int\)"),
         (str(FORMS_SAMPLE), {}, "`inputs` must give a file as `pathlib.Path`"),
+        ("missing.png", {}, r"`inputs` must give a file as `pathlib.Path`: a string is a text \(got 'missing.png'\)"),
+        ("http://host/scan.jpg", {}, "`inputs` must give a file as `pathlib.Path`"),
         ("", {"permutations": 0}, r"`permutations` must be an integer from 1 to 255 \(got 0\)"),
         ("", {"permutations": 1 << 40}, r"`permutations` must be an integer from 1 to 255 \(got 1099511627776\)"),
         ("", {"batch_size": 1.5}, r"`batch_size` must be an integer >= 1 \(got 1.5\)"),

@@ -182,7 +182,8 @@ def test_source_that_shrinks_meanwhile_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": torch.int8}, r"`dtype` must be float32, float16 or bfloat16 \(got torch.int8\)"),
+        ({"dtype": torch.int8}, r"`dtype` must be torch.float32, .* or torch.bfloat16 \(got torch.int8\)"),
+        ({"dtype": "float16"}, r"`dtype` must be torch.float32, .* \(got 'float16'\)"),
         ({"max_shard_bytes": 0}, r"`max_shard_bytes` must be at least 1 \(got 0\)"),
         ({"quantization": "int3"}, r"`quantization` must be one of nf4, int8, torchao-int8 \(got 'int3'\)"),
     ],

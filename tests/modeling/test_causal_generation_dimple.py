@@ -363,6 +363,18 @@ def test_continuous_batching_is_refused_in_bidirectional_mode(model: DimpleForCo
             call()
 
 
+def test_transition_scores_are_those_of_causal_mode(
+    model: DimpleForConditionalGeneration, causal_model: DimpleForConditionalGeneration
+) -> None:
+    """The output of the other mode has no scores of each step, but `token_logprobs`."""
+    options = {**model_inputs(MIXED_PROMPTS[0]), "max_new_tokens": 2, "return_dict_in_generate": True}
+    output = model.generate(**options, output_logits=True)
+    with pytest.raises(ValueError, match="`compute_transition_scores` must be .* causal mode; .* `token_logprobs`"):
+        model.compute_transition_scores(output.sequences, output.logits)
+    output = causal_model.generate(**options, output_scores=True)
+    assert causal_model.compute_transition_scores(output.sequences, output.scores).shape == (1, 2)
+
+
 def test_bidirectional_mode_takes_what_trainers_pass(
     model: DimpleForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> None:
@@ -372,7 +384,7 @@ def test_bidirectional_mode_takes_what_trainers_pass(
     passed = {"synced_gpus": False, "labels": ids, "mm_token_type_ids": torch.zeros_like(ids), "assistant_model": None}
     got = model.generate(**(batch | {"input_ids": ids}), max_new_tokens=LENGTH, **passed)
     assert torch.equal(got, expected)
-    with pytest.raises(ValueError, match="`synced_gpus` must be"):
+    with pytest.raises(ValueError, match="`synced_gpus` must not be given in bidirectional mode"):
         model.generate(**batch, max_new_tokens=LENGTH, synced_gpus=True)
 
 

@@ -38,6 +38,7 @@ from helpers import (
 from hypothesis import given, settings
 from transformers import (
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -839,6 +840,8 @@ def test_bad_input_is_refused_before_any_pass(
             {"answer_ids": torch.zeros(2, 4, dtype=torch.long)},
             r"not be longer than `max_new_tokens`=3 \(got 4 tokens\)",
         ),
+        ({"past_key_values": DynamicCache()}, "`past_key_values` must not be given in bidirectional mode$"),
+        ({"assistant_model": "small"}, "`assistant_model` must not be given in bidirectional mode$"),
         ({"answer_ids": [[0, 0]]}, r"`answer_ids` must be a tensor, .* \(got list\)"),
         ({"attention_mask": [[1]]}, r"`attention_mask` must be a tensor, .* \(got list\)"),
         (

@@ -15,6 +15,7 @@
 
 import datetime
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,16 +263,37 @@ def test_anchors_fix_the_beginning_the_middle_and_the_end(
         (lambda: Slot(choices=["a", "a"]), "`choices` must differ"),
         (lambda: RepeatedPart("a", "{b:3}", max_times=0), "must satisfy 0 <= min_times <= max_times"),
         (lambda: RepeatedPart("a", "{b:3}", min_times=3, max_times=2), "must satisfy 0 <= min_times <= max_times"),
-        (lambda: StructurePrior.from_anchors({}, length=0), "`length` must be at least 1"),
+        (lambda: StructurePrior.from_anchors({}, length=0), "`length` must be an integer >= 1"),
         (lambda: StructurePrior.from_anchors({8: "x"}, length=8), r"different positions of 8 \(got 8\)"),
         (lambda: StructurePrior.from_anchors({-9: "x"}, length=8), r"different positions of 8 \(got -9\)"),
         (lambda: StructurePrior.from_anchors({7: "x", -1: "y"}, length=8), r"different positions of 8 \(got -1\)"),
+        (lambda: StructurePrior.from_anchors({0: "x"}, length=None), r"`length` must be an integer >= 1 \(got None\)"),
+        (
+            lambda: StructurePrior.from_anchors({"x": "y"}, length=8),
+            r"`anchors` must be a dict from positions to texts",
+        ),
+        (lambda: StructurePrior.from_anchors(None, length=8), r"`anchors` must be a dict .* \(got None\)"),
+        (lambda: StructurePrior.from_template("{a}", slots=[1]), r"`slots` must be a dict .* \(got \[1\]\)"),
+        (lambda: Slot(pattern=5), r"`pattern` must be text \(got 5\)"),
+        (lambda: Slot(length=2.5), r"`length` must be a number of tokens, or a range of such \(got 2.5\)"),
+        (lambda: Slot(choices=iter("ab")), "`choices` must be a list of at least one text"),
+        (
+            lambda: StructurePrior.from_json_schema({}, max_tokens="x"),
+            r"`max_tokens` must lie between 1 .* \(got 'x'\)",
+        ),
     ],
 )
 def test_bad_template_is_refused_when_it_is_made(build: Callable[[], object], message: str) -> None:
     """Long before a model is loaded, and with the name of the slot."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_prior_survives_pickling(processor: DimpleProcessor) -> None:
+    """A data loader that starts new processes pickles the examples, which may have priors that are already in use."""
+    prior = StructurePrior.from_json_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
+    canvas = prior.canvas(processor.tokenizer)
+    assert pickle.loads(pickle.dumps(prior)).canvas(processor.tokenizer).ids == canvas.ids
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def answer_into(
     counts = count_lines(lines, [reader.key(row) for row in range(len(rows))])
     if args.json:
         seconds = round(time.perf_counter() - start, 3)
-        report = {"output": str(args.output)} | counts | {"seconds": seconds}
+        report = {"output": None if args.output is None else str(args.output)} | counts | {"seconds": seconds}
         print(json.dumps(report), file=sys.stderr if results.in_order else sys.stdout)
     else:
         print(", ".join(f"{count} {name}" for name, count in counts.items()), file=sys.stderr)

@@ -152,6 +152,8 @@ def file_images(paths: list[Path]) -> tuple[list[str], list[str]]:
     files: list[str] = []
     skipped: list[Path] = []
     for path in paths:
+        if not path.exists() and path.suffix.lower() not in suffixes:  # a folder, most likely
+            raise ValueError(f"`--image` must name images, or folders of images (got {path}, where there is nothing)")
         for file in _files_in(path) if path.is_dir() else [path]:
             is_image = file.suffix.lower() in suffixes and file.is_file() and not _is_hidden(file.relative_to(path))
             if is_image or not path.is_dir():

@@ -154,14 +154,16 @@ def fit_temperature(log_probs: Sequence[torch.Tensor], targets: Sequence[int]) -
         `float`: In [0.05, 20].
 
     Raises:
-        ValueError: If there are no examples, or an index is out of range.
+        ValueError: If there are no examples, a log-probability is NaN, or an index is out of range.
     """
     from scipy.optimize import minimize_scalar
 
     if len(log_probs) == 0 or len(log_probs) != len(targets):
         raise ValueError(f"`targets` must hold one index for each example (got {len(targets)} for {len(log_probs)})")
     for row, target in zip(log_probs, targets, strict=True):
-        if not 0 <= target < len(row):
+        if not isinstance(row, torch.Tensor) or bool(row.isnan().any()):
+            raise ValueError(f"`log_probs` must be tensors of numbers (got {row!r})")
+        if target not in range(len(row)):
             raise ValueError(f"`targets` must be indices of options (got {target} of {len(row)})")
 
     def negative_log_likelihood(log_temperature: float) -> float:

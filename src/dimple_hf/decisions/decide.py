@@ -27,6 +27,7 @@ read                                               A 0.97                       
 ```
 """
 
+import mimetypes
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -138,12 +139,18 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
+def _is_image_name(text: str) -> bool:
+    """Whether a text is the name or the URL of an image, which is never read, and no sentence."""
+    kind, _ = mimetypes.guess_type(text)
+    return kind is not None and kind.startswith("image/") and not any(map(str.isspace, text))
+
+
 def _as_conversation(item: Any) -> Conversation:
     if _is_conversation(item):
         check_conversation(item)
         return list(item)
     if isinstance(item, str):
-        if os.path.isfile(item):
+        if os.path.isfile(item) or _is_image_name(item):
             raise ValueError(f"`inputs` must give a file as `pathlib.Path`: a string is a text (got {item!r})")
         return [{"role": "user", "content": [{"type": "text", "text": item}]}]
     if isinstance(item, PIL.Image.Image):

@@ -120,7 +120,7 @@ def convert_checkpoint(
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"the output directory must be new or empty (got {output_dir}, which is not)")
     if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"`dtype` must be float32, float16 or bfloat16 (got {dtype})")
+        raise ValueError(f"`dtype` must be torch.float32, torch.float16 or torch.bfloat16 (got {dtype!r})")
     if max_shard_bytes < 1:
         raise ValueError(f"`max_shard_bytes` must be at least 1 (got {max_shard_bytes})")
     check_quantization(quantization)

@@ -58,6 +58,20 @@ class DimpleCausalGenerationMixin(GenerationMixin):
             check_prompt(input_ids, attention_mask, self.config.mask_token_id)
         return super().generate(inputs, **kwargs)
 
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """
+        See `GenerationMixin`. Causal mode only.
+
+        Raises:
+            ValueError: In bidirectional mode, whose output has `token_logprobs` instead.
+        """
+        if self.config.full_attn_mask:
+            raise ValueError(
+                "`compute_transition_scores` must be used in causal mode; in bidirectional mode the output has "
+                "`token_logprobs` (got `full_attn_mask=True`)"
+            )
+        return super().compute_transition_scores(*args, **kwargs)
+
     def init_continuous_batching(self, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Any:
         """
         See `ContinuousMixin`, whose entry points, `generate_batch` among them, all come here. Text only.

@@ -41,6 +41,7 @@ from .generation_config_dimple import (
     set_options,
 )
 from .generation_inputs_dimple import (
+    CAUSAL_INPUTS,
     MODEL_INPUTS,
     GenerationInputs,
     check_length,
@@ -358,6 +359,8 @@ class DimpleGenerationMixin(DimpleOriginalGenerationMixin, DimpleCausalGeneratio
                 raise ValueError(
                     f"`{name}` must be passed to `diffusion_generate`; `generate` has {REPLACEMENTS[name]}"
                 )
+            if name in CAUSAL_INPUTS:
+                raise ValueError(f"`{name}` must not be given in bidirectional mode")
             if name not in MODEL_INPUTS:
                 raise ValueError(f"`{name}` must be a generation option or model input{nearest_name(name, known)}")
         defaults = config._get_default_generation_params()

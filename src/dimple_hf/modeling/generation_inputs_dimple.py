@@ -39,6 +39,11 @@ OFF_SWITCHES = (
     "negative_prompt_ids", "prefix_allowed_tokens_fn", "synced_gpus", "trust_remote_code",
 )  # fmt: skip
 
+#: What `generate` takes in causal mode only.
+CAUSAL_INPUTS = (
+    *OFF_SWITCHES, "cache_position", "logits_to_keep", "past_key_values", "position_ids", "token_type_ids",
+)  # fmt: skip
+
 
 def check_no_video(inputs: dict[str, Any]) -> None:
     """Refuses model inputs (name -> value) that hold a video."""

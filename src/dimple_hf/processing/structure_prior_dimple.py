@@ -20,6 +20,7 @@ here a prior also says what the slots may hold. A prior becomes a canvas (`answe
 import datetime
 import gc
 import json
+import numbers
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -138,6 +139,8 @@ class Slot:
     type: "str | _Type" = "str"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.length, int | tuple | list | None):
+            raise ValueError(f"`length` must be a number of tokens, or a range of such (got {self.length!r})")
         lengths = (0, self.length or 1) if isinstance(self.length, int | None) else tuple(self.length)
         if self.length == 0 or len(lengths) != 2 or lengths[0] < 0 or lengths[1] < 1:
             raise ValueError(f"`length` must be at least 1 token, or a range of such (got {self.length!r})")
@@ -145,11 +148,13 @@ class Slot:
             raise ValueError(f"`length` must not be a range upside down (got {self.length!r})")
         if self.type_name not in _TYPES:
             raise ValueError(f"`type` must be one of {', '.join(_TYPES)} (got {self.type!r})")
+        if self.pattern is not None:
+            _check_text(self.pattern, "`pattern`")
         given = [self.choices is not None, self.pattern is not None, self.type_name != "str"]
         if sum(given) > 1:
             raise ValueError("a slot must have only one of `choices`, `pattern` and a `type` (got several)")
         if self.choices is not None:
-            if isinstance(self.choices, str) or not self.choices:
+            if not isinstance(self.choices, (list, tuple)) or not self.choices:
                 raise ValueError(f"`choices` must be a list of at least one text (got {self.choices!r})")
             for choice in self.choices:
                 _check_text(choice, "a choice")
@@ -263,6 +268,13 @@ class StructurePrior:
         self.bounds: dict[str, str] = {}
         self._canvases: WeakKeyDictionary[Vocabulary, Canvas] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the canvases, which another process builds again."""
+        return {name: value for name, value in vars(self).items() if name != "_canvases"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _canvases=WeakKeyDictionary())
+
     @classmethod
     def from_template(
         cls, *parts: str | OptionalPart | RepeatedPart, slots: Mapping[str, Slot | dict[str, Any]] | None = None
@@ -299,6 +311,8 @@ class StructurePrior:
         """
         if not parts:
             raise ValueError("`parts` must hold at least one template (got none)")
+        if slots is not None and not isinstance(slots, Mapping):
+            raise ValueError(f"`slots` must be a dict from names to slots (got {slots!r})")
         given = {
             name: slot if isinstance(slot, Slot) else _slot_of(name, slot) for name, slot in (slots or {}).items()
         }
@@ -354,8 +368,10 @@ class StructurePrior:
         >>> prior = StructurePrior.from_anchors({0: "Reasoning:", -8: "\\nThe answer is"}, length=64)
         ```
         """
-        if length < 1:
-            raise ValueError(f"`length` must be at least 1 (got {length})")
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"`length` must be an integer >= 1 (got {length!r})")
+        if not isinstance(anchors, Mapping) or not all(isinstance(position, int) for position in anchors):
+            raise ValueError(f"`anchors` must be a dict from positions to texts (got {anchors!r})")
         placed: dict[int, str] = {}
         for position, text in anchors.items():
             absolute = position + length if position < 0 else position
@@ -432,8 +448,8 @@ class StructurePrior:
         if max_tokens is not None:
             counts["max_tokens"] = max_tokens
         for name, value in counts.items():
-            if not 1 <= value <= LARGEST[name]:
-                raise ValueError(f"`{name}` must lie between 1 and {LARGEST[name]} (got {value})")
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 1 <= value <= LARGEST[name]:
+                raise ValueError(f"`{name}` must lie between 1 and {LARGEST[name]} (got {value!r})")
         for separator, mark in zip(separators, ",:", strict=True):
             if separator.strip(" \t\n\r") != mark:
                 raise ValueError(f"`separators` must be {mark!r} with white space around (got {separator!r})")
@@ -760,7 +776,10 @@ def read_answers(
     return_confidence: bool = False,
 ) -> Any:
     """What the answers at the end of `output` say; see [`~DimpleProcessor.parse`]."""
-    sequences = torch.as_tensor(getattr(output, "sequences", output))
+    try:
+        sequences = torch.as_tensor(getattr(output, "sequences", output))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`output` must be an integer tensor of shape (rows, length) (got {output!r})") from error
     if sequences.ndim != 2 or torch.is_floating_point(sequences):
         raise ValueError(f"`output` must be an integer tensor of shape (rows, length) (got {tuple(sequences.shape)})")
     is_single = isinstance(priors, StructurePrior)
