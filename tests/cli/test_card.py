@@ -54,7 +54,7 @@ def test_card_writes_what_the_options_say(directory: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "`--scores` must be a JSON file"),
+        ("{", "`--scores` must be a file with JSON"),
         ("[1]", "`--scores` must hold an object, name -> number (got list"),
         ('{"a": "b"}', "`scores` must be finite numbers by name"),
     ],
@@ -66,4 +66,6 @@ def test_card_with_bad_scores_returns_one_and_writes_nothing(
     (tmp_path / "scores.json").write_text(content)
     assert main(["card", str(directory), "--scores", str(tmp_path / "scores.json")]) == 1
     assert message in capsys.readouterr().err
+    assert main(["card", str(directory), "--scores", str(tmp_path / "none.json")]) == 1
+    assert "`--scores` must be a file with JSON (" in capsys.readouterr().err
     assert not (directory / "README.md").exists()

@@ -15,9 +15,10 @@
 data, scores) is stated here or left out."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from .answering import read_json
 
 HELP = "write the model card of a model or an adapter"
 
@@ -75,12 +76,9 @@ def read_scores(path: Path) -> dict[str, Any]:
         `dict[str, Any]`: The object.
 
     Raises:
-        ValueError: If it holds something else.
+        ValueError: If there is none, or it holds something else.
     """
-    try:
-        scores = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"`--scores` must be a JSON file ({path}: {error})") from error
+    scores = read_json(path, "--scores")
     if not isinstance(scores, dict):
         raise ValueError(f"`--scores` must hold an object, name -> number (got {type(scores).__name__} in {path})")
     return scores

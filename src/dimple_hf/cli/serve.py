@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from ..serve import load_app
     from ..serve.limits import MIB, Limits
     from ..serve.server import BACKLOG, BoundedConnection, DrainingServer, RateLimit
-    from .loading import find_checkpoint, find_device
+    from .loading import explain_failure, find_checkpoint, find_device
 
     limits = Limits(
         max_requests=args.max_requests,
@@ -130,16 +130,18 @@ def run(args: argparse.Namespace) -> int:
     for handler in logging.getLogger().handlers:
         handler.addFilter(RateLimit())
     transformers_logging.disable_progress_bar()
-    app = load_app(
-        args.model,
-        limits,
-        find_device(args.device),
-        args.dtype,
-        args.calibrated,
-        allows_remote_images=args.allow_remote_images,
-        api_key=args.api_key,
-        allowed_hosts=allowed_hosts(args.host, args.allowed_host),
-    )
+    device = find_device(args.device)
+    with explain_failure(args.model):
+        app = load_app(
+            args.model,
+            limits,
+            device,
+            args.dtype,
+            args.calibrated,
+            allows_remote_images=args.allow_remote_images,
+            api_key=args.api_key,
+            allowed_hosts=allowed_hosts(args.host, args.allowed_host),
+        )
     logging.info("serving the model %s", app.state.chat.name)
     config = uvicorn.Config(
         app,
