@@ -48,6 +48,15 @@ def test_extract_form_has_the_rows_of_the_sample() -> None:
     assert list(extract_form.Form.model_fields) == list(truth)
 
 
+def test_extract_form_prints_what_the_page_shows(repo_root: Path, capsys: pytest.CaptureFixture) -> None:
+    """With the weights of the package: the first canvas, and the last one with its number of passes."""
+    extract_form.main([])
+    *canvases, _ = capsys.readouterr().out.splitlines()
+    page = (repo_root / "docs" / "structured_extraction.md").read_text(encoding="utf-8").splitlines()
+    assert canvases[0].rstrip() in page
+    assert canvases[-1].rstrip() in page
+
+
 def test_extract_form_without_its_image_says_so(parity_dir: Path, capsys: pytest.CaptureFixture) -> None:
     """The path is checked before the model is loaded."""
     with pytest.raises(SystemExit):
