@@ -240,7 +240,7 @@ def test_batch_reads_a_saved_data_set(command: list[str], parity_dir: Path, tmp_
     ("options", "message"),
     [
         (["--batch-size", "0"], "`--batch-size` must be at least 1 (got 0)"),
-        (["--max-new-tokens", "0"], "`max_new_tokens` must be greater than 0"),
+        (["--max-new-tokens", "0"], "`max_new_tokens` must be an integer >= 1 (got 0)"),
         (["--confidence-threshold", "1.5"], "`confidence_threshold` must lie in (0, 1] (got 1.5)"),
         (["--schema", "rows.jsonl"], "`--schema` must be a file with JSON"),
         (["--schema", "example.json"], "`schema` must have a keyword of JSON Schema"),

@@ -273,7 +273,7 @@ class StructurePrior:
         return {name: value for name, value in vars(self).items() if name != "_canvases"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _canvases=WeakKeyDictionary())
+        vars(self).update({"_canvases": WeakKeyDictionary()} | state)
 
     @classmethod
     def from_template(

@@ -24,6 +24,7 @@ are few at a time, so that a client who sends many of them waits for itself only
 """
 
 import asyncio
+import copyreg
 import gc
 import io
 import logging
@@ -43,6 +44,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.to_thread
 
+from ..processing import StructurePrior
 from ..processing.vocabulary_dimple import Vocabulary
 from .limits import MIB, RefusedRequest
 
@@ -261,7 +263,10 @@ def _framed(data: bytes) -> bytes:
 class _Pickler(pickle.Pickler):
     """Leaves out the vocabulary, which the server has too, and writes down what priors know of theirs."""
 
-    dispatch_table = {WeakKeyDictionary: lambda entries: (WeakKeyDictionary, (dict(entries),))}
+    dispatch_table = {
+        WeakKeyDictionary: lambda entries: (WeakKeyDictionary, (dict(entries),)),
+        StructurePrior: lambda prior: (copyreg.__newobj__, (StructurePrior,), vars(prior)),  # type: ignore[attr-defined]
+    }
 
     def persistent_id(self, thing: Any) -> str | None:
         return "vocabulary" if isinstance(thing, Vocabulary) else None
