@@ -162,7 +162,7 @@ def test_open_image_bounds_the_scans_of_a_jpeg_file(kind: str) -> None:
         open_image(data[:-2] + last * (101 - scans) + data[-2:])
 
 
-@pytest.mark.parametrize(("name", "data", "kind"), OTHER_FILES)
+@pytest.mark.parametrize(("name", "data", "kind"), OTHER_FILES, ids=[name for name, _, _ in OTHER_FILES])
 def test_open_image_of_an_archive_or_document_says_what_it_is(
     tmp_path: Path, name: str, data: bytes, kind: str
 ) -> None:
@@ -177,7 +177,7 @@ def test_open_image_of_an_archive_or_document_says_what_it_is(
             open_image(source)
 
 
-@pytest.mark.parametrize(("name", "data", "kind"), OTHER_FILES)
+@pytest.mark.parametrize(("name", "data", "kind"), OTHER_FILES, ids=[name for name, _, _ in OTHER_FILES])
 def test_data_that_are_an_archive_or_document_say_what_they_are(
     tmp_path: Path, name: str, data: bytes, kind: str
 ) -> None:
