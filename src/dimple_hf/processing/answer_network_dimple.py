@@ -32,6 +32,8 @@ def fits(part: Part, max_states: int) -> bool:
 
 #: Networks of free values, and the nodes that they begin in, by the keys of the parts.
 _FREE_NETWORKS: dict[Hashable, tuple[ByteNFA, int]] = {}
+
+#: Most of them that are remembered; then all are forgotten.
 _MAX_FREE_NETWORKS = 64
 
 

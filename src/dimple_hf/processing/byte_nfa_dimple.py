@@ -15,7 +15,8 @@
 
 It is built from its end to its beginning, so that alternatives share what follows them, and equal parts with the same
 continuation are one. Strings and numbers stand in it as *segments*: an automaton of their content, a most number of
-characters, and where to go on after them.
+characters, and where to go on after them. A network that comes often stands in it as *blocks*:
+copies that are not written out.
 """
 
 from collections.abc import Iterable

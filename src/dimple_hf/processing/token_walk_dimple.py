@@ -78,7 +78,7 @@ class _Begins(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    """Another network inside a network: its first state and exit there, and the states in place of its end."""
+    """Another network inside a network: its first state and exit there, and the states that replace its end."""
 
     other: "FlatNFA"
     first: int
@@ -204,22 +204,22 @@ class FlatNFA:
         return number
 
     def _copy(self, other: "FlatNFA", first: int, after: np.ndarray) -> None:
-        """All of another network, its states numbered from `first` on; `after`: the states in place of its end."""
+        """All of another network, its states numbered from `first` on; `after`: the states that replace its end."""
 
-        def placed(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            """Of which of `states` each new one is in place, and the new ones."""
+        def renumbered(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """The states of the copy, and which of `states` each of them stands for."""
             is_end = states == END
             index = np.repeat(np.arange(len(states)), np.where(is_end, len(after), 1))
             new = states[index] + np.int32(first - 2)
             new[is_end[index]] = np.tile(after, is_end.sum())
-            return index, new
+            return new, index
 
-        index, targets = placed(other._edge_target)
+        targets, index = renumbered(other._edge_target)
         self._edges.append((other._edge_source[index] + np.int32(first - 2), other._edge_byte[index], targets))
         numbers = np.array([self._number_of_dfa(dfa) for dfa in other.dfas], dtype=np.int32)
         exits = other.exit_number + np.int32(self.num_exits)
         self._segments.append((numbers[other.dfa], other.base + np.int32(first - 2), other.limit, exits))
-        index, states = placed(other.exit_state)
+        states, index = renumbered(other.exit_state)
         self._exits.append((other._exit_of[index] + np.int32(self.num_exits), states))
         self._copies.append(_Copy(other, first, self.num_exits, after))
         self.num_exits += other.num_exits
@@ -305,19 +305,19 @@ class FlatNFA:
             if num_found > MAX_TRANSITIONS:
                 raise TooLargeError(f"the answer must need at most {MAX_TRANSITIONS} transitions (it needs more)")
             state = inside.state + np.int32(copy.first - 2)
-            found.append(Steps(self._placed(copy, inside.origin), inside.token, state, inside.count))
-            origins = np.repeat(self._placed(copy, leaving.origins), len(copy.after))
+            found.append(Steps(self._origins_in(copy, inside.origin), inside.token, state, inside.count))
+            origins = np.repeat(self._origins_in(copy, leaving.origins), len(copy.after))
             tree_nodes = np.repeat(leaving.tree_nodes, len(copy.after))
             begins.append(_Begins(origins, np.tile(copy.after, len(leaving.origins)), tree_nodes))
         nodes, exits = self.nodes[is_own_state[self.nodes]], np.flatnonzero(is_own_exit[self._exit_of])
         begins.append(_Begins(nodes, nodes, np.full_like(nodes, TOKENS)))
         origins = self._exit_of[exits] + np.int32(self.num_states)
         begins.append(_Begins(origins, self.exit_state[exits], np.full_like(origins, RESTS)))
-        steps, ends = self._descend(tree, _Begins(*map(np.concatenate, zip(*begins, strict=True))))
+        steps, ends = self._descend(tree, _Begins(*map(np.concatenate, zip(*begins, strict=True))), num_found)
         columns = [(one.origin, one.token, one.state, one.count) for one in (*found, steps)]
         return Steps(*map(np.concatenate, zip(*columns, strict=True))), ends
 
-    def _placed(self, copy: _Copy, origins: np.ndarray) -> np.ndarray:
+    def _origins_in(self, copy: _Copy, origins: np.ndarray) -> np.ndarray:
         """Origins in another network as those of its copy."""
         shift_of_exits = self.num_states + copy.first_exit - copy.other.num_states
         is_state = origins < copy.other.num_states
@@ -331,13 +331,15 @@ class FlatNFA:
             found = self._walked[tree] = steps[steps.state != END], ends
         return found
 
-    def _descend(self, tree: TokenTree, begins: _Begins) -> tuple[Steps, _Begins]:
-        """Steps from some begins, and what reaches the end, where tokens go on if the network is copied."""
+    def _descend(self, tree: TokenTree, begins: _Begins, num_found: int) -> tuple[Steps, _Begins]:
+        """
+        Steps from some begins, and what reaches the end, where tokens go on if the network is copied. `num_found`:
+        steps that count towards `MAX_TRANSITIONS` already.
+        """
         origins, states, tree_nodes = begins
         counts = np.zeros(len(states), dtype=np.int16)
         found = [(origins[:0], states[:0], states[:0], counts[:0])]
         ended = []
-        num_found = 0
         while True:
             is_end = states == END
             ended.append(_Begins(origins[is_end], states[is_end], tree_nodes[is_end]))

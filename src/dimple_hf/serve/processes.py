@@ -24,7 +24,6 @@ are few at a time, so that a client who sends many of them waits for itself only
 """
 
 import asyncio
-import copyreg
 import gc
 import io
 import logging
@@ -265,7 +264,7 @@ class _Pickler(pickle.Pickler):
 
     dispatch_table = {
         WeakKeyDictionary: lambda entries: (WeakKeyDictionary, (dict(entries),)),
-        StructurePrior: lambda prior: (copyreg.__newobj__, (StructurePrior,), vars(prior)),  # type: ignore[attr-defined]
+        StructurePrior: lambda prior: (object.__new__, (StructurePrior,), vars(prior)),  # with its canvases
     }
 
     def persistent_id(self, thing: Any) -> str | None:
